@@ -1,0 +1,56 @@
+# `make bench` and `make test` are all a fresh clone needs: each builds .venv on its first run.
+# Once .venv matches pyproject.toml and setup.cfg nothing is installed again, so the network may be off.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+EXTRAS := test,dev
+INSTALL := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
+
+.PHONY: bench test dev lint format types docs clean venv
+
+bench: venv
+	$(PY) -m clipag_plug.bench $(ARGS)
+
+test: venv
+	$(PY) -m pytest $(ARGS)
+
+dev: venv
+	$(PY) -m pre_commit install
+
+lint: venv
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: venv
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# mypy cannot follow the mapping of adapters/ in a checkout or a default editable install,
+# so it reads a plain installation in a folder of its own.
+types: venv
+	rm -rf build
+	$(INSTALL) --no-deps --no-build-isolation --target build/types .
+	cd build/types && $(abspath $(PY)) -m mypy -p clipag_plug --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+docs: venv
+	$(PY) -m pytest tests/test_readme.py
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp holds the files that decide what is installed: contents, not dates, so that a checkout
+# or a copy with new dates does not install again. Building without isolation keeps a re-install
+# possible offline as long as the requirements are already there.
+venv:
+	@cat pyproject.toml setup.cfg | cmp -s - $(STAMP) || { \
+	  set -e; \
+	  echo "setting up $(VENV) (the first time takes a few minutes: it downloads torch)" >&2; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	  $(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV); \
+	  $(INSTALL) 'setuptools>=77'; \
+	  $(INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'; \
+	  cat pyproject.toml setup.cfg > $(STAMP); \
+	}

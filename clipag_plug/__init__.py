@@ -1,0 +1,80 @@
+"""CLIP whose image gradients follow the text: a drop-in for `clip`, and what can be built on it.
+
+    import clipag_plug as clip
+    model, preprocess = clip.load("clipag", device="cpu")
+
+Conventions, everywhere in this package: images are (N, 3, H, W) floats in [0, 1] before the
+model's normalisation; features are (N, D); `eps` is in those pixel units, its L2 norm taken over
+C*H*W; randomness comes from a `seed` or a `torch.Generator` and never from global state.
+
+Importing the package imports nothing heavy: each name below loads its module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import clip as clip
+    from . import model as model
+    from . import simple_tokenizer as simple_tokenizer
+    from .clip import available_models as available_models
+    from .clip import load as load
+    from .clip import tokenize as tokenize
+    from .synthesize import synthesize as synthesize
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "clip",
+    "tokenize": "clip",
+    "available_models": "clip",
+    "synthesize": "synthesize",
+}
+_SUBMODULES = ("clip", "model", "simple_tokenizer")
+
+__all__ = ["available_models", "load", "synthesize", "tokenize"]
+
+# In a checkout adapters/ lies beside this folder; installed, it lies inside it. With the checkout
+# on the path, `clipag_plug.adapters` is found all the same, without an installation.
+_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if all(
+    os.path.isfile(os.path.join(_root, *name))
+    for name in (("pyproject.toml",), ("adapters", "__init__.py"))
+):
+    __path__.append(_root)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})
+
+
+class _Package(types.ModuleType):
+    """Keeps a public function in place where a module has its name.
+
+    Importing `clipag_plug.synthesize` makes Python bind the module to the package under that name;
+    without this, `clipag_plug.synthesize("...")` would work or not depending on what was imported
+    before it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

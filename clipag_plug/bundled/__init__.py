@@ -1,0 +1,1 @@
+"""Files of the bundled models: weights, cards, vocabulary, sample photographs."""

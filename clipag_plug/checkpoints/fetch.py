@@ -1,0 +1,261 @@
+"""Downloads one file: resumed where it broke off, checked whole, and put in place at once or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import cache
+from .errors import FetchError
+
+TRIES = 5  # without any progress in between
+TRIES_IN_ALL = 40
+TIMEOUT = 30.0
+PAUSE = 0.5
+LONGEST_PAUSE = 60.0
+CHUNK = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    name: str,
+    size: int | None = None,
+    sha256: str | None = None,
+    trust: cache.Trust | None = None,
+) -> Path:
+    """Downloads `url` to `target` unless it is there; afterwards it is the right file or absent.
+
+    size and sha256 are checked where given. Without sha256, `trust` records the hash seen at first
+    contact, and another one later is refused. The caller holds the lock of `target`. Raises
+    FetchError, or OSError where the disk is full.
+    """
+    if target.is_file():
+        return target
+    if not url.startswith(("https://", "http://")):
+        raise FetchError(f"{url} is no http address")
+    if cache.offline():
+        raise FetchError(
+            f"{name} is not in the cache and HF_HUB_OFFLINE forbids the network; unset it once, or download {url} "
+            f"on another machine, copy it here and load its path"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = trust.get(name) if trust and not sha256 else None
+    job = _Job(url, name, _Partial(target.with_name(target.name + ".partial")), size or (known or {}).get("size"))
+    digest = job.run()
+    expected = sha256 or (known or {}).get("sha256")
+    if expected and digest != expected:
+        job.partial.drop()
+        where = "published" if sha256 else f"recorded on {known['seen'] if known else '?'}, when it was first downloaded,"
+        way_out = "" if sha256 else f"; if the change is known to be right, `clipag doctor {name} --forget` accepts it"
+        raise FetchError(
+            f"{url} has SHA-256 {digest}, and {expected} was {where}: the file is damaged or was exchanged, "
+            f"and was deleted{way_out}"
+        )
+    if trust and not expected:
+        trust.put(name, digest, job.partial.path.stat().st_size)
+    job.partial.move(target)
+    return target
+
+
+class _Partial:
+    """The unfinished file and what is known of its source (`<file>.json`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.about = path, path.with_name(path.name + ".json")
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def known(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(self.about.read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) else {}
+        return {}
+
+    def note(self, about: dict[str, Any]) -> None:
+        self.about.write_text(json.dumps(about), encoding="utf-8")
+
+    def drop(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.about.unlink(missing_ok=True)
+
+    def move(self, target: Path) -> None:
+        os.replace(self.path, target)
+        self.about.unlink(missing_ok=True)
+
+
+@dataclass
+class _Job:
+    url: str
+    name: str
+    partial: _Partial
+    size: int | None
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def run(self) -> str:
+        """Tries until the file is whole; its SHA-256."""
+        idle = 0
+        for attempt in range(TRIES_IN_ALL):
+            before = self.partial.size()
+            try:
+                self._attempt()
+                return str(self.digest.hexdigest())
+            except _Passing as trouble:
+                idle = 0 if self.partial.size() > before else idle + 1
+                if idle >= TRIES or attempt == TRIES_IN_ALL - 1:
+                    kept = self.partial.size()
+                    rest = f"; {kept:,} bytes are kept, and the next call goes on from there" if kept else ""
+                    raise FetchError(f"{self.url} failed {attempt + 1} times, lastly because {trouble}{rest}") from trouble
+                time.sleep(trouble.pause if trouble.pause is not None else min(PAUSE * 2**idle, LONGEST_PAUSE))
+        raise AssertionError("unreachable")
+
+    def _attempt(self) -> None:
+        try:
+            with self._request() as response:
+                self._receive(response)
+        except urllib.error.HTTPError as error:
+            raise self._http(error) from error
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            raise _Passing(f"the connection broke ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
+
+    def _request(self) -> Any:
+        headers = {"User-Agent": "clipag_plug", "Accept-Encoding": "identity"}
+        have, known = self.partial.size(), self.partial.known()
+        if have and known.get("url") == self.url and (self.size is None or have < self.size):
+            headers["Range"] = f"bytes={have}-"
+            if known.get("tag"):
+                headers["If-Range"] = known["tag"]
+        else:
+            self.partial.drop()
+        return urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT)
+
+    def _http(self, error: urllib.error.HTTPError) -> Exception:
+        if error.code == 416:  # what we hold does not fit what the server has now
+            self.partial.drop()
+            return _Passing("the server has another file than the one that was begun")
+        if error.code in _TEMPORARY:
+            wait = error.headers.get("Retry-After", "")
+            pause = min(float(wait), LONGEST_PAUSE) if wait.isdigit() else None
+            return _Passing(f"the server answered {error.code} {error.reason}", pause)
+        self.partial.drop()
+        return FetchError(f"{self.url} answered {error.code} {error.reason}")
+
+    def _receive(self, response: Any) -> None:
+        if self.url.startswith("https:") and not response.geturl().startswith("https:"):
+            raise FetchError(f"{self.url} leads to {response.geturl()}, which is not encrypted")
+        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            self.partial.drop()
+            raise FetchError(f"{self.url} answered with a web page instead of the file; is a login or a captcha asked for?")
+        total = self._total(response)
+        start = self.partial.size() if response.status == 206 else 0
+        self._room(total - start if total else None)
+        self.partial.note({"url": self.url, "tag": _strong_tag(response.headers)})
+        self.digest = hashlib.sha256()
+        with open(self.partial.path, "r+b" if start else "wb") as file:
+            for block in iter(lambda: file.read(CHUNK), b""):
+                self.digest.update(block)
+            with _bar(self.name, total, start) as bar:
+                try:
+                    self._copy(response, file, bar)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    self._full(error)
+        if total is not None and self.partial.size() < total:
+            raise _Passing(f"the connection ended after {self.partial.size():,} of {total:,} bytes")
+        if total is not None and self.partial.size() > total:
+            self.partial.drop()
+            raise FetchError(f"{self.url} sent more than the {total:,} bytes it announced")
+
+    def _total(self, response: Any) -> int | None:
+        """Bytes of the whole file. Raises FetchError if they are not the expected ones."""
+        length = response.headers.get("Content-Length")
+        total = int(length) if length and length.isdigit() else None
+        if response.status == 206:
+            span = response.headers.get("Content-Range", "")
+            first, _, whole = span.removeprefix("bytes ").partition("/")
+            if first.split("-")[0] != str(self.partial.size()):
+                self.partial.drop()
+                raise _Passing(f"the server sent the range {span!r} and not the one that was asked for")
+            total = int(whole) if whole.isdigit() else (total + self.partial.size() if total is not None else None)
+        if self.size is not None and total is not None and total != self.size:
+            self.partial.drop()
+            raise FetchError(f"{self.url} has {total:,} bytes and {self.size:,} were expected: it is another file")
+        return self.size if self.size is not None else total
+
+    def _copy(self, response: Any, file: Any, bar: Any) -> None:
+        while True:
+            try:
+                block = response.read(CHUNK)
+            except http.client.IncompleteRead as broken:
+                block = broken.partial
+                file.write(block)
+                self.digest.update(block)
+                raise
+            if not block:
+                return
+            file.write(block)
+            self.digest.update(block)
+            bar.update(len(block))
+
+    def _room(self, needed: int | None) -> None:
+        free = shutil.disk_usage(self.partial.path.parent).free
+        if needed is not None and needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{self.name} needs {needed:,} more bytes in {str(self.partial.path.parent)!r} and {free:,} are free; "
+                "make room, or set CLIPAG_HOME or download_root to another disk",
+            )
+
+    def _full(self, error: OSError) -> None:
+        if error.errno not in _FULL:
+            raise error
+        # Half a file on a full disk only keeps it full.
+        self.partial.drop()
+        raise OSError(
+            error.errno,
+            f"the disk of {str(self.partial.path.parent)!r} is full while {self.name} was downloaded, and the part was "
+            "deleted; make room, or set CLIPAG_HOME or download_root to another disk",
+        ) from error
+
+
+class _Passing(Exception):
+    """Trouble that may be gone at the next try, after `pause` seconds if the server named some."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def _strong_tag(headers: Any) -> str | None:
+    """What identifies the server's version of the file; weak ones cannot vouch for a range."""
+    tag = headers.get("ETag")
+    if tag and not tag.startswith("W/"):
+        return str(tag)
+    return headers.get("Last-Modified")
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int | None, start: int) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=hidden) as bar:
+        yield bar

@@ -1,0 +1,174 @@
+"""`load`, `tokenize` and `available_models` with the signatures of OpenAI's `clip`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .model import CLIP, build
+from .simple_tokenizer import token_rows
+
+__all__ = ["available_models", "load", "tokenize"]
+
+# Whoever asks this package for one of OpenAI's names wants the robust model nearest to it: same
+# architecture, patch size, input and tokenizer. None: nobody has published one.
+ROBUST_COUNTERPART: dict[str, str | None] = {
+    "RN50": None,
+    "RN101": None,
+    "RN50x4": None,
+    "RN50x16": None,
+    "RN50x64": None,
+    "ViT-B/32": "clipag",
+    "ViT-B/16": "fare4-b16-laion",
+    "ViT-L/14": "fare4-l14",
+    "ViT-L/14@336px": None,
+}
+REDIRECT = "CLIPAG_PLUG_MODEL"  # environment variable: one key for every name of that table
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def available_models() -> list[str]:
+    """Names for `load`: OpenAI's that have a robust counterpart, then the registry's keys."""
+    redirected = bool(os.environ.get(REDIRECT))
+    generic = [name for name, key in ROBUST_COUNTERPART.items() if key or redirected]
+    return generic + _keys()
+
+
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
+    *,
+    precision: str = "fp32",
+) -> tuple[CLIP, Any]:
+    """A new model in evaluation mode, and the torchvision transform of its images.
+
+    name: a key or a name of `available_models()`, `hf-hub:org/name`, `local-dir:folder`, or a path
+    to a file. One of OpenAI's names gives the robust counterpart (said once through `logging`), or
+    what the environment variable CLIPAG_PLUG_MODEL names; `openai/ViT-B/32` and the like give
+    the vanilla weights. device: CUDA where there is any, else the CPU. jit: accepted, and ignored.
+    precision: "fp32", "fp16" or "bf16". An unknown name is a RuntimeError listing the known ones.
+    """
+    from . import checkpoints
+
+    if jit:
+        _log.warning("jit=True is ignored: the model is a plain module, which computes the same")
+    key = _resolve(os.fspath(name))
+    # Parameters made while the caller is in inference mode could never be trained or hooked.
+    with torch.inference_mode(False):
+        opened = checkpoints.open_checkpoint(key, download_root)
+        record = opened.record
+        model = build(
+            opened.config,
+            opened.state_dict,
+            name=record.key,
+            card=opened.card,
+            mean=record.mean,
+            std=record.std,
+            vocabulary=_vocabulary(record, opened.card),
+            precision=precision,
+        )
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, _transform(model, record)
+
+
+def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Texts -> int32 tokens (N, context_length): start, text, end, zeros.
+
+    A text that does not fit is a RuntimeError, or is cut where `truncate`. A few models have a
+    tokenizer of their own: `model.tokenize(texts)` is right for every model.
+    """
+    rows = token_rows([texts] if isinstance(texts, str) else list(texts), context_length, truncate)
+    return torch.tensor(rows, dtype=torch.int32).reshape(-1, context_length)
+
+
+def _resolve(name: str) -> str:
+    """The key, source or path that a name stands for."""
+    from .checkpoints import names
+
+    if name in ROBUST_COUNTERPART:
+        return _robust(name)
+    try:
+        names.parse(name)
+    except ValueError as error:
+        raise RuntimeError(
+            f"Model {name} not found: {error}; available models = {available_models()}"
+        ) from error
+    return name
+
+
+def _robust(name: str) -> str:
+    redirect = os.environ.get(REDIRECT)
+    key = redirect or ROBUST_COUNTERPART[name]
+    if redirect in ROBUST_COUNTERPART:
+        key = ROBUST_COUNTERPART[redirect]
+    if key is None:
+        vanilla = f"openai/{name}"
+        other = f" load({vanilla!r}) gives OpenAI's vanilla weights;" if vanilla in _keys() else ""
+        raise RuntimeError(
+            f"Model {redirect or name} not found: no robust counterpart of it is public;{other} "
+            f"{REDIRECT}=KEY in the environment names one model for all of OpenAI's names; "
+            f"available models = {available_models()}"
+        )
+    if name not in _said:
+        _said.add(name)
+        why = f"{REDIRECT} says so" if redirect else f"its robust counterpart; vanilla: 'openai/{name}'"
+        _log.warning("load(%r) gives %r: %s", name, key, why)
+    return key
+
+
+def _keys() -> list[str]:
+    from .checkpoints import registry
+
+    return [checkpoint.key for checkpoint in registry.checkpoints()]
+
+
+def _vocabulary(record: Any, card: dict[str, Any]) -> list[str] | None:
+    """The words a small model was taught; None for a model of open vocabulary."""
+    if not record.bundled:
+        words = card.get("vocabulary")
+        return list(words) if isinstance(words, list) else None
+    from .vocabulary import bundled_vocabulary
+
+    return bundled_vocabulary().words
+
+
+def _transform(model: CLIP, record: Any) -> Any:
+    """OpenAI's five steps, which pictures of PIL and tensors (..., C, H, W) both pass.
+
+    Only a model trained on squashed pictures has two numbers as the size of its first step.
+    """
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+
+    side = model.visual.input_resolution
+    size = (side, side) if record.resize_mode == "squash" else side
+    resize = Resize(size, interpolation=InterpolationMode(record.interpolation), antialias=True)
+    normalize = Normalize(model.mean, model.std)
+    return Compose([resize, CenterCrop(side), _to_rgb, _to_tensor, normalize])
+
+
+def _to_rgb(image: Any) -> Any:
+    """Three channels: pictures are converted, tensors of one channel repeated."""
+    if not isinstance(image, Tensor):
+        return image.convert("RGB")
+    if image.shape[-3] == 1:
+        return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
+    return image
+
+
+def _to_tensor(image: Any) -> Tensor:
+    """Floats in [0, 1]; a float tensor passes as it is, bytes are divided by 255."""
+    if isinstance(image, Tensor):
+        return image if image.is_floating_point() else image.float() / 255
+    from torchvision.transforms.functional import to_tensor
+
+    tensor: Tensor = to_tensor(image)
+    return tensor

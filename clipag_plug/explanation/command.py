@@ -1,0 +1,103 @@
+"""`clipag explain`: one sheet for a picture and its texts."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ..images import read_image, write_image
+from ..options.explain import Explain
+from ..synthesis.guides import Guide, frozen, guide_for
+from . import scores
+from .attack import negation_attack
+from .figure import attack_sheet, text_sheet
+from .maps import heatmaps, squash, text_features
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: Explain) -> None:
+    """Writes the sheet and prints, for each text, the cosine and what the attack left of the map."""
+    picture = read_image(options.image)
+    if options.attack:
+        sheet = _attacked(options, picture)
+    else:
+        sheet = _plain(options, picture)
+    print(write_image(options.output, sheet, options.to_dict()))
+
+
+def _plain(options: Explain, picture: Tensor) -> Tensor:
+    guide = guide_for(options.model, device=options.device or None)
+    features = text_features(guide, options.texts)
+    image = squash(picture[None], guide)
+    maps = _maps(options, guide, image, features)[0]
+    for text, cosine in zip(options.texts, _cosines(guide, image, features)):
+        print(f"{cosine:+.3f}  {text}")
+    for text, heat in zip(options.texts, maps):
+        if not heat.any():
+            logger.info("nothing in the picture raises the score of %r: its map is empty", text)
+    return text_sheet(picture, maps, options.texts, cell=options.cell, title=f"{options.model}, {options.method}")
+
+
+def _attacked(options: Explain, picture: Tensor) -> Tensor:
+    names = [options.against or counterpart(options.model), options.model]
+    maps, notes = [], [[""] for _ in options.texts]
+    for name in names:
+        guide = guide_for(name, device=options.device or None)
+        clean, attacked, cosines = attacked_maps(options, guide, squash(picture[None], guide))
+        maps.append(torch.stack([clean, attacked]))
+        agreement = scores.agreement(clean, attacked)
+        for number, text in enumerate(options.texts):
+            rank, similar, overlap = (float(agreement[key][number]) for key in ("spearman", "ssim", "iou"))
+            before, after = (float(cosine[number]) for cosine in cosines)
+            print(f"{name}  {text}: cosine {before:+.3f} -> {after:+.3f}, clean against attacked map: "
+                  f"Spearman {rank:.2f}, SSIM {similar:.2f}, IoU {overlap:.2f}")
+            notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
+    sizes = [stack.shape[-1] for stack in maps]
+    if len(set(sizes)) > 1:
+        from .maps import resized
+
+        maps = [resized(stack, max(sizes), max(sizes)) for stack in maps]
+    return attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
+
+
+def attacked_maps(options: Explain, guide: Guide, image: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Clean and attacked maps (M, side, side) of one squashed image, and its cosines (M,) before and after.
+
+    Each text has an attack of its own, which its own map is drawn under.
+    """
+    features = text_features(guide, options.texts)
+    negations = text_features(guide, [options.negation.replace("{}", text) for text in options.texts])
+    images = image.expand(len(features), -1, -1, -1)
+    with frozen([guide.model]):
+        attacked = negation_attack(
+            guide, images, features, negations, eps=options.eps, steps=options.steps, step_size=options.step_size
+        )
+    clean = _maps(options, guide, image, features)[0]
+    after = torch.stack([_maps(options, guide, attacked[i : i + 1], features[i : i + 1])[0, 0] for i in range(len(features))])
+    moved = torch.stack([_cosines(guide, attacked[i : i + 1], features[i : i + 1])[0] for i in range(len(features))])
+    return clean.cpu(), after.cpu(), (_cosines(guide, image, features), moved)
+
+
+def counterpart(model: str) -> str:
+    """The registered model that this one was fine-tuned from. Raises ValueError where none is known."""
+    from ..checkpoints import registry
+
+    record = registry.get(model)
+    if record is not None and record.bundled and record.key != "clip-mini":
+        return "clip-mini"
+    if record is None or not record.base:
+        raise ValueError(f"what {model!r} was fine-tuned from is not known; name the other model with --against")
+    return record.base
+
+
+def _maps(options: Explain, guide: Guide, image: Tensor, features: Tensor) -> Tensor:
+    return heatmaps(guide, image, features, method=options.method, layer=options.layer or None,
+                    channels=options.channels, samples=options.samples).cpu()
+
+
+@torch.no_grad()
+def _cosines(guide: Guide, image: Tensor, features: Tensor) -> Tensor:
+    return (guide.features(image) @ features.T)[0].cpu()

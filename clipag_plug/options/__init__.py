@@ -1,0 +1,1 @@
+"""Torch-free option dataclasses, one per job."""

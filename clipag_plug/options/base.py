@@ -1,0 +1,204 @@
+"""One dataclass per job: the API, the command line, the saved recipe and the help text read the same fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Self
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    choices: tuple[Any, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    short: str | None = None,
+    positional: bool = False,
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field that also carries its help text, its choices and its range.
+
+    `low` and `high` are inclusive. A list default is copied for each instance.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "short": short,
+        "positional": positional,
+        "metavar": metavar,
+    }
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class Options:
+    """Base of every option set: checks its fields, and reads and writes itself as JSON or TOML."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            name = field.name if field.metadata.get("positional") else flag(field.name)
+            _check(name, getattr(self, field.name), hints[field.name], field.metadata)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field names and values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The options as indented JSON, non-ASCII text kept readable."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed; an unknown name is a ValueError."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Builds the options; an unknown name raises ValueError and names the closest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = (
+                    f"; did you mean {close[0]!r}?"
+                    if close
+                    else f"; known options: {', '.join(known)}"
+                )
+                raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
+        missing = [field.name for field in dataclasses.fields(cls) if _required(field)]
+        missing = [name for name in missing if name not in values]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs a value for {', '.join(missing)}")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a recipe: `.json`, or `.toml` through the standard library."""
+        return cls.from_dict(read_recipe(path))
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The table in a `.json` or `.toml` file. Raises FileNotFoundError, or ValueError if it is neither."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
+    try:
+        if path.suffix == ".toml":
+            import tomllib
+
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        else:
+            values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"recipe {str(path)!r} is not valid {path.suffix or 'JSON'}: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"recipe {str(path)!r} must hold a table of options, not a {type(values).__name__}"
+        )
+    return values
+
+
+def flag(name: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
+    """Adds one flag per field of `cls`. Flags that are not given stay absent from the namespace,
+    so that `from_arguments` can lay them over a recipe file."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        meta, kind = field.metadata, hints[field.name]
+        keywords: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
+        item, is_list = _item_type(kind)
+        if meta.get("positional"):
+            # never demanded here: a recipe may hold it, and from_dict names what is missing
+            keywords["nargs"] = "*" if is_list else "?"
+            parser.add_argument(field.name, type=item, metavar=meta.get("metavar"), **keywords)
+            continue
+        names = [flag(field.name)] + ([meta["short"]] if meta.get("short") else [])
+        if item is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = item
+            keywords["metavar"] = meta.get("metavar") or field.name.upper()
+            if is_list:
+                keywords["nargs"] = "+"
+        parser.add_argument(*names, dest=field.name, **keywords)
+
+
+def from_arguments(
+    cls: type[Options], arguments: argparse.Namespace, recipe: str | None = None
+) -> Any:
+    """Options from parsed flags, laid over a recipe file where one is given: flags win."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = read_recipe(recipe) if recipe else {}
+    values.update({key: value for key, value in vars(arguments).items() if key in names})
+    return cls.from_dict(values)
+
+
+def _item_type(kind: Any) -> tuple[Any, bool]:
+    """The scalar type behind `X`, `X | None` and `list[X]`, and whether it is a list."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(kind) if part is not type(None)]
+        return _item_type(inner[0])
+    if origin is list:
+        return typing.get_args(kind)[0], True
+    return kind, False
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    text = field.metadata.get("help", "")
+    if field.metadata.get("choices"):
+        text += f" ({', '.join(map(str, field.metadata['choices']))})"
+    if field.default not in (dataclasses.MISSING, None, "") and not isinstance(field.default, bool):
+        text += f" [{field.default}]"
+    return text.replace("%", "%%")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+_ACCEPTED = {bool: bool, int: int, float: (int, float), str: str}
+
+
+def _check(name: str, value: Any, kind: Any, meta: Any) -> None:
+    if value is None and types.NoneType in typing.get_args(kind):
+        return
+    item_type, is_list = _item_type(kind)
+    if is_list and not isinstance(value, list):
+        raise ValueError(f"{name} is {value!r}; it must be a list")
+    for item in value if is_list else [value]:
+        _check_item(name, item, item_type, meta)
+
+
+def _check_item(name: str, item: Any, kind: Any, meta: Any) -> None:
+    accepted = _ACCEPTED.get(kind, object)
+    # bool is a subclass of int, but `steps = true` in a recipe is a mistake
+    if not isinstance(item, accepted) or (isinstance(item, bool) and kind in (int, float)):
+        raise ValueError(f"{name} is {item!r}; it must be of type {kind.__name__}")
+    choices, low, high = meta.get("choices"), meta.get("low"), meta.get("high")
+    if choices and item not in choices:
+        raise ValueError(f"{name} is {item!r}; it must be one of {', '.join(map(repr, choices))}")
+    # written so that NaN, for which every comparison is false, is refused
+    if (low is not None and not item >= low) or (high is not None and not item <= high):
+        if low is None:
+            span = f"at most {high}"
+        else:
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} is {item!r}; it must be {span}")

@@ -1,0 +1,45 @@
+"""Options of `clipag explain`: which picture, which texts, which method, which attack."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import Options, option
+
+METHODS = ("gradcam", "gradcam-ln1", "gradcam-naive", "gscorecam", "input-gradient", "integrated-gradients")
+
+
+@dataclasses.dataclass
+class Explain(Options):
+    """Where a model looks for a text, clean and under attack (Ganz & Elad 2024, supplement 2)."""
+
+    image: str = option(help="picture to explain", positional=True, metavar="IMAGE")
+    texts: list[str] = option([], "what to look for, as 'a dog'; several make one sheet", positional=True,
+                              metavar="TEXT")
+    output: str = option("explain.png", "sheet to write (.png)", short="-o")
+    model: str = option("clipag-mini", "key or file of the model", short="-m")
+    method: str = option("gradcam", "how the map is made; gradcam takes the class token's gradient on a ViT and the "
+                         "last stage on a convolutional tower", choices=METHODS)
+    layer: str = option("", "module of the image tower to read instead, as transformer.resblocks.10; empty chooses")
+    channels: int = option(300, "gscorecam: channels that mask the picture", low=1)
+    samples: int = option(32, "integrated-gradients: points on the way from black to the picture", low=1)
+
+    attack: bool = option(False, "show two models side by side, clean and under the attack towards the negated text")
+    against: str = option("", "the other model of the attack; empty takes what the model was fine-tuned from")
+    negation: str = option("not {}", "text the attack drives towards; {} stands for the text")
+    eps: float = option(8 / 255, "Linf radius of the attack, in [0, 1] pixel units", low=0, high=1)
+    steps: int = option(20, "steps of the attack", low=0)
+    step_size: float = option(1 / 255, "step of the attack, in the units of eps", low=0)
+
+    cell: int = option(256, "longer side of each picture on the sheet", low=32, high=2048)
+    device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
+    quiet: bool = option(False, "no remarks on stderr", short="-q")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.texts:
+            raise ValueError("no text; say what to look for, as: clipag explain photo.jpg 'a dog'")
+        if not all(text.strip() for text in self.texts):
+            raise ValueError("a text is empty; say what to look for, as 'a dog'")
+        if not self.negation.strip():
+            raise ValueError("--negation is empty; give a text, where {} stands for the text it negates")

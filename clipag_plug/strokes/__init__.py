@@ -1,0 +1,7 @@
+"""A differentiable renderer of open cubic Bezier strokes in plain PyTorch, with the semantics of diffvg."""
+
+from __future__ import annotations
+
+from .render import render_strokes
+
+__all__ = ["render_strokes"]

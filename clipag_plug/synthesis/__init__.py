@@ -1,0 +1,55 @@
+"""Text to picture with an encoder and no generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..options.generate import Generate
+from .guides import Guide
+from .loop import Step, Synthesis, Synthesizer
+from .objective import NotFiniteError
+
+__all__ = ["Generate", "Guide", "NotFiniteError", "Step", "Synthesis", "Synthesizer", "synthesize"]
+
+
+def synthesize(
+    prompts: str | Sequence[str],
+    *,
+    model: Any = "clipag-mini",
+    seed: int = 0,
+    callback: Callable[[Step], object] | None = None,
+    **options: Any,
+) -> Any:
+    """Draws pictures from text by following the input gradient of `model` (Ganz & Elad 2024, supplement 1.3).
+
+    prompts: one text, or several that are drawn in one batch; 'a fox:1 | blurry:-0.3' weighs parts.
+    model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`.
+    callback: called with each `Step`. options: fields of `Generate`; views=0 (or "none") optimises the bare picture.
+    Returns one `Synthesis` for one text with one seed, else a list of them. Raises ValueError for options that make no
+    sense, and NotFiniteError, with the `results` so far, when the model's features stop being finite.
+    """
+    single = isinstance(prompts, str)
+    if options.get("views") == "none":
+        options["views"] = 0
+    if "size" in options:
+        options["size"] = _size(options["size"])
+    name = model if isinstance(model, str) else "custom"
+    chosen = Generate(
+        prompts=[prompts] if isinstance(prompts, str) else list(prompts), model=name, seed=seed
+    )
+    run = Synthesizer(chosen.replace(**options), None if isinstance(model, str) else model)
+    try:
+        for step in run:
+            if callback is not None:
+                callback(step)
+    except NotFiniteError as error:
+        error.results = run.results()
+        raise
+    results = run.results()
+    return results[0] if single and len(results) == 1 else results
+
+
+def _size(size: Any) -> str:
+    """A side, a (height, width) pair or the text of --size, as the text of --size."""
+    return f"{size[1]}x{size[0]}" if isinstance(size, (tuple, list)) else str(size)

@@ -1,0 +1,32 @@
+"""The log of a run: `log.csv` for people and spreadsheets, `log.jsonl` for programs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """Appends one row per step to both files of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def write(self, step: Any) -> None:
+        """step: a dataclass; nested ones are flattened into the CSV with a dotted name."""
+        record = dataclasses.asdict(step)
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        flat = {**{k: v for k, v in record.items() if k != "evaluation"},
+                "clean": (record["evaluation"] or {}).get("clean"), "robust": (record["evaluation"] or {}).get("robust")}
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(flat))
+            if new:
+                writer.writeheader()
+            writer.writerow(flat)

@@ -1,0 +1,74 @@
+"""The losses of a training step: the inner one that the attack raises and the outer one that the weights lower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..attacks import pgd
+from ..options.train import Train
+
+
+@dataclass
+class Targets:
+    """What the images of a micro-batch are compared with.
+
+    text: text features (M, D); positives: bool (N, M); scale: logit scale; original: the initial model's features
+    of the clean images (N, D), only where the objective asks for them; labels (N,) and prompts (C, D) likewise.
+    """
+
+    text: Tensor
+    positives: Tensor
+    scale: Tensor
+    original: Tensor | None = None
+    labels: Tensor | None = None
+    prompts: Tensor | None = None
+
+
+def per_image(objective: str, features: Tensor, targets: Targets) -> Tensor:
+    """The objective per image (N,): what an attack on single images can raise."""
+    if objective in ("contrastive", "image_to_text"):
+        return losses.image_to_text(features, targets.text, targets.scale, targets.positives)
+    if objective == "cosine":
+        return losses.cosine(features, targets.text)  # row i is image i's own caption
+    if objective == "fare":
+        return losses.fare(features, _given(targets.original, "fare", "the initial model's features"))
+    labels = _given(targets.labels, "tecoa", "a class for every sample")
+    return losses.tecoa(features, _given(targets.prompts, "tecoa", "class prompts"), labels, targets.scale)
+
+
+def whole_batch(objective: str, features: Tensor, targets: Targets) -> Tensor:
+    """The objective of all images together, a scalar; `contrastive` is symmetric here."""
+    if objective == "contrastive":
+        return losses.contrastive(features, targets.text, targets.scale, targets.positives)
+    return per_image(objective, features, targets).mean()
+
+
+def attack_images(
+    encode: Callable[[Tensor], Tensor], images: Tensor, targets: Targets, options: Train, eps: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Adversarial images for a micro-batch, by PGD on the inner objective (supplement of CLIPAG, section 1.1).
+
+    encode: images in [0, 1] -> features. The targets are constants: the attack never leaves its micro-batch.
+    """
+    return pgd(
+        lambda x: per_image(options.attack_objective, encode(x), targets),
+        images,
+        eps=eps,
+        norm=options.norm,
+        steps=options.attack_steps,
+        step_size=options.step_ratio * eps or None,
+        random_start=options.random_start,
+        generator=generator,
+    )
+
+
+def _given(value: Tensor | None, objective: str, what: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"objective {objective!r} needs {what}; this run has none")
+    return value

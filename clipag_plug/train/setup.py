@@ -1,0 +1,133 @@
+"""From options to a trainer: model, data, evaluation and progress line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import CLIP, build
+from ..options.train import Train
+from ..vocabulary import Vocabulary, bundled_vocabulary
+from .data import Batches, read_shards
+from .evaluate import ZeroShot, class_prompts
+from .loop import Step, Trainer
+from .state import read_model
+
+
+def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
+    """The trainer, the model's config and the start of its card."""
+    if not options.data:
+        raise ValueError("no training data; give --data with paths or globs of WebDataset tar files")
+    torch.manual_seed(options.seed)  # initial weights of a model from scratch
+    vocabulary = bundled_vocabulary() if options.captions == "vocabulary" else None
+    model, config = initial_model(options, vocabulary)
+    size = options.resolution or int(model.visual.input_resolution)
+    stored = 64 if size <= 64 else size
+    batches = Batches(
+        read_shards(options.data, stored), options.batch_size, size, crop=options.crop, flip=options.flip,
+        seed=options.seed, vocabulary=vocabulary, group_share=options.group_share,
+    )
+    # Evaluate against the ball that the run ends with, also where the run trains without an attack.
+    evaluate = None
+    if options.validation and vocabulary is not None:
+        shrink = size / int(model.visual.input_resolution) if options.norm == "l2" else 1.0
+        evaluate = ZeroShot(read_shards(options.validation, stored), vocabulary, size, options.eps * shrink,
+                            options.norm, options.evaluate_images)
+    needs_prompts = "tecoa" in (options.objective, options.attack_objective)
+    prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
+    trainer = Trainer(model, options, batches, evaluate, prompts)
+    return trainer, config, {"name": options.name or Path(options.output).name, "recipe": options.to_dict()}
+
+
+def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, dict[str, Any]]:
+    """The model to train and its config: a run folder, any name of load(), or a fresh one from a config."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.init and (Path(options.init) / "model.json").is_file():
+        config, card, weights = read_model(Path(options.init))
+        return build(config, weights, name=card["name"], card=card).to(device), config
+    if options.init:
+        from ..checkpoints import open_checkpoint
+
+        opened = open_checkpoint(options.init)
+        return build(opened.config, opened.state_dict, name=options.init, card=opened.card).to(device), opened.config
+    if not options.architecture:
+        raise ValueError("no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch")
+    config = read_config(options.architecture)
+    model = build(config, None, name=options.name).to(device)
+    if vocabulary is not None:
+        silence_unknown_tokens(model, vocabulary)
+    return model, config
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """A model config from JSON text or from a JSON file."""
+    try:
+        config = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--architecture is not valid JSON: {error}") from error
+    return dict(config)
+
+
+@torch.no_grad()
+def silence_unknown_tokens(model: CLIP, vocabulary: Vocabulary) -> None:
+    """Zeroes the embedding of every token that no caption of the vocabulary uses.
+
+    Such rows never receive a gradient, so they stay zero: a word that the model was not taught adds nothing to a
+    prompt, where a random row would add noise. The zero rows cost no space in the packed file either.
+    """
+    from ..clip import tokenize
+    from ..vocabulary import TEMPLATES, sentence
+
+    # The tokeniser works word by word, so words and templates need not be crossed.
+    texts = [sentence(word, template) for word in ("orange", "lemon") for template in TEMPLATES]
+    used = torch.unique(tokenize([*texts, *vocabulary.words], truncate=True).long())
+    keep = torch.zeros(model.token_embedding.weight.shape[0], 1)
+    keep[used] = 1
+    keep[0] = 0  # padding behind the end-of-text token, which a causal tower never reads
+    model.token_embedding.weight.mul_(keep.to(model.token_embedding.weight.device))
+
+
+class Reporter:
+    """Draws one progress line on stderr: speed, loss, accuracies, time left."""
+
+    def __init__(self, trainer: Trainer, quiet: bool) -> None:
+        self.trainer, self.quiet = trainer, quiet
+        self.started, self.first = time.monotonic(), trainer.index
+        self.last: Step | None = None
+        self.evaluated: Step | None = None
+        self._shown = 0.0
+
+    def __call__(self, step: Step) -> None:
+        self.last = step
+        if step.evaluation:
+            self.evaluated = step
+        now = time.monotonic()
+        interactive = sys.stderr.isatty()
+        if self.quiet or (now - self._shown < (0.5 if interactive else 30) and not step.evaluation):
+            return
+        self._shown = now
+        done = step.index - self.first
+        left = (now - self.started) / done * (self.trainer.steps - step.index)
+        line = (f"step {step.index}/{self.trainer.steps}  loss {step.loss:.3f}  lr {step.lr:.1e}  "
+                f"{step.images_per_second:.0f} images/s  {left / 60:.0f} min left")
+        if self.evaluated and self.evaluated.evaluation:
+            held = self.evaluated.evaluation
+            line += f"  held-out clean {held.clean:.1%} robust {held.robust:.1%} (step {self.evaluated.index})"
+        print(("\r\x1b[2K" if interactive else "") + line, end="" if interactive else "\n", file=sys.stderr, flush=True)
+
+
+def outcome(trainer: Trainer, last: Step | None) -> dict[str, Any]:
+    """What the card says of the finished run."""
+    held = last.evaluation if last else None
+    return {
+        "images_seen": trainer.index * trainer.options.batch_size * trainer.options.accumulation,
+        "held_out": None if held is None else {"clean": held.clean, "robust": held.robust, "images": held.images},
+        "torch": torch.__version__,
+    }
+
+

@@ -1,0 +1,90 @@
+"""The words the bundled models were taught: class names, group words, and the sentences made from them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from dataclasses import dataclass
+from importlib import resources
+
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a picture of a {}",
+    "a close-up photo of a {}",
+    "a bright photo of a {}",
+    "a cropped photo of a {}",
+    "a blurry photo of a {}",
+    "an image of a {}",
+    "this is a {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Class names, first name first, and group words with the classes each one covers."""
+
+    names: tuple[tuple[str, ...], ...]
+    groups: dict[str, tuple[int, ...]]
+
+    @property
+    def words(self) -> list[str]:
+        """Every taught word: all names in class order, then the group words."""
+        seen = dict.fromkeys(name for names in self.names for name in names)
+        seen.update(dict.fromkeys(self.groups))
+        return list(seen)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The first name of each class, in class order."""
+        return [names[0] for names in self.names]
+
+    @functools.cached_property
+    def cover(self) -> dict[str, frozenset[int]]:
+        """For each word, the classes that it describes."""
+        table: dict[str, set[int]] = {word: set() for word in self.words}
+        for index, names in enumerate(self.names):
+            for name in names:
+                table[name].add(index)
+        for word, classes in self.groups.items():
+            table[word].update(classes)
+        return {word: frozenset(classes) for word, classes in table.items()}
+
+    @functools.cached_property
+    def groups_of(self) -> tuple[tuple[str, ...], ...]:
+        """For each class, the group words that cover it."""
+        table: list[list[str]] = [[] for _ in self.names]
+        for word, classes in self.groups.items():
+            for index in classes:
+                table[index].append(word)
+        return tuple(map(tuple, table))
+
+    def sample_word(self, label: int, rng: random.Random, group_share: float = 0.2) -> str:
+        """A word for an image of class `label`: a group word with probability `group_share` where the class has
+        one, else its first name half of the time, else any of its names."""
+        if self.groups_of[label] and rng.random() < group_share:
+            return rng.choice(self.groups_of[label])
+        names = self.names[label]
+        return names[0] if rng.random() < 0.5 else rng.choice(names)
+
+
+def sentence(word: str, template: str) -> str:
+    """The template filled with the word, its article fitted: "a photo of an orange"."""
+    text = template.format(word)
+    if word[:1].lower() in "aeiou":
+        text = text.replace(f"a {word}", f"an {word}")
+    return text
+
+
+@functools.cache
+def bundled_vocabulary() -> Vocabulary:
+    """The vocabulary of the bundled pair: 202 classes of photographs."""
+    text = resources.files("clipag_plug.bundled").joinpath("vocabulary.json").read_text(encoding="utf-8")
+    data = json.loads(text)
+    names = tuple(tuple(item["names"]) for item in data["classes"])
+    return Vocabulary(names, {word: tuple(classes) for word, classes in data["groups"].items()})

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,19 +23,23 @@ if TYPE_CHECKING:
     from .clip import available_models as available_models
     from .clip import load as load
     from .clip import tokenize as tokenize
-    from .synthesize import synthesize as synthesize
+    from .explanation import explain as explain
+    from .synthesis import synthesize as synthesize
 
 __version__ = "0.1.0"
 
+# Where each public name lives. No module may have one of these names: importing it would put the
+# module in the place of the function.
 _HOME = {
     "load": "clip",
     "tokenize": "clip",
     "available_models": "clip",
-    "synthesize": "synthesize",
+    "synthesize": "synthesis",
+    "explain": "explanation",
 }
 _SUBMODULES = ("clip", "model", "simple_tokenizer")
 
-__all__ = ["available_models", "load", "synthesize", "tokenize"]
+__all__ = ["available_models", "explain", "load", "synthesize", "tokenize"]
 
 # In a checkout adapters/ lies beside this folder; installed, it lies inside it. With the checkout
 # on the path, `clipag_plug.adapters` is found all the same, without an installation.
@@ -61,20 +63,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBMODULES})
-
-
-class _Package(types.ModuleType):
-    """Keeps a public function in place where a module has its name.
-
-    Importing `clipag_plug.synthesize` makes Python bind the module to the package under that name;
-    without this, `clipag_plug.synthesize("...")` would work or not depending on what was imported
-    before it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, types.ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -43,7 +43,11 @@ def pgd(
     if steps == 0 or eps == 0:
         return images.clone()
     step = 2.5 * eps / steps if step_size is None else step_size
-    delta = random_perturbation(images, eps, norm, generator) if random_start else torch.zeros_like(images)
+    delta = (
+        random_perturbation(images, eps, norm, generator)
+        if random_start
+        else torch.zeros_like(images)
+    )
     delta = _into_range(images, delta, project_range)
     velocity = torch.zeros_like(images)
     keeper = _Best(images) if best else None
@@ -85,13 +89,19 @@ def project(delta: Tensor, eps: float, norm: str) -> Tensor:
     return delta * (eps / l2(delta).clamp_min(1e-12)).clamp(max=1)
 
 
-def random_perturbation(images: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+def random_perturbation(
+    images: Tensor, eps: float, norm: str, generator: torch.Generator | None
+) -> Tensor:
     """A point drawn uniformly from the ball: per pixel for Linf; for L2 a uniform direction at radius eps * U^(1/d)."""
     if norm == "linf":
-        uniform = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        uniform = torch.rand(
+            images.shape, generator=generator, device=images.device, dtype=images.dtype
+        )
         return (2 * uniform - 1) * eps
     noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    radius = torch.rand(images.shape[0], 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype)
+    radius = torch.rand(
+        images.shape[0], 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype
+    )
     return noise / l2(noise).clamp_min(1e-12) * eps * radius ** (1 / images[0].numel())
 
 
@@ -109,7 +119,9 @@ class _Best:
 
     def update(self, values: Tensor, images: Tensor) -> None:
         if values.shape != self.values.shape:
-            raise ValueError(f"best=True needs one loss per sample, shape {tuple(self.values.shape)}; got {tuple(values.shape)}")
+            raise ValueError(
+                f"best=True needs one loss per sample, shape {tuple(self.values.shape)}; got {tuple(values.shape)}"
+            )
         better = values > self.values
         self.values = torch.where(better, values, self.values)
         self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)

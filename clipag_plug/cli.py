@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .options.base import Options, add_arguments, from_arguments
+from .options.base import Options, add_arguments, flag, from_arguments
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Command:
 COMMANDS = {
     "generate": Command(
         "clipag_plug.options.generate:Generate",
-        "clipag_plug.synthesize:main",
+        "clipag_plug.synthesis.command:run",
         "paint a picture from a sentence, with the gradients of CLIP alone",
         'clipag generate "a goldfish" -o goldfish.png',
     ),
     "explain": Command(
         "clipag_plug.options.explain:Explain",
-        "clipag_plug.explain.command:run",
+        "clipag_plug.explanation.command:run",
         "show what a model sees in a picture",
         'clipag explain photo.jpg "a goldfish" -o maps.png',
     ),
@@ -72,13 +72,13 @@ COMMANDS = {
         "clipag_plug.options.export:Export",
         "clipag_plug.checkpoints.export:run",
         "write a model in another library's format",
-        "clipag export clipag-mini -o clipag-mini.pt",
+        "clipag export clipag-mini exported --format open_clip",
     ),
     "doctor": Command(
         "clipag_plug.options.doctor:Doctor",
         "clipag_plug.checkpoints.doctor:run",
         "say what a weight file is and whether it is sound",
-        "clipag doctor weights.pt",
+        "clipag doctor clipag-mini",
     ),
 }
 
@@ -125,10 +125,15 @@ def parse(argv: Sequence[str]) -> tuple[Command, Options]:
         close = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {chosen!r}; {hint}")
-    arguments = build_parser(chosen).parse_args(argv)
+    arguments, unknown = build_parser(chosen).parse_known_args(argv)
     if chosen not in COMMANDS:
         raise UsageError(f"say what to do: {', '.join(COMMANDS)}; see `clipag --help`")
     command = COMMANDS[chosen]
+    if unknown:
+        known = [flag(field.name) for field in fields(resolve(command.options))]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see `clipag {chosen} --help`"
+        raise UsageError(f"clipag {chosen} has no argument {unknown[0]!r}; {hint}")
     recipe = find_recipe(arguments.recipe_file, command.recipes) if arguments.recipe_file else None
     return command, from_arguments(resolve(command.options), arguments, recipe)
 

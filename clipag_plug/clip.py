@@ -80,7 +80,9 @@ def load(
     return model, _transform(model, record)
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+def tokenize(
+    texts: str | Sequence[str], context_length: int = 77, truncate: bool = False
+) -> Tensor:
     """Texts -> int32 tokens (N, context_length): start, text, end, zeros.
 
     A text that does not fit is a RuntimeError, or is cut where `truncate`. A few models have a
@@ -120,7 +122,11 @@ def _robust(name: str) -> str:
         )
     if name not in _said:
         _said.add(name)
-        why = f"{REDIRECT} says so" if redirect else f"its robust counterpart; vanilla: 'openai/{name}'"
+        why = (
+            f"{REDIRECT} says so"
+            if redirect
+            else f"its robust counterpart; vanilla: 'openai/{name}'"
+        )
         _log.warning("load(%r) gives %r: %s", name, key, why)
     return key
 

@@ -28,13 +28,18 @@ def multi_positive(scores: Tensor, positives: Tensor) -> Tensor:
     return -(weights * scores.log_softmax(dim=1)).sum(dim=1)
 
 
-def image_to_text(image_features: Tensor, text_features: Tensor, scale: Tensor | float, positives: Tensor) -> Tensor:
+def image_to_text(
+    image_features: Tensor, text_features: Tensor, scale: Tensor | float, positives: Tensor
+) -> Tensor:
     """The image half of the contrastive loss, per image (N,): what a per-sample attack can raise."""
     return multi_positive(logits(image_features, text_features, scale), positives)
 
 
 def contrastive(
-    image_features: Tensor, text_features: Tensor, scale: Tensor | float, positives: Tensor | None = None
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor | float,
+    positives: Tensor | None = None,
 ) -> Tensor:
     """CLIP's symmetric contrastive loss (Radford et al. 2021), a scalar.
 
@@ -44,10 +49,14 @@ def contrastive(
     scores = logits(image_features, text_features, scale)
     if positives is None:
         positives = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    return (multi_positive(scores, positives).mean() + multi_positive(scores.T, positives.T).mean()) / 2
+    return (
+        multi_positive(scores, positives).mean() + multi_positive(scores.T, positives.T).mean()
+    ) / 2
 
 
-def tecoa(image_features: Tensor, prompt_features: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
+def tecoa(
+    image_features: Tensor, prompt_features: Tensor, labels: Tensor, scale: Tensor | float
+) -> Tensor:
     """Cross-entropy over class prompts (TeCoA, Mao et al. 2023), per image (N,). labels: int (N,)."""
     return F.cross_entropy(logits(image_features, prompt_features, scale), labels, reduction="none")
 

@@ -26,7 +26,8 @@ def area_weights(size_in: int, size_out: int) -> Tensor:
 class Block(nn.Module):
     """Residual block of two 3x3 convolutions (He et al. 2016).
 
-    A smooth activation (SiLU) in place of ReLU gives smoother input gradients and a better robust accuracy (Xie et al. 2020).
+    A smooth activation (SiLU) in place of ReLU gives smoother input gradients and a better robust
+    accuracy (Xie et al. 2020).
     """
 
     def __init__(self, width_in: int, width: int, stride: int, act: type[nn.Module]) -> None:
@@ -36,7 +37,11 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.act = act()
-        self.shortcut = nn.Identity() if width_in == width and stride == 1 else _Projection(width_in, width, stride)
+        self.shortcut = (
+            nn.Identity()
+            if width_in == width and stride == 1
+            else _Projection(width_in, width, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.bn1(self.conv1(x)))
@@ -48,7 +53,11 @@ class _Projection(nn.Sequential):
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         # ceil_mode keeps odd sides in step with the strided convolution: 5 -> 3.
-        pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        pool = (
+            nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            if stride > 1
+            else nn.Identity()
+        )
         super().__init__(pool, nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
 
 

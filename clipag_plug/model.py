@@ -123,7 +123,9 @@ class CLIP(nn.Module):
         self._check_tokens(text)
         if len(text) <= TEXT_CHUNK or self._keeps_text_graph():
             return self._text_features(text)
-        return torch.cat([self._text_features(self._cut(piece)) for piece in text.split(TEXT_CHUNK)])
+        return torch.cat(
+            [self._text_features(self._cut(piece)) for piece in text.split(TEXT_CHUNK)]
+        )
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarities times the logit scale: (images, texts) and its transpose."""
@@ -169,7 +171,11 @@ class CLIP(nn.Module):
     def _check_tokens(self, text: Tensor) -> None:
         """Cut rows are fine where attention is causal, as in `_cut`; anything else has one length."""
         causal = getattr(self, "attn_mask", None) is not None
-        fits = text.shape[-1] <= self.context_length if causal else text.shape[-1] == self.context_length
+        fits = (
+            text.shape[-1] <= self.context_length
+            if causal
+            else text.shape[-1] == self.context_length
+        )
         if text.ndim != 2 or not fits:
             raise RuntimeError(
                 f"tokens of shape {tuple(text.shape)} for a model that reads (N, {self.context_length}); "
@@ -239,7 +245,10 @@ def _openai_config(source: Any) -> dict[str, Any]:
     visual, block = source.visual, source.transformer.resblocks[0]
     if hasattr(visual, "class_embedding"):
         width, heads = visual.conv1.out_channels, visual.transformer.resblocks[0].attn.num_heads
-        vision = {"layers": len(visual.transformer.resblocks), "patch_size": visual.conv1.kernel_size[0]}
+        vision = {
+            "layers": len(visual.transformer.resblocks),
+            "patch_size": visual.conv1.kernel_size[0],
+        }
         head_width = width // heads
     else:
         stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
@@ -271,7 +280,9 @@ def _resolution(visual: Any) -> int:
     if isinstance(size, int):
         return size
     if len(set(size)) > 1:
-        raise ValueError(f"the image tower takes {size[0]}x{size[1]} images; only square ones are supported")
+        raise ValueError(
+            f"the image tower takes {size[0]}x{size[1]} images; only square ones are supported"
+        )
     return int(size[0])
 
 

@@ -52,7 +52,9 @@ class Photographs:
 def _covered(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """The part of each of `cells` equal cells of [0, 1] that lies between low (n,) and high (n,): (n, cells)."""
     edges = torch.arange(cells + 1, dtype=torch.float64) / cells
-    overlap = torch.minimum(high[:, None], edges[None, 1:]) - torch.maximum(low[:, None], edges[None, :-1])
+    overlap = torch.minimum(high[:, None], edges[None, 1:]) - torch.maximum(
+        low[:, None], edges[None, :-1]
+    )
     return (overlap.clamp(min=0) * cells).clamp(max=1)
 
 
@@ -64,7 +66,9 @@ def read_photos(path: str | Path) -> Photographs:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"photographs {str(path)!r} do not exist; give a zip of KEY.jpg and labels.tsv")
+        raise FileNotFoundError(
+            f"photographs {str(path)!r} do not exist; give a zip of KEY.jpg and labels.tsv"
+        )
     return _parse(path.read_bytes(), str(path))
 
 
@@ -81,15 +85,24 @@ def _parse(data: bytes, name: str) -> Photographs:
             table = archive.read("labels.tsv").decode("utf-8")
             rows = [line.split("\t") for line in table.splitlines()]
             if not rows or tuple(rows[0]) != COLUMNS or len(rows) < 2:
-                raise ValueError(f"{name!r}: labels.tsv must have the columns {', '.join(COLUMNS)} and a row")
-            images = [_decode(archive.read(f"{row[0]}.jpg"), f"{name}:{row[0]}.jpg") for row in rows[1:]]
+                raise ValueError(
+                    f"{name!r}: labels.tsv must have the columns {', '.join(COLUMNS)} and a row"
+                )
+            images = [
+                _decode(archive.read(f"{row[0]}.jpg"), f"{name}:{row[0]}.jpg") for row in rows[1:]
+            ]
             numbers = torch.tensor([[int(value) for value in row[1:]] for row in rows[1:]])
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{name!r} is no complete zip of photographs: {error}; give KEY.jpg and labels.tsv") from error
+        raise ValueError(
+            f"{name!r} is no complete zip of photographs: {error}; give KEY.jpg and labels.tsv"
+        ) from error
     if len({tuple(image.shape) for image in images}) != 1:
         raise ValueError(f"{name!r} holds photographs of different sizes; give one size")
     return Photographs(
-        tuple(row[0] for row in rows[1:]), torch.stack(images), numbers[:, 0], numbers[:, 1:],
+        tuple(row[0] for row in rows[1:]),
+        torch.stack(images),
+        numbers[:, 0],
+        numbers[:, 1:],
         hashlib.sha256(data).hexdigest(),
     )
 

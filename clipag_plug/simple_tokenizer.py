@@ -69,7 +69,11 @@ class SimpleTokenizer:
     def __init__(self, bpe_path: str | None = None) -> None:
         import regex
 
-        lines = gzip.decompress(Path(bpe_path or default_bpe()).read_bytes()).decode("utf-8").split("\n")
+        lines = (
+            gzip.decompress(Path(bpe_path or default_bpe()).read_bytes())
+            .decode("utf-8")
+            .split("\n")
+        )
         merges = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
         characters = list(bytes_to_unicode().values())
         tokens = [*characters, *(character + "</w>" for character in characters)]
@@ -141,7 +145,9 @@ def token_rows(texts: list[str], context_length: int, truncate: bool) -> list[li
     rows = []
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"a text must be a str, not {type(text).__name__}; give one or a list of them")
+            raise ValueError(
+                f"a text must be a str, not {type(text).__name__}; give one or a list of them"
+            )
         row = [start, *tokenizer.encode(text), end]
         if len(row) > context_length:
             if not truncate:

@@ -13,7 +13,13 @@ from .mini import MiniVisual
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Scalars in OpenAI's files that describe the model and are no weights.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-EXTRAS = ("custom_text", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+EXTRAS = (
+    "custom_text",
+    "quick_gelu",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+)
 NAMED_AT_MOST = 8
 
 
@@ -84,7 +90,7 @@ def empty_network(config: Mapping[str, Any], low: torch.dtype | None) -> nn.Modu
     """The network on the meta device: every shape, no storage, but its causal mask in place."""
     with torch.device("meta"):
         net = _construct(config, low)
-    text = getattr(net, "text", net)
+    text: Any = getattr(net, "text", net)
     if text.attn_mask is not None:
         length = text.attn_mask.shape[-1]
         text.attn_mask = torch.full((length, length), float("-inf"), device="cpu").triu_(1)
@@ -134,7 +140,9 @@ def _construct(config: Mapping[str, Any], low: torch.dtype | None) -> nn.Module:
         if mini is not None:
             net.visual = MiniVisual(config["embed_dim"], **mini, input_resolution=resolution)
     except TypeError as error:
-        raise ValueError(f"the model config has an entry that open_clip does not know: {error}") from error
+        raise ValueError(
+            f"the model config has an entry that open_clip does not know: {error}"
+        ) from error
     transformer = getattr(net.visual, "transformer", None)
     blocks = list(getattr(transformer, "resblocks", ()))
     if blocks and all(type(block) is _open_clip_block() for block in blocks):
@@ -148,7 +156,11 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], d
     if lacking:
         raise ValueError(f"the model config lacks {', '.join(lacking)}; it has {', '.join(config)}")
     vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
-    extras = {key: value for key, value in config.items() if key not in ("embed_dim", "vision_cfg", "text_cfg")}
+    extras = {
+        key: value
+        for key, value in config.items()
+        if key not in ("embed_dim", "vision_cfg", "text_cfg")
+    }
     unknown = [key for key in extras if key not in EXTRAS]
     if unknown:
         raise ValueError(
@@ -161,7 +173,9 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], d
             "only open_clip's own text towers are supported"
         )
     if vision.get("timm_model_name"):
-        vision["timm_model_pretrained"] = False  # weights come from the caller, never from the network
+        vision["timm_model_pretrained"] = (
+            False  # weights come from the caller, never from the network
+        )
     return vision, text, extras
 
 

@@ -59,7 +59,8 @@ class Frame(Part):
         for length, number in ((height, uniform[..., 1]), (width, uniform[..., 2])):
             slack = (length - squares).abs() / 2 + self.shift * squares
             boxes.append((length / 2 - squares / 2 + (2 * number - 1) * slack, squares))
-        return resample(images, *boxes, side)
+        rows, columns = boxes
+        return resample(images, rows, columns, side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Crop(Part):
             square = min(int(self.pixels), length)
             start = _integer(number, length - square + 1)
             boxes.append((start, torch.full_like(start, square)))
-        return resample(images, *boxes, side)
+        rows, columns = boxes
+        return resample(images, rows, columns, side)
 
 
 @dataclasses.dataclass(frozen=True)

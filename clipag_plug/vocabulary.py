@@ -84,7 +84,11 @@ def sentence(word: str, template: str) -> str:
 @functools.cache
 def bundled_vocabulary() -> Vocabulary:
     """The vocabulary of the bundled pair: 202 classes of photographs."""
-    text = resources.files("clipag_plug.bundled").joinpath("vocabulary.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("clipag_plug.bundled")
+        .joinpath("vocabulary.json")
+        .read_text(encoding="utf-8")
+    )
     data = json.loads(text)
     names = tuple(tuple(item["names"]) for item in data["classes"])
     return Vocabulary(names, {word: tuple(classes) for word, classes in data["groups"].items()})

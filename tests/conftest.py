@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,11 +85,12 @@ def tiny_clip() -> CLIP:
 
 @pytest.fixture
 def tiny_checkpoint(tmp_path: Path, tiny_clip: CLIP) -> Path:
-    """The weights of `tiny_clip` in a safetensors file."""
+    """The weights of `tiny_clip` in a safetensors file, its config in a JSON file beside it."""
     from safetensors.torch import save_file
 
     path = tmp_path / "tiny.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tiny_clip.state_dict().items()}, path)
+    path.with_suffix(".json").write_text(json.dumps({"config": TINY, "card": {"note": "random"}}))
     return path
 
 
@@ -97,13 +100,15 @@ def local_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     from clipag_plug import checkpoints
     from clipag_plug.checkpoints import registry
 
-    def serve(config: dict[str, Any], state_dict: dict[str, Tensor], card: dict[str, Any] | None = None) -> None:
+    def serve(
+        config: dict[str, Any], state_dict: dict[str, Tensor], card: dict[str, Any] | None = None
+    ) -> None:
         def open_checkpoint(name: str, download_root: str | None = None) -> Any:
             record = registry.get(name) or registry.Checkpoint(key=name)
             weights = {key: tensor.clone() for key, tensor in state_dict.items()}
-            from types import SimpleNamespace
-
-            return SimpleNamespace(record=record, config=config, state_dict=weights, card=card or {})
+            return SimpleNamespace(
+                record=record, config=config, state_dict=weights, card=card or {}
+            )
 
         monkeypatch.setattr(checkpoints, "open_checkpoint", open_checkpoint, raising=False)
 

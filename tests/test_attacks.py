@@ -13,7 +13,9 @@ from clipag_plug.attacks import l2, pgd, project, random_perturbation, steepest
 @pytest.fixture
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 49, 5)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 49, 5)
+    ).eval()
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def test_equals_foolbox(net, images, norm, eps, steps) -> None:
     reference = attack(abs_stepsize=eps / 3, steps=steps, random_start=False)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     _, expected, _ = reference(model, images, labels, epsilons=eps)
-    ours = pgd(cross_entropy(net, labels), images, eps=eps, norm=norm, steps=steps, step_size=eps / 3)
+    ours = pgd(
+        cross_entropy(net, labels), images, eps=eps, norm=norm, steps=steps, step_size=eps / 3
+    )
     assert (ours - expected).abs().max() < 1e-6
 
 
@@ -43,8 +47,16 @@ def test_equals_foolbox(net, images, norm, eps, steps) -> None:
 def test_stays_in_ball_and_range(net, images, norm, random_start) -> None:
     labels = torch.arange(6) % 5
     generator = torch.Generator().manual_seed(3)
-    out = pgd(cross_entropy(net, labels), images, eps=0.5, norm=norm, steps=7, step_size=1.0,
-              random_start=random_start, generator=generator)
+    out = pgd(
+        cross_entropy(net, labels),
+        images,
+        eps=0.5,
+        norm=norm,
+        steps=7,
+        step_size=1.0,
+        random_start=random_start,
+        generator=generator,
+    )
     size = l2(out - images) if norm == "l2" else (out - images).abs().amax()
     assert float(size.max()) <= 0.5 + 1e-5
     assert float(out.min()) >= 0 and float(out.max()) <= 1
@@ -83,7 +95,12 @@ def test_images_do_not_influence_each_other(net, images) -> None:
 def test_best_is_never_below_the_last_iterate(net, images) -> None:
     loss = cross_entropy(net, torch.arange(6) % 5)
     settings = {"eps": 1.0, "steps": 6, "step_size": 1.5}  # steps this long overshoot
-    assert bool((loss(pgd(loss, images, best=True, **settings)) >= loss(pgd(loss, images, **settings)) - 1e-6).all())
+    assert bool(
+        (
+            loss(pgd(loss, images, best=True, **settings))
+            >= loss(pgd(loss, images, **settings)) - 1e-6
+        ).all()
+    )
 
 
 def test_best_needs_per_sample_losses(net, images) -> None:
@@ -94,13 +111,23 @@ def test_best_needs_per_sample_losses(net, images) -> None:
 def test_momentum_accumulates_unit_steps() -> None:
     # On a linear loss every direction is the same, so momentum only changes the radius: eps is reached either way.
     weight = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    plain = pgd(lambda x: (x * weight).flatten(1).sum(1), torch.full((1, 3, 4, 4), 0.5), eps=0.1, steps=4)
-    heavy = pgd(lambda x: (x * weight).flatten(1).sum(1), torch.full((1, 3, 4, 4), 0.5), eps=0.1, steps=4, momentum=0.9)
+    plain = pgd(
+        lambda x: (x * weight).flatten(1).sum(1), torch.full((1, 3, 4, 4), 0.5), eps=0.1, steps=4
+    )
+    heavy = pgd(
+        lambda x: (x * weight).flatten(1).sum(1),
+        torch.full((1, 3, 4, 4), 0.5),
+        eps=0.1,
+        steps=4,
+        momentum=0.9,
+    )
     assert torch.allclose(plain, heavy, atol=1e-6)
 
 
 def test_random_start_is_uniform_in_the_l2_ball() -> None:
-    noise = random_perturbation(torch.zeros(4000, 1, 1, 2), 2.0, "l2", torch.Generator().manual_seed(0))
+    noise = random_perturbation(
+        torch.zeros(4000, 1, 1, 2), 2.0, "l2", torch.Generator().manual_seed(0)
+    )
     radius = l2(noise).flatten()
     assert float(radius.max()) <= 2 + 1e-5
     # In two dimensions a quarter of the area lies within half of the radius.
@@ -116,9 +143,14 @@ def test_project_and_steepest_conventions() -> None:
     assert torch.equal(steepest(-x, "linf").flatten(), torch.tensor([-1.0, -1.0]))
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"norm": "l1", "eps": 1.0}, "'l2', 'linf'"), ({"eps": -1.0}, "negative"), ({"eps": 1.0, "steps": -2}, "negative"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"norm": "l1", "eps": 1.0}, "'l2', 'linf'"),
+        ({"eps": -1.0}, "negative"),
+        ({"eps": 1.0, "steps": -2}, "negative"),
+    ],
+)
 def test_bad_settings_are_named(images, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         pgd(lambda x: x.flatten(1).sum(1), images, **settings)

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from clipag_plug.mini import MiniVisual, area_weights
 
 
-@pytest.mark.parametrize("size_in, size_out", [(224, 32), (224, 40), (224, 48), (64, 48), (7, 3), (5, 5), (32, 48)])
+@pytest.mark.parametrize(
+    "size_in, size_out", [(224, 32), (224, 40), (224, 48), (64, 48), (7, 3), (5, 5), (32, 48)]
+)
 def test_area_weights_average_exactly(size_in, size_out) -> None:
     weights = area_weights(size_in, size_out)
     assert weights.shape == (size_out, size_in)

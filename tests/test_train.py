@@ -19,11 +19,22 @@ from clipag_plug.train.data import read_shards
 from clipag_plug.train.loop import Trainer
 from clipag_plug.train.state import load_state, read_model
 
-ARCHITECTURE = json.dumps({
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 224, "mini": {"image_size": 16, "widths": [8, 16], "depths": [1, 1]}},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-})
+ARCHITECTURE = json.dumps(
+    {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 224,
+            "mini": {"image_size": 16, "widths": [8, 16], "depths": [1, 1]},
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+)
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
@@ -51,9 +62,19 @@ def shard(tmp_path_factory) -> Path:
 
 def options(shard: Path, folder: Path, **changes) -> Train:
     values = {
-        "data": [str(shard)], "captions": "vocabulary", "architecture": ARCHITECTURE, "resolution": 16,
-        "samples": 48, "batch_size": 8, "attack_steps": 2, "eps": 3.0, "lr": 1e-2, "output": str(folder),
-        "device": "cpu", "quiet": True, "save_every": 0.0,
+        "data": [str(shard)],
+        "captions": "vocabulary",
+        "architecture": ARCHITECTURE,
+        "resolution": 16,
+        "samples": 48,
+        "batch_size": 8,
+        "attack_steps": 2,
+        "eps": 3.0,
+        "lr": 1e-2,
+        "output": str(folder),
+        "device": "cpu",
+        "quiet": True,
+        "save_every": 0.0,
     }
     return Train(**{**values, **changes})
 
@@ -76,16 +97,31 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("text", ["train", "frozen"])
 @pytest.mark.parametrize("attack_steps", [0, 2])
 @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
-def test_accumulation_equals_the_single_batch(shard, tmp_path, text, attack_steps, clean_weight) -> None:
+def test_accumulation_equals_the_single_batch(
+    shard, tmp_path, text, attack_steps, clean_weight
+) -> None:
     # The inner attack sees its micro-batch only, so it is compared on an objective without negatives.
-    common = {"text": text, "attack_steps": attack_steps, "clean_weight": clean_weight, "attack_objective": "cosine",
-              "flip": False, "crop": 1.0, "random_start": False}
+    common = {
+        "text": text,
+        "attack_steps": attack_steps,
+        "clean_weight": clean_weight,
+        "attack_objective": "cosine",
+        "flip": False,
+        "crop": 1.0,
+        "random_start": False,
+    }
     whole = prepared(shard, tmp_path, batch_size=24, **common)
     split = prepared(shard, tmp_path, batch_size=8, accumulation=3, **common)
     parts = [split.batches[i] for i in range(3)]
-    merged = type(parts[0])(torch.cat([p.images for p in parts]), sum((p.texts for p in parts), []),
-                            sum((p.words for p in parts), []), torch.cat([p.labels for p in parts]))
-    whole.batches = type("Fixed", (), {"__getitem__": lambda self, i: merged, "positives": split.batches.positives})()
+    merged = type(parts[0])(
+        torch.cat([p.images for p in parts]),
+        sum((p.texts for p in parts), []),
+        sum((p.words for p in parts), []),
+        torch.cat([p.labels for p in parts]),
+    )
+    whole.batches = type(
+        "Fixed", (), {"__getitem__": lambda self, i: merged, "positives": split.batches.positives}
+    )()
     expected, got = gradients(whole), gradients(split)
     assert expected.keys() == got.keys()
     for name in expected:
@@ -127,15 +163,21 @@ def test_attack_raises_the_inner_loss(shard, tmp_path) -> None:
     attacked = trainer._attack(part, trainer.eps_at(0), 0)
     trainer.model.eval()
     with torch.no_grad():
-        targets = trainer._targets(trainer.text(part.texts), [part], part.images, trainer.model.logit_scale.exp())
-        clean, moved = (per_image("image_to_text", trainer._encode(x), targets) for x in (part.images, attacked))
+        targets = trainer._targets(
+            trainer.text(part.texts), [part], part.images, trainer.model.logit_scale.exp()
+        )
+        clean, moved = (
+            per_image("image_to_text", trainer._encode(x), targets) for x in (part.images, attacked)
+        )
     assert float(moved.mean()) > float(clean.mean())
     assert float((attacked - part.images).flatten(1).norm(dim=1).max()) <= 20.0 * 16 / 224 + 1e-5
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "image_to_text", "cosine", "fare"])
 def test_every_objective_trains(shard, tmp_path, objective) -> None:
-    trainer = prepared(shard, tmp_path, objective=objective, attack_objective=objective, samples=16, lr=1e-3)
+    trainer = prepared(
+        shard, tmp_path, objective=objective, attack_objective=objective, samples=16, lr=1e-3
+    )
     before = {n: p.clone() for n, p in trainer.weights.items()}
     trainer.run(tmp_path)
     assert any(not torch.equal(before[n], p) for n, p in trainer.weights.items())
@@ -156,7 +198,12 @@ def test_broken_samples_are_skipped_and_counted(tmp_path) -> None:
     good = jpeg(rng)
     stream = io.BytesIO()
     Image.new("L", (10, 30), 99).save(stream, "PNG")
-    samples = [{"jpg": good, "cls": b"1"}, {"jpg": good[:200], "cls": b"1"}, {"cls": b"1"}, {"png": stream.getvalue(), "cls": b"2"}]
+    samples = [
+        {"jpg": good, "cls": b"1"},
+        {"jpg": good[:200], "cls": b"1"},
+        {"cls": b"1"},
+        {"png": stream.getvalue(), "cls": b"2"},
+    ]
     path = write_shard(tmp_path / "s.tar", samples)
     photos = read_shards([str(path)], 64)
     assert len(photos) == 2 and photos.labels.tolist() == [1, 2]
@@ -171,8 +218,14 @@ def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> N
     recipe.write_text(options(shard, tmp_path / "run", samples=16).to_json())
     assert main(["--recipe", str(recipe)]) == 0
     folder = tmp_path / "run"
-    assert {p.name for p in folder.iterdir()} == {"checkpoint.pt", "log.csv", "log.jsonl", "model.json",
-                                                  "model.safetensors", "recipe.json"}
+    assert {p.name for p in folder.iterdir()} == {
+        "checkpoint.pt",
+        "log.csv",
+        "log.jsonl",
+        "model.json",
+        "model.safetensors",
+        "recipe.json",
+    }
     config, card, weights = read_model(folder)
     assert config == json.loads(ARCHITECTURE) and card["images_seen"] == 16
     assert load_state(folder)["index"] == 2
@@ -180,13 +233,16 @@ def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> N
     assert main(["--init", str(folder), "--recipe", str(recipe), "-o", str(tmp_path / "next")]) == 0
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--data", "nowhere/*.tar", "--samples", "10"], "no model"),
-    (["--samples", "10"], "no training data"),
-    (["--recipe", "clip-nano"], "clipag-mini"),
-    (["--attack-steps", "-1"], "at least 0"),
-    (["--objective", "magic"], "one of"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "nowhere/*.tar", "--samples", "10"], "no model"),
+        (["--samples", "10"], "no training data"),
+        (["--recipe", "clip-nano"], "clipag-mini"),
+        (["--attack-steps", "-1"], "at least 0"),
+        (["--objective", "magic"], "one of"),
+    ],
+)
 def test_bad_input_is_one_sentence(arguments, message, capsys, tmp_path) -> None:
     assert main([*arguments, "-o", str(tmp_path / "x")]) == 2
     error = capsys.readouterr().err.strip()

@@ -27,7 +27,9 @@ def test_cover_holds_the_class_of_every_name_and_group() -> None:
 def test_sampled_words_always_describe_the_class() -> None:
     vocabulary, rng = bundled_vocabulary(), random.Random(0)
     for label in range(202):
-        assert all(label in vocabulary.cover[vocabulary.sample_word(label, rng, 0.5)] for _ in range(10))
+        assert all(
+            label in vocabulary.cover[vocabulary.sample_word(label, rng, 0.5)] for _ in range(10)
+        )
 
 
 def test_articles() -> None:

@@ -1,10 +1,10 @@
 """Measures models against each other.
 
-    python -m clipag_plug.bench                          # suite quick: table, records, report
-    python -m clipag_plug.bench list
-    python -m clipag_plug.bench run SUITE --models MY-VANILLA MY-ROBUST
-    python -m clipag_plug.bench table                    # what the records say, without measuring
-    python -m clipag_plug.bench compare clip-mini clipag-mini
+python -m clipag_plug.bench                          # suite quick: table, records, report
+python -m clipag_plug.bench list
+python -m clipag_plug.bench run SUITE --models MY-VANILLA MY-ROBUST
+python -m clipag_plug.bench table                    # what the records say, without measuring
+python -m clipag_plug.bench compare clip-mini clipag-mini
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def run(options: Bench) -> int:
     result = _compare(options) if options.request in ("table", "compare") else _run(options)
     from .table import as_data, text_table
 
-    print(json.dumps(as_data(result), indent=1, ensure_ascii=False) if options.json else text_table(result))
+    print(
+        json.dumps(as_data(result), indent=1, ensure_ascii=False)
+        if options.json
+        else text_table(result)
+    )
     return 0
 
 
@@ -51,7 +55,9 @@ def _run(options: Bench) -> Result:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     resources = engine.Resources(suite, device, options.photos)
     chatter = Chatter(len(engine.plan(suite)), options.quiet)
-    for done in engine.run(suite, folder, resources, again=options.again, progress=chatter.progress):
+    for done in engine.run(
+        suite, folder, resources, again=options.again, progress=chatter.progress
+    ):
         chatter.finished(done.job, done.record.seconds, done.skipped)
     result = _result(suite, folder)
     if options.report:
@@ -75,7 +81,8 @@ def _result(suite: Suite, folder: Path) -> Result:
 
     entries = {entry.name for entry in suite.entries}
     records = [
-        record for record in read_records(folder, suite.name)
+        record
+        for record in read_records(folder, suite.name)
         if record.model in suite.models and record.entry in entries and record.seed in suite.seeds
     ]
     if not records:
@@ -84,7 +91,13 @@ def _result(suite: Suite, folder: Path) -> Result:
             f"python -m clipag_plug.bench run {suite.name} makes them"
         )
     order = [entry.name for entry in suite.entries]
-    records.sort(key=lambda record: (order.index(record.entry), suite.models.index(record.model), record.seed))
+    records.sort(
+        key=lambda record: (
+            order.index(record.entry),
+            suite.models.index(record.model),
+            record.seed,
+        )
+    )
     rows = {model: compare(records, suite.models[0], model) for model in suite.models[1:]}
     verdicts = judge_claims(suite.claims, rows[suite.models[-1]]) if rows else []
     return Result(suite, records, rows, verdicts)
@@ -94,7 +107,11 @@ def _suite(options: Bench) -> Suite:
     from .suites import read_suite
 
     return read_suite(
-        options.suite, models=options.models, judge=options.judge, seeds=options.seeds, only=options.only
+        options.suite,
+        models=options.models,
+        judge=options.judge,
+        seeds=options.seeds,
+        only=options.only,
     )
 
 
@@ -104,7 +121,9 @@ def _list(options: Bench) -> int:
     for name in names():
         suite = read_suite(name)
         print(f"{name}: {suite.about}")
-        print(f"  models {', '.join(suite.models)}; judge {suite.judge}; seeds {', '.join(map(str, suite.seeds))}")
+        print(
+            f"  models {', '.join(suite.models)}; judge {suite.judge}; seeds {', '.join(map(str, suite.seeds))}"
+        )
         for entry in suite.entries:
             settings = ", ".join(f"{key} {value}" for key, value in entry.options.to_dict().items())
             print(f"  {entry.name:<10} {entry.title} ({settings})")
@@ -115,7 +134,9 @@ def _writable(folder: Path) -> None:
     """Makes the folder of the records now: an hour of work should not end with a refusal."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"the folder {str(folder)!r} cannot be written to; choose another --records")
+        raise PermissionError(
+            f"the folder {str(folder)!r} cannot be written to; choose another --records"
+        )
 
 
 class Chatter:
@@ -140,7 +161,9 @@ class Chatter:
     def finished(self, job: Job, seconds: float, skipped: bool) -> None:
         """Called after each job."""
         if not self.quiet:
-            self._line(f"{self._name(job)}  {'there already' if skipped else f'{seconds:.0f} s'}", end="\n")
+            self._line(
+                f"{self._name(job)}  {'there already' if skipped else f'{seconds:.0f} s'}", end="\n"
+            )
         self.number += 1
 
     def say(self, text: str) -> None:
@@ -158,7 +181,8 @@ class Chatter:
 def main(arguments: list[str] | None = None) -> int:
     """The command line of the bench; bad input is one sentence and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m clipag_plug.bench", description=__doc__,
+        prog="python -m clipag_plug.bench",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser, Bench)

@@ -45,6 +45,7 @@ class Verdict:
     claim: Claim
     holds: bool | None
     text: str
+    radius: float | None = None
 
 
 def compare(records: Sequence[Record], baseline: str, model: str) -> list[Comparison]:
@@ -64,7 +65,9 @@ def compare(records: Sequence[Record], baseline: str, model: str) -> list[Compar
 
 
 def _of(records: Sequence[Record], entry: str, model: str) -> dict[int, Record]:
-    return {record.seed: record for record in records if record.entry == entry and record.model == model}
+    return {
+        record.seed: record for record in records if record.entry == entry and record.model == model
+    }
 
 
 def _check_pair(theirs: Record, ours: Record) -> None:
@@ -90,8 +93,16 @@ def _rows(entry: str, theirs: list[Record], ours: list[Record]) -> list[Comparis
         after = [value for record in ours for value in record.metrics[key]["values"]]
         rows.append(
             Comparison(
-                f"{entry}/{key}", first["title"], first["unit"], ours[0].inputs.get("judge", {}).get("name", ""), first["at"], first["diagnostic"],
-                len(after), mean(before), mean(after), paired_difference(after, before),
+                f"{entry}/{key}",
+                first["title"],
+                first["unit"],
+                ours[0].inputs.get("judge", {}).get("name", ""),
+                first["at"],
+                first["diagnostic"],
+                len(after),
+                mean(before),
+                mean(after),
+                paired_difference(after, before),
                 paired_ratio(after, before) if first["unit"] == "share" else None,
             )
         )
@@ -129,12 +140,14 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         parts.append(f"{times(ratio)} (asked: {times(claim.times)})")
     if claim.points is not None:
         checks.append(row.difference.value >= claim.points)
-        parts.append(f"{difference(row.difference.value, row.unit)} (asked: {difference(claim.points, row.unit)})")
+        parts.append(
+            f"{difference(row.difference.value, row.unit)} (asked: {difference(claim.points, row.unit)})"
+        )
     if claim.apart:
         checks.append(row.difference.low > 0)
         low, high = (difference(end, row.unit) for end in (row.difference.low, row.difference.high))
         parts.append(f"difference {low} to {high} (asked: above zero)")
-    return Verdict(claim, all(checks), ", ".join(parts))
+    return Verdict(claim, all(checks), ", ".join(parts), radius)
 
 
 def _sweep(rows: Sequence[Comparison], metric: str) -> list[Comparison]:
@@ -144,7 +157,13 @@ def _sweep(rows: Sequence[Comparison], metric: str) -> list[Comparison]:
 
 def number(value: float, unit: str) -> str:
     """A mean as tables show it."""
-    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.3f}" if unit == "cosine" else f"{value:.2f}"
+    return (
+        f"{100 * value:.1f} %"
+        if unit == "share"
+        else f"{value:.3f}"
+        if unit == "cosine"
+        else f"{value:.2f}"
+    )
 
 
 def difference(value: float, unit: str) -> str:

@@ -87,11 +87,21 @@ Progress = Callable[[Job, float], None]
 
 def plan(suite: Suite) -> list[Job]:
     """The jobs in order: entry by entry, so that a pair of models is comparable as early as possible."""
-    return [Job(entry, model, seed) for entry in suite.entries for seed in suite.seeds for model in suite.models]
+    return [
+        Job(entry, model, seed)
+        for entry in suite.entries
+        for seed in suite.seeds
+        for model in suite.models
+    ]
 
 
 def run(
-    suite: Suite, folder: Path, resources: Resources, *, again: bool = False, progress: Progress | None = None
+    suite: Suite,
+    folder: Path,
+    resources: Resources,
+    *,
+    again: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Done]:
     """Runs what has no valid record below `folder`, and yields every job's record in order.
 
@@ -100,10 +110,21 @@ def run(
     """
     for job in plan(suite):
         model, inputs = _inputs(job, resources)
-        mark = fingerprint(task=job.entry.task.name, options=job.entry.options.to_dict(), seed=job.seed, **inputs)
+        mark = fingerprint(
+            task=job.entry.task.name, options=job.entry.options.to_dict(), seed=job.seed, **inputs
+        )
         record = Record(
-            suite.name, job.entry.name, job.entry.task.name, job.model, job.seed, mark, inputs,
-            job.entry.options.to_dict(), [], {}, environment=environment(str(resources.device)),
+            suite.name,
+            job.entry.name,
+            job.entry.task.name,
+            job.model,
+            job.seed,
+            mark,
+            inputs,
+            job.entry.options.to_dict(),
+            [],
+            {},
+            environment=environment(str(resources.device)),
         )
         there = read_record(folder / record.path)
         if there is not None and there.fingerprint == mark and not again:
@@ -126,9 +147,13 @@ def check_scores(task: Task, model: str, measured: Measured) -> None:
     metrics without a value for every item. Raises ValueError."""
     for key, metric in measured.metrics.items():
         if task.judged and metric.by == model and not metric.diagnostic:
-            raise ValueError(f"{task.name!r} scores {key!r} with {model}, the model that guided; score it with the judge")
+            raise ValueError(
+                f"{task.name!r} scores {key!r} with {model}, the model that guided; score it with the judge"
+            )
         if len(metric.values) != len(measured.items):
-            raise ValueError(f"{task.name!r} has {len(metric.values)} values of {key!r} for {len(measured.items)} items")
+            raise ValueError(
+                f"{task.name!r} has {len(metric.values)} values of {key!r} for {len(measured.items)} items"
+            )
 
 
 def _inputs(job: Job, resources: Resources) -> tuple[CLIP, dict[str, dict[str, str]]]:
@@ -146,21 +171,35 @@ def _inputs(job: Job, resources: Resources) -> tuple[CLIP, dict[str, dict[str, s
 
 
 def _measure(
-    job: Job, model: CLIP, record: Record, folder: Path, resources: Resources, progress: Progress | None
+    job: Job,
+    model: CLIP,
+    record: Record,
+    folder: Path,
+    resources: Resources,
+    progress: Progress | None,
 ) -> Record:
     task, report = job.entry.task, progress or (lambda job, share: None)
     report(job, 0.0)
     context = Context(
-        model, job.model, job.seed, job.entry.options, resources.device, lambda share: report(job, share),
+        model,
+        job.model,
+        job.seed,
+        job.entry.options,
+        resources.device,
+        lambda share: report(job, share),
         photos=resources.photos() if "photos" in task.needs else None,
         judge=resources.judge()[0] if "judge" in task.needs else None,
     )
-    began, started = time.monotonic(), now()
+    started, clock, processor = now(), time.monotonic(), time.process_time()
     measured = task.run(context)
-    seconds = time.monotonic() - began
+    seconds, busy = time.monotonic() - clock, time.process_time() - processor
     check_scores(task, job.model, measured)
     record = dataclasses.replace(
-        record, items=measured.items, notes=measured.notes, started=started, seconds=round(seconds, 2),
+        record,
+        items=measured.items,
+        notes=measured.notes,
+        started=started,
+        seconds=round(seconds, 2),
         metrics={key: metric.to_dict() for key, metric in measured.metrics.items()},
         pictures={key: _save(sheet, key, record, folder) for key, sheet in measured.sheets.items()},
     )
@@ -172,7 +211,12 @@ def _save(sheet: Sheet, key: str, record: Record, folder: Path) -> dict[str, obj
     """Writes the pictures of a sheet as one PNG of tiles without gaps, beside the record."""
     path = (folder / record.path).with_suffix(f".{file_name(key)}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [list(sheet.images[start : start + COLUMNS]) for start in range(0, len(sheet.images), COLUMNS)]
+    rows = [
+        list(sheet.images[start : start + COLUMNS])
+        for start in range(0, len(sheet.images), COLUMNS)
+    ]
     write_image(path, contact_sheet(rows, margin=0))
     side = int(sheet.images.shape[-1])
-    return dataclasses.asdict(Pictures(path.name, side, COLUMNS, sheet.titles, sheet.notes, sheet.marks))
+    return dataclasses.asdict(
+        Pictures(path.name, side, COLUMNS, sheet.titles, sheet.notes, sheet.marks)
+    )

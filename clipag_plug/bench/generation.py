@@ -20,10 +20,14 @@ from .registry import Context, Measured, Sheet, task
 class Generation(Options):
     """Which prompts, and settings of `synthesize`."""
 
-    every: int = option(2, "draw every n-th class of the vocabulary: a rule, so that nobody picks", low=1)
+    every: int = option(
+        2, "draw every n-th class of the vocabulary: a rule, so that nobody picks", low=1
+    )
     template: str = option("a {}", "prompt of a class")
     preset: str = option("fast", "preset of synthesize")
-    views: int = option(4, "random views of a step, 0 for plain gradient ascent on the picture", low=0)
+    views: int = option(
+        4, "random views of a step, 0 for plain gradient ascent on the picture", low=0
+    )
     steps: int = option(60, "updates of the picture", low=1)
     init: str = option("noise", "start of a picture", choices=("noise", "gray", "gmm"))
     batch: int = option(26, "pictures that are drawn together and share their start", low=1)
@@ -38,19 +42,30 @@ def run(context: Context) -> Measured:
     classes = list(range(0, len(names), options.every))
     prompts = [sentence(names[index], options.template) for index in classes]
     images = draw(context, prompts)
-    scores, features, texts = judge.logits(images), judge.features(images), judge.texts(prompts).cpu()
+    scores, features, texts = (
+        judge.logits(images),
+        judge.features(images),
+        judge.texts(prompts).cpu(),
+    )
     rank = ranks(scores, torch.tensor(classes))
     found = {
         "top1": ("recognised, top-1", "share", (rank < 1).float()),
         "top5": ("recognised, top-5", "share", (rank < 5).float()),
-        "r_precision": (f"R-Precision among {len(prompts)} prompts", "share", r_precision(features, texts)),
+        "r_precision": (
+            f"R-Precision among {len(prompts)} prompts",
+            "share",
+            r_precision(features, texts),
+        ),
         "similarity": ("similarity to the prompt", "cosine", similarity(features, texts)),
     }
     metrics = {
-        key: Metric(title, unit, judge.name, values.tolist()) for key, (title, unit, values) in found.items()
+        key: Metric(title, unit, judge.name, values.tolist())
+        for key, (title, unit, values) in found.items()
     }
     sheet = Sheet(images, prompts, verdicts(judge, scores), marks(rank))
-    return Measured(prompts, metrics, {"pictures": sheet}, {"side": images.shape[-1], "classes": len(names)})
+    return Measured(
+        prompts, metrics, {"pictures": sheet}, {"side": images.shape[-1], "classes": len(names)}
+    )
 
 
 def draw(context: Context, prompts: list[str]) -> Tensor:
@@ -64,8 +79,14 @@ def draw(context: Context, prompts: list[str]) -> Tensor:
             context.progress((done + count * (step.index + 1) / options.steps) / len(prompts))
 
         results = synthesize(
-            part, model=context.model, seed=context.seed * 1000 + number, callback=report,
-            preset=options.preset, views=options.views, steps=options.steps, init=options.init,
+            part,
+            model=context.model,
+            seed=context.seed * 1000 + number,
+            callback=report,
+            preset=options.preset,
+            views=options.views,
+            steps=options.steps,
+            init=options.init,
         )
         pictures += [result.image for result in results]
     return torch.stack(pictures)

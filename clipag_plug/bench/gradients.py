@@ -23,7 +23,7 @@ class Gradients(Options):
 
     count: int = option(0, "photographs, spread over the sample; 0 for all", low=0)
     shown: int = option(16, "photographs on the sheets", low=1)
-    batch: int = option(64, "photographs at a time", low=1)
+    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("gradients", "input gradients of photographs", Gradients, needs=("photos",))
@@ -47,14 +47,18 @@ def run(context: Context) -> Measured:
         def cosine(x: Tensor, y: Tensor = prompts) -> Tensor:
             return (classifier.features(x) * y).sum(dim=1)
 
-        gradients = value_and_gradient(cosine, photos.pixels(part, side).to(context.device))[1].cpu()
+        gradients = value_and_gradient(cosine, photos.pixels(part, side).to(context.device))[
+            1
+        ].cpu()
         masks = photos.masks(part, side)
         shares.append(inside(gradients, masks))
         areas.append(masks.mean((1, 2, 3)))
         pictures += [picture(g) for g, row in zip(gradients, part.tolist()) if row in shown]
         context.progress(sum(map(len, shares)) / len(rows))
     values = torch.cat(shares)
-    on_object = Metric("share of the gradient on the object", "share", context.name, values.tolist())
+    on_object = Metric(
+        "share of the gradient on the object", "share", context.name, values.tolist()
+    )
     kept = torch.tensor(sorted(shown))
     titles = [names[int(label)] for label in photos.labels[kept]]
     sheets = {

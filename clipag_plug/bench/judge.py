@@ -23,7 +23,9 @@ class Classifier:
         self.model, self.classes = model.eval(), list(classes)
         self._texts = TextFeatures(model, trained=False)
         with torch.no_grad():
-            prompts = [self.texts([sentence(name, form) for name in self.classes]) for form in PROMPTS]
+            prompts = [
+                self.texts([sentence(name, form) for name in self.classes]) for form in PROMPTS
+            ]
             self.prompts = F.normalize(torch.stack(prompts).mean(0), dim=-1)
             self.scale = float(model.logit_scale.exp())
 

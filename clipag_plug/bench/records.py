@@ -48,7 +48,12 @@ class Metric:
     def to_dict(self) -> dict[str, Any]:
         """The fields, with the mean over items and its interval."""
         interval = mean(self.values)
-        summary = {"value": interval.value, "low": interval.low, "high": interval.high, "n": len(self.values)}
+        summary = {
+            "value": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "n": len(self.values),
+        }
         values = [round(value, 7) for value in self.values]
         return {**dataclasses.asdict(self), **summary, "values": values}
 
@@ -84,6 +89,7 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     format: int = FORMAT
 
     @property
@@ -95,7 +101,9 @@ class Record:
         """Writes the record, atomically."""
         path = folder / self.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_text(path, json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return write_text(
+            path, json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 def read_record(path: Path) -> Record | None:
@@ -132,7 +140,12 @@ def weights_hash(model: nn.Module) -> str:
 
 def file_name(key: str) -> str:
     """A model's key or path as one file name: `openai/ViT-B/32` -> `openai-ViT-B-32`."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in key).strip(".-") or "model"
+    return (
+        "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in key).strip(
+            ".-"
+        )
+        or "model"
+    )
 
 
 def environment(device: str) -> dict[str, Any]:

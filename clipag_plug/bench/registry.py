@@ -17,7 +17,7 @@ from ..photos import Photographs
 from .judge import Judge
 from .records import Metric
 
-MODULES = ("zeroshot", "generation", "targeted", "gradients")
+MODULES = ("zeroshot", "generation", "targeted", "gradients", "heatmaps")
 NEEDS = ("photos", "judge")
 
 
@@ -94,11 +94,15 @@ class Task:
 _TASKS: dict[str, Task] = {}
 
 
-def task(name: str, title: str, options: type[Options], needs: tuple[str, ...] = ()) -> Callable[[R], R]:
+def task(
+    name: str, title: str, options: type[Options], needs: tuple[str, ...] = ()
+) -> Callable[[R], R]:
     """Registers the function below as the task `name`."""
     unknown = set(needs) - set(NEEDS)
     if unknown:
-        raise ValueError(f"task {name!r} needs {', '.join(unknown)}; known needs: {', '.join(NEEDS)}")
+        raise ValueError(
+            f"task {name!r} needs {', '.join(unknown)}; known needs: {', '.join(NEEDS)}"
+        )
 
     def register(run: R) -> R:
         if name in _TASKS:

@@ -30,11 +30,17 @@ class Interval:
 def wilson(hits: int, count: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's (1927) score interval of a share; it stays inside [0, 1] and is sensible for 0 and for all hits."""
     if not 0 <= hits <= count or count == 0:
-        raise ValueError(f"{hits} hits of {count}; there must be between 0 and the count, and a count above 0")
+        raise ValueError(
+            f"{hits} hits of {count}; there must be between 0 and the count, and a count above 0"
+        )
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
     # At the ends the formula gives 0 and 1 only up to rounding.
     low = 0.0 if hits == 0 else max(centre - half, 0.0)
     high = 1.0 if hits == count else min(centre + half, 1.0)
@@ -54,7 +60,9 @@ def paired_difference(
 ) -> Interval:
     """mean(ours) - mean(theirs) over the same items, with a bootstrap (Efron 1979) over items."""
     first, second = _pair(ours, theirs)
-    return _interval(float(first.mean() - second.mean()), _resampled((first - second)[None], seed)[0], confidence)
+    return _interval(
+        float(first.mean() - second.mean()), _resampled((first - second)[None], seed)[0], confidence
+    )
 
 
 def paired_ratio(
@@ -88,7 +96,9 @@ def _interval(value: float, samples: Tensor, confidence: float) -> Interval:
     ordered = samples.sort().values
     tail = (1 - confidence) / 2
     last = len(ordered) - 1
-    return Interval(value, float(ordered[math.floor(tail * last)]), float(ordered[math.ceil((1 - tail) * last)]))
+    return Interval(
+        value, float(ordered[math.floor(tail * last)]), float(ordered[math.ceil((1 - tail) * last)])
+    )
 
 
 def _column(values: Sequence[float]) -> Tensor:

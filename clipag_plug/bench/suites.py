@@ -54,7 +54,11 @@ def names() -> list[str]:
 
 
 def read_suite(
-    name: str, *, models: list[str] | None = None, judge: str = "", seeds: list[int] | None = None,
+    name: str,
+    *,
+    models: list[str] | None = None,
+    judge: str = "",
+    seeds: list[int] | None = None,
     only: list[str] | None = None,
 ) -> Suite:
     """A suite of the package or a .toml file, with parts of it replaced.
@@ -63,7 +67,9 @@ def read_suite(
     """
     path = Path(name) if name.endswith(".toml") else HOME / f"{name}.toml"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no suite {name!r}; suites: {', '.join(names())}; or give a .toml file")
+        raise FileNotFoundError(
+            f"there is no suite {name!r}; suites: {', '.join(names())}; or give a .toml file"
+        )
     data = read_recipe(path)
     _known(data, ("about", "models", "judge", "seeds", "entries", "claims"), f"suite {path.name!r}")
     entries = [_entry(key, table) for key, table in data.get("entries", {}).items()]
@@ -74,7 +80,10 @@ def read_suite(
             f"entries: {', '.join(entry.name for entry in entries)}"
         )
     suite = Suite(
-        path.stem, data.get("about", ""), tuple(models or data.get("models", ())), judge or data.get("judge", ""),
+        path.stem,
+        data.get("about", ""),
+        tuple(models or data.get("models", ())),
+        judge or data.get("judge", ""),
         tuple(seeds or data.get("seeds", (0,))),
         tuple(entry for entry in entries if not only or entry.name in only),
         tuple(_claim(table) for table in data.get("claims", ())),
@@ -85,7 +94,9 @@ def read_suite(
 
 def _check(suite: Suite) -> None:
     if not suite.models or not suite.entries:
-        raise ValueError(f"suite {suite.name!r} names no model or no entry; nothing would be measured")
+        raise ValueError(
+            f"suite {suite.name!r} names no model or no entry; nothing would be measured"
+        )
     if len(set(suite.models)) < len(suite.models):
         raise ValueError(f"suite {suite.name!r} names a model twice: {', '.join(suite.models)}")
     if any(entry.task.judged for entry in suite.entries) and not suite.judge:
@@ -97,7 +108,9 @@ def _entry(name: str, table: dict[str, Any]) -> Entry:
     if "task" not in table:
         raise ValueError(f"entry {name!r} names no task")
     task = find(table["task"])
-    return Entry(name, table.get("title", task.title), task, task.options.from_dict(table.get("options", {})))
+    return Entry(
+        name, table.get("title", task.title), task, task.options.from_dict(table.get("options", {}))
+    )
 
 
 def _claim(table: dict[str, Any]) -> Claim:

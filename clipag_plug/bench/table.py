@@ -59,7 +59,9 @@ def _block(suite: Suite, model: str, rows: Sequence[Comparison]) -> str:
         if index in groups:
             text.append(line[0])
             continue
-        cells = [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:7], widths[1:7])]
+        cells = [line[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(line[1:7], widths[1:7])
+        ]
         text.append("  ".join([*cells, line[7]]).rstrip())
     return "\n".join(text)
 
@@ -68,9 +70,14 @@ def _cells(row: Comparison) -> tuple[str, ...]:
     low, high = (difference(end, row.unit) for end in (row.difference.low, row.difference.high))
     ratio = times(row.ratio.value) if row.ratio else ""
     return (
-        "  " + row.title, number(row.theirs.value, row.unit), number(row.ours.value, row.unit),
-        f"{difference(row.difference.value, row.unit)} [{low}, {high}]", "*" if row.mark else " ",
-        ratio, str(row.count), "itself" if row.diagnostic else row.judge,
+        "  " + row.title,
+        number(row.theirs.value, row.unit),
+        number(row.ours.value, row.unit),
+        f"{difference(row.difference.value, row.unit)} [{low}, {high}]",
+        "*" if row.mark else " ",
+        ratio,
+        str(row.count),
+        "itself" if row.diagnostic else row.judge,
     )
 
 
@@ -88,7 +95,8 @@ def as_data(result: Result) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "records": [record.path for record in result.records],
         "comparisons": {
-            model: [_finite(dataclasses.asdict(row)) for row in rows] for model, rows in result.rows.items()
+            model: [_finite(dataclasses.asdict(row)) for row in rows]
+            for model, rows in result.rows.items()
         },
         "claims": [
             {"text": v.claim.text, "metric": v.claim.metric, "holds": v.holds, "found": v.text}

@@ -27,9 +27,11 @@ class Targeted(Options):
     """Photographs, radii and the attack."""
 
     count: int = option(101, "photographs, spread over the sample", low=2)
-    radii: list[float] = option([3.0, 6.0, 10.0, 15.0, 20.0], "L2 radii at the model's input resolution", low=0)
+    radii: list[float] = option(
+        [3.0, 6.0, 10.0, 15.0, 20.0], "L2 radii at the model's input resolution", low=0
+    )
     steps: int = option(30, "PGD steps of size 2.5 * radius / steps", low=1)
-    batch: int = option(64, "photographs at a time", low=1)
+    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("targeted", "photographs pushed towards another class", Targeted, needs=("photos", "judge"))
@@ -53,13 +55,20 @@ def run(context: Context) -> Measured:
     metrics: dict[str, Metric] = {}
     sheets = {"photographs": _sheet(images, labels, labels, before, judge, names)}
     for number, radius in enumerate(options.radii):
+
         def report(share: float, done: int = number) -> None:
             context.progress((done + share) / len(options.radii))
 
         moved, reached = _push(context, guide, images, targets, radius, report)
-        metrics |= _scores(judge, context.name, before, judge.logits(moved), reached, targets, controls, radius)
-        sheets[f"radius {radius:g}"] = _sheet(moved, labels, targets, judge.logits(moved), judge, names)
-    return Measured([photos.keys[row] for row in rows], metrics, sheets, {"side": side, "radii": options.radii})
+        metrics |= _scores(
+            judge, context.name, before, judge.logits(moved), reached, targets, controls, radius
+        )
+        sheets[f"radius {radius:g}"] = _sheet(
+            moved, labels, targets, judge.logits(moved), judge, names
+        )
+    return Measured(
+        [photos.keys[row] for row in rows], metrics, sheets, {"side": side, "radii": options.radii}
+    )
 
 
 def other_classes(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +78,12 @@ def other_classes(labels: Tensor, classes: int, generator: torch.Generator) -> T
 
 
 def _push(
-    context: Context, guide: Classifier, images: Tensor, targets: Tensor, radius: float, report: Callable[[float], None]
+    context: Context,
+    guide: Classifier,
+    images: Tensor,
+    targets: Tensor,
+    radius: float,
+    report: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
     """Targeted PGD in L2: the moved images, and the guide's logits (N, C) of them."""
     options: Targeted = context.options
@@ -91,15 +105,33 @@ def _push(
 
 
 def _scores(
-    judge: Judge, name: str, before: Tensor, after: Tensor, own: Tensor, targets: Tensor, controls: Tensor,
+    judge: Judge,
+    name: str,
+    before: Tensor,
+    after: Tensor,
+    own: Tensor,
+    targets: Tensor,
+    controls: Tensor,
     radius: float,
 ) -> dict[str, Metric]:
     """The metrics of one radius."""
     effect = target_effect(before, after, targets, controls)
     found = [
         ("guide_top1", "the guide itself sees the target", "share", name, top(own, targets, 1)),
-        ("target_top1", "judge sees the target, top-1", "share", judge.name, top(after, targets, 1)),
-        ("target_top5", "judge sees the target, top-5", "share", judge.name, top(after, targets, 5)),
+        (
+            "target_top1",
+            "judge sees the target, top-1",
+            "share",
+            judge.name,
+            top(after, targets, 1),
+        ),
+        (
+            "target_top5",
+            "judge sees the target, top-5",
+            "share",
+            judge.name,
+            top(after, targets, 5),
+        ),
         ("margin_gain", "target's margin gain, shuffle-corrected", "nats", judge.name, effect),
     ]
     return {
@@ -115,9 +147,13 @@ def _sheet(
 ) -> Sheet:
     rows = spread(len(images), SHOWN)
     titles = [
-        names[int(labels[row])] + ("" if labels[row] == targets[row] else f" → {names[int(targets[row])]}")
+        names[int(labels[row])]
+        + ("" if labels[row] == targets[row] else f" → {names[int(targets[row])]}")
         for row in rows
     ]
     return Sheet(
-        images[rows], titles, verdicts(judge, scores[rows]), marks(ranks(scores[rows], targets[rows]))
+        images[rows],
+        titles,
+        verdicts(judge, scores[rows]),
+        marks(ranks(scores[rows], targets[rows])),
     )

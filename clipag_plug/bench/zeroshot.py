@@ -21,11 +21,13 @@ from .registry import Context, Measured, task
 class ZeroShot(Options):
     """Settings of the attack and of its batches."""
 
-    eps: float = option(1.5, "radius of the attack, in [0, 1] pixels at the model's input resolution", low=0)
+    eps: float = option(
+        1.5, "radius of the attack, in [0, 1] pixels at the model's input resolution", low=0
+    )
     norm: str = option("l2", "ball of the attack", choices=("l2", "linf"))
     steps: int = option(20, "PGD steps of size 2.5 * eps / steps", low=1)
     count: int = option(0, "photographs, spread over the sample; 0 for all", low=0)
-    batch: int = option(64, "photographs at a time", low=1)
+    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("zeroshot", "zero-shot classification of photographs", ZeroShot, needs=("photos",))
@@ -60,7 +62,8 @@ def run(context: Context) -> Measured:
         "robust_top5": (f"top-5 under PGD-{options.steps} {ball}", top(after, labels, 5)),
     }
     metrics = {
-        key: Metric(title, "share", context.name, values.tolist()) for key, (title, values) in found.items()
+        key: Metric(title, "share", context.name, values.tolist())
+        for key, (title, values) in found.items()
     }
     return Measured([photos.keys[row] for row in rows], metrics, notes={"side": side})
 

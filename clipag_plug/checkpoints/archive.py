@@ -62,12 +62,24 @@ class Archive:
             self.map = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
             try:
                 entries = zipfile.ZipFile(file).infolist()
-            except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, struct.error) as error:
+            except (
+                zipfile.BadZipFile,
+                ValueError,
+                OverflowError,
+                NotImplementedError,
+                struct.error,
+            ) as error:
                 raise BadFileError(path, f"it is a damaged zip archive ({error})") from error
         self.entries = {self._safe(entry): entry for entry in entries}
-        roots = {name.split("/")[0] for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")}
+        roots = {
+            name.split("/")[0]
+            for name in self.entries
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        }
         if len(roots) != 1:
-            raise BadFileError(path, "it is a zip archive, and not one that torch.save or TorchScript writes")
+            raise BadFileError(
+                path, "it is a zip archive, and not one that torch.save or TorchScript writes"
+            )
         self.root = roots.pop()
         if f"{self.root}/byteorder" in self.entries and bytes(self.block("byteorder")) != b"little":
             raise BadFileError(path, "it was written on a big-endian machine")
@@ -77,7 +89,9 @@ class Archive:
         name = entry.filename
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in name:
-            raise BadFileError(self.path, f"an entry is called {name!r}, which leads out of the archive")
+            raise BadFileError(
+                self.path, f"an entry is called {name!r}, which leads out of the archive"
+            )
         return name
 
     def block(self, name: str) -> memoryview:
@@ -87,8 +101,15 @@ class Archive:
         entry = self.entries.get(f"{self.root}/{name}")
         if entry is None:
             raise BadFileError(self.path, f"it lacks the entry {name!r}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise BadFileError(self.path, f"the entry {name!r} is compressed; torch stores, so this may be a zip bomb")
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.file_size != entry.compress_size
+            or entry.flag_bits & 1
+        ):
+            raise BadFileError(
+                self.path,
+                f"the entry {name!r} is compressed; torch stores, so this may be a zip bomb",
+            )
         header = self.map[entry.header_offset : entry.header_offset + _LOCAL.size]
         if len(header) != _LOCAL.size or header[:4] != b"PK\x03\x04":
             raise BadFileError(self.path, f"the entry {name!r} is not where the archive says")
@@ -96,7 +117,9 @@ class Archive:
         start = entry.header_offset + _LOCAL.size + fields[-2] + fields[-1]
         data = self.map[start : start + entry.file_size]
         if len(data) != entry.file_size:
-            raise BadFileError(self.path, f"the entry {name!r} ends behind the file: it is incomplete")
+            raise BadFileError(
+                self.path, f"the entry {name!r} ends behind the file: it is incomplete"
+            )
         if zlib.crc32(data) != entry.CRC:
             raise BadFileError(self.path, f"the entry {name!r} is damaged (its checksum differs)")
         self.checked[name] = data
@@ -145,13 +168,19 @@ class Archive:
         self.handed_out += count * item
         # A stride of zero, or one block for a thousand tensors, turns a small file into a large load.
         if count * item > len(data) or self.handed_out > 2 * self.size + 2**20:
-            raise BadFileError(self.path, "its tensors are larger than the file: this may be a bomb")
+            raise BadFileError(
+                self.path, "its tensors are larger than the file: this may be a bomb"
+            )
         if count == 0:
             return torch.empty(shape, dtype=storage.dtype)
         last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
         if last >= len(data) // item:
-            raise BadFileError(self.path, f"a tensor reaches beyond the entry 'data/{storage.name}'")
-        return torch.frombuffer(data, dtype=storage.dtype, count=len(data) // item).as_strided(shape, stride, offset)
+            raise BadFileError(
+                self.path, f"a tensor reaches beyond the entry 'data/{storage.name}'"
+            )
+        return torch.frombuffer(data, dtype=storage.dtype, count=len(data) // item).as_strided(
+            shape, stride, offset
+        )
 
 
 def _stored(storage: Any, offset: Any, shape: Any, stride: Any) -> Stored:

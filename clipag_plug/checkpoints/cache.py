@@ -21,7 +21,10 @@ def root(download_root: str | os.PathLike[str] | None = None) -> Path:
     home = os.environ.get("CLIPAG_HOME")
     if home:
         return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "clipag_plug"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+        / "clipag_plug"
+    )
 
 
 def offline() -> bool:
@@ -63,7 +66,11 @@ class Trust:
 
     def put(self, name: str, sha256: str, size: int) -> None:
         """Records a hash; a later, different one is an error of `fetch`."""
-        self._change(lambda known: known.update({name: {"sha256": sha256, "size": size, "seen": time.strftime("%F")}}))
+        self._change(
+            lambda known: known.update(
+                {name: {"sha256": sha256, "size": size, "seen": time.strftime("%F")}}
+            )
+        )
 
     def forget(self, name: str) -> bool:
         """Drops a record, so that the next download is a first contact. False if there was none."""

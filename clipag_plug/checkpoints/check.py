@@ -19,7 +19,9 @@ def check(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     expected = shapes(config)
     problems = []
     # A counter that evaluation never reads, absent from older files.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in expected if name not in state and not name.endswith("num_batches_tracked")
+    ]
     extra = [name for name in state if name not in expected]
     wrong = [
         f"{name} is {tuple(state[name].shape)}, not {shape}"
@@ -31,7 +33,9 @@ def check(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             problems.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
     if problems:
-        raise BadFileError(path, f"its tensors are not those of its architecture ({'; '.join(problems)})")
+        raise BadFileError(
+            path, f"its tensors are not those of its architecture ({'; '.join(problems)})"
+        )
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -39,7 +43,11 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     import open_clip
     import torch
 
-    keywords = {name: value for name, value in config.items() if name not in ("custom_text", "preprocess_cfg")}
+    keywords = {
+        name: value
+        for name, value in config.items()
+        if name not in ("custom_text", "preprocess_cfg")
+    }
     keywords["vision_cfg"] = {**config["vision_cfg"]}
     if "timm_model_name" in keywords["vision_cfg"]:
         keywords["vision_cfg"]["timm_model_pretrained"] = False
@@ -47,5 +55,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             model = open_clip.CLIP(**keywords)
     except TypeError as error:
-        raise ValueError(f"the installed open_clip {open_clip.__version__} does not know this config: {error}") from error
+        raise ValueError(
+            f"the installed open_clip {open_clip.__version__} does not know this config: {error}"
+        ) from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

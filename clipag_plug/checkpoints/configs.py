@@ -34,7 +34,9 @@ def named(arch: str) -> dict[str, Any]:
     name = arch.replace("/", "-")
     if name not in _files():
         like = [known for known in _files() if known.startswith(name.split("-")[0])][:6]
-        raise ValueError(f"open_clip has no architecture {arch!r}; some it has: {', '.join(like or list(_files())[:6])}")
+        raise ValueError(
+            f"open_clip has no architecture {arch!r}; some it has: {', '.join(like or list(_files())[:6])}"
+        )
     return json.loads(_files()[name].read_text(encoding="utf-8"))
 
 
@@ -53,10 +55,16 @@ def from_open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model config and preprocessing of an `open_clip_config.json`."""
     value = read_json(path)
     config = value.get("model_cfg", value)
-    if not all(isinstance(config.get(name), kind) for name, kind in
-               (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))):
-        raise BadFileError(path, "it is no open_clip config: embed_dim, vision_cfg and text_cfg belong in it")
-    config["text_cfg"] = {key: item for key, item in config["text_cfg"].items() if key not in _HARMLESS}
+    if not all(
+        isinstance(config.get(name), kind)
+        for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
+    ):
+        raise BadFileError(
+            path, "it is no open_clip config: embed_dim, vision_cfg and text_cfg belong in it"
+        )
+    config["text_cfg"] = {
+        key: item for key, item in config["text_cfg"].items() if key not in _HARMLESS
+    }
     return config, value.get("preprocess_cfg") or {}
 
 
@@ -64,15 +72,23 @@ def from_transformers(path: Path) -> dict[str, Any]:
     """open_clip's config for the `config.json` of a transformers CLIPModel."""
     value = read_json(path)
     if value.get("model_type") != "clip":
-        raise BadFileError(path, f"it describes a {value.get('model_type')!r}; a 'clip' model (CLIPModel) can be read")
+        raise BadFileError(
+            path,
+            f"it describes a {value.get('model_type')!r}; a 'clip' model (CLIPModel) can be read",
+        )
     vision = {**_VISION_DEFAULTS, **(value.get("vision_config") or {})}
     text = {**_TEXT_DEFAULTS, **(value.get("text_config") or {})}
     acts = {vision["hidden_act"], text["hidden_act"]}
     if len(acts) != 1 or not acts <= {"gelu", "quick_gelu"}:
-        raise BadFileError(path, f"its activations are {sorted(acts)}; 'gelu' or 'quick_gelu' in both towers can be read")
+        raise BadFileError(
+            path,
+            f"its activations are {sorted(acts)}; 'gelu' or 'quick_gelu' in both towers can be read",
+        )
     for part in (vision, text):
         if part["layer_norm_eps"] != 1e-5:
-            raise BadFileError(path, f"layer_norm_eps is {part['layer_norm_eps']}; CLIP's 1e-05 can be read")
+            raise BadFileError(
+                path, f"layer_norm_eps is {part['layer_norm_eps']}; CLIP's 1e-05 can be read"
+            )
     return {
         "embed_dim": value.get("projection_dim", 512),
         "quick_gelu": acts == {"quick_gelu"},
@@ -144,12 +160,24 @@ def to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _VISION_DEFAULTS = {
-    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "hidden_size": 768, "intermediate_size": 3072,
-    "num_attention_heads": 12, "num_hidden_layers": 12, "image_size": 224, "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "image_size": 224,
+    "patch_size": 32,
 }
 _TEXT_DEFAULTS = {
-    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "hidden_size": 512, "intermediate_size": 2048,
-    "num_attention_heads": 8, "num_hidden_layers": 12, "max_position_embeddings": 77, "vocab_size": 49408,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 12,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
 }
 
 
@@ -160,6 +188,7 @@ def from_shapes(path: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     taken, or else one for every 64 channels, as OpenAI does. Raises BadFileError where the tensors
     are no ViT with OpenAI's layout.
     """
+
     def side(name: str, axis: int) -> int:
         if name not in state or state[name].ndim <= axis:
             raise BadFileError(
@@ -194,7 +223,9 @@ def from_shapes(path: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    found = (re.match(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.", name) for name in state)
+    found = (
+        re.match(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.", name) for name in state
+    )
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
@@ -204,12 +235,20 @@ def _known(config: dict[str, Any], with_text: bool) -> dict[str, Any]:
         seen = tuple(vision.get(name) for name in ("image_size", "layers", "width", "patch_size"))
         if not with_text:
             return one["embed_dim"], *seen
-        return one["embed_dim"], *seen, *(text.get(name) for name in ("context_length", "vocab_size", "width", "layers"))
+        return (
+            one["embed_dim"],
+            *seen,
+            *(text.get(name) for name in ("context_length", "vocab_size", "width", "layers")),
+        )
 
     plain = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
     for name in _files():
         known = named(name)
-        if set(known["vision_cfg"]) <= plain and not known.get("custom_text") and sizes(known) == sizes(config):
+        if (
+            set(known["vision_cfg"]) <= plain
+            and not known.get("custom_text")
+            and sizes(known) == sizes(config)
+        ):
             known.pop("quick_gelu", None)
             return deepcopy(known)
     return config

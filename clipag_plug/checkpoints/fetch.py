@@ -38,40 +38,54 @@ def fetch(
     name: str,
     size: int | None = None,
     sha256: str | None = None,
-    trust: cache.Trust | None = None,
-) -> Path:
-    """Downloads `url` to `target` unless it is there; afterwards it is the right file or absent.
+    seen: dict[str, Any] | None = None,
+) -> str:
+    """Downloads `url` to `target` unless it is there, and returns its SHA-256.
 
-    size and sha256 are checked where given. Without sha256, `trust` records the hash seen at first
-    contact, and another one later is refused. The caller holds the lock of `target`. Raises
-    FetchError, or OSError where the disk is full.
+    Afterwards the target is the right file or absent. size and sha256 are the published ones;
+    without the latter, `seen` is the record of the first contact, and another hash is refused. The
+    caller holds the lock of `target`. Raises FetchError, or OSError where the disk is full.
     """
+    partial = _Partial(target.with_name(target.name + ".partial"))
     if target.is_file():
-        return target
+        file, digest = target, hash_file(target)
+    else:
+        file, digest = partial.path, _download(url, partial, name, size or (seen or {}).get("size"))
+    expected = sha256 or (seen or {}).get("sha256")
+    if expected and digest != expected:
+        file.unlink()
+        raise FetchError(f"{url} has SHA-256 {digest}, and {expected} was {_source(name, sha256, seen)}")
+    if file is not target:
+        partial.move(target)
+    return digest
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, partial: _Partial, name: str, size: int | None) -> str:
     if not url.startswith(("https://", "http://")):
         raise FetchError(f"{url} is no http address")
     if cache.offline():
         raise FetchError(
             f"{name} is not in the cache and HF_HUB_OFFLINE forbids the network; unset it once, or download {url} "
-            f"on another machine, copy it here and load its path"
+            "on another machine, copy it here and load its path"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    known = trust.get(name) if trust and not sha256 else None
-    job = _Job(url, name, _Partial(target.with_name(target.name + ".partial")), size or (known or {}).get("size"))
-    digest = job.run()
-    expected = sha256 or (known or {}).get("sha256")
-    if expected and digest != expected:
-        job.partial.drop()
-        where = "published" if sha256 else f"recorded on {known['seen'] if known else '?'}, when it was first downloaded,"
-        way_out = "" if sha256 else f"; if the change is known to be right, `clipag doctor {name} --forget` accepts it"
-        raise FetchError(
-            f"{url} has SHA-256 {digest}, and {expected} was {where}: the file is damaged or was exchanged, "
-            f"and was deleted{way_out}"
-        )
-    if trust and not expected:
-        trust.put(name, digest, job.partial.path.stat().st_size)
-    job.partial.move(target)
-    return target
+    partial.path.parent.mkdir(parents=True, exist_ok=True)
+    return _Job(url, name, partial, size).run()
+
+
+def _source(name: str, sha256: str | None, seen: dict[str, Any] | None) -> str:
+    refused = "the file is damaged or was exchanged, and was deleted"
+    if sha256 or not seen:
+        return f"published: {refused}"
+    return (
+        f"recorded on {seen.get('seen')}, when it was first downloaded: {refused}; if the change is known to be right, "
+        f"`clipag doctor {name} --forget` accepts it"
+    )
 
 
 class _Partial:
@@ -108,9 +122,14 @@ class _Job:
     partial: _Partial
     size: int | None
     digest: Any = field(default_factory=hashlib.sha256)
+    hashed: int = 0
 
     def run(self) -> str:
         """Tries until the file is whole; its SHA-256."""
+        known = self.partial.known()
+        whole = self.size or known.get("total")
+        if whole and known.get("url") == self.url and self.partial.size() == whole:
+            return hash_file(self.partial.path)  # all there: the last run was killed before moving it
         idle = 0
         for attempt in range(TRIES_IN_ALL):
             before = self.partial.size()
@@ -121,9 +140,19 @@ class _Job:
                 idle = 0 if self.partial.size() > before else idle + 1
                 if idle >= TRIES or attempt == TRIES_IN_ALL - 1:
                     kept = self.partial.size()
-                    rest = f"; {kept:,} bytes are kept, and the next call goes on from there" if kept else ""
-                    raise FetchError(f"{self.url} failed {attempt + 1} times, lastly because {trouble}{rest}") from trouble
-                time.sleep(trouble.pause if trouble.pause is not None else min(PAUSE * 2**idle, LONGEST_PAUSE))
+                    rest = (
+                        f"; {kept:,} bytes are kept, and the next call goes on from there"
+                        if kept
+                        else ""
+                    )
+                    raise FetchError(
+                        f"{self.url} failed {attempt + 1} times, lastly because {trouble}{rest}"
+                    ) from trouble
+                time.sleep(
+                    trouble.pause
+                    if trouble.pause is not None
+                    else min(PAUSE * 2**idle, LONGEST_PAUSE)
+                )
         raise AssertionError("unreachable")
 
     def _attempt(self) -> None:
@@ -132,8 +161,15 @@ class _Job:
                 self._receive(response)
         except urllib.error.HTTPError as error:
             raise self._http(error) from error
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            raise _Passing(f"the connection broke ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
+            raise _Passing(
+                f"the connection broke ({getattr(error, 'reason', None) or error or type(error).__name__})"
+            ) from error
 
     def _request(self) -> Any:
         headers = {"User-Agent": "clipag_plug", "Accept-Encoding": "identity"}
@@ -144,7 +180,9 @@ class _Job:
                 headers["If-Range"] = known["tag"]
         else:
             self.partial.drop()
-        return urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT)
+        return urllib.request.urlopen(
+            urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT
+        )
 
     def _http(self, error: urllib.error.HTTPError) -> Exception:
         if error.code == 416:  # what we hold does not fit what the server has now
@@ -162,15 +200,15 @@ class _Job:
             raise FetchError(f"{self.url} leads to {response.geturl()}, which is not encrypted")
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
             self.partial.drop()
-            raise FetchError(f"{self.url} answered with a web page instead of the file; is a login or a captcha asked for?")
+            raise FetchError(
+                f"{self.url} answered with a web page instead of the file; is a login or a captcha asked for?"
+            )
         total = self._total(response)
         start = self.partial.size() if response.status == 206 else 0
         self._room(total - start if total else None)
-        self.partial.note({"url": self.url, "tag": _strong_tag(response.headers)})
-        self.digest = hashlib.sha256()
-        with open(self.partial.path, "r+b" if start else "wb") as file:
-            for block in iter(lambda: file.read(CHUNK), b""):
-                self.digest.update(block)
+        self.partial.note({"url": self.url, "tag": _strong_tag(response.headers), "total": total})
+        with open(self.partial.path, "r+b" if start else "w+b") as file:
+            self._hash_up_to(start, file)
             with _bar(self.name, total, start) as bar:
                 try:
                     self._copy(response, file, bar)
@@ -184,6 +222,18 @@ class _Job:
             self.partial.drop()
             raise FetchError(f"{self.url} sent more than the {total:,} bytes it announced")
 
+    def _hash_up_to(self, start: int, file: Any) -> None:
+        """Brings the hash, and the position in the file, to `start`."""
+        if self.hashed != start:
+            self.digest, self.hashed = hashlib.sha256(), 0
+            for block in iter(lambda: file.read(CHUNK), b""):
+                self._add(block)
+        file.seek(start)
+
+    def _add(self, block: bytes) -> None:
+        self.digest.update(block)
+        self.hashed += len(block)
+
     def _total(self, response: Any) -> int | None:
         """Bytes of the whole file. Raises FetchError if they are not the expected ones."""
         length = response.headers.get("Content-Length")
@@ -193,11 +243,19 @@ class _Job:
             first, _, whole = span.removeprefix("bytes ").partition("/")
             if first.split("-")[0] != str(self.partial.size()):
                 self.partial.drop()
-                raise _Passing(f"the server sent the range {span!r} and not the one that was asked for")
-            total = int(whole) if whole.isdigit() else (total + self.partial.size() if total is not None else None)
+                raise _Passing(
+                    f"the server sent the range {span!r} and not the one that was asked for"
+                )
+            total = (
+                int(whole)
+                if whole.isdigit()
+                else (total + self.partial.size() if total is not None else None)
+            )
         if self.size is not None and total is not None and total != self.size:
             self.partial.drop()
-            raise FetchError(f"{self.url} has {total:,} bytes and {self.size:,} were expected: it is another file")
+            raise FetchError(
+                f"{self.url} has {total:,} bytes and {self.size:,} were expected: it is another file"
+            )
         return self.size if self.size is not None else total
 
     def _copy(self, response: Any, file: Any, bar: Any) -> None:
@@ -207,12 +265,12 @@ class _Job:
             except http.client.IncompleteRead as broken:
                 block = broken.partial
                 file.write(block)
-                self.digest.update(block)
+                self._add(block)
                 raise
             if not block:
                 return
             file.write(block)
-            self.digest.update(block)
+            self._add(block)
             bar.update(len(block))
 
     def _room(self, needed: int | None) -> None:
@@ -257,5 +315,7 @@ def _bar(name: str, total: int | None, start: int) -> Iterator[Any]:
     from tqdm.auto import tqdm
 
     hidden = not sys.stderr.isatty()
-    with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=hidden) as bar:
+    with tqdm(
+        total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=hidden
+    ) as bar:
         yield bar

@@ -11,7 +11,11 @@ from .errors import FetchError
 _LAYOUTS = (
     (
         "open_clip_config.json",
-        ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+        (
+            "open_clip_model.safetensors",
+            "open_clip_pytorch_model.safetensors",
+            "open_clip_pytorch_model.bin",
+        ),
     ),
     ("config.json", ("model.safetensors", "pytorch_model.bin")),
 )
@@ -61,15 +65,23 @@ def _file(name: str, file: str, revision: str, download_root: Any) -> Path | Non
     )
 
     try:
-        return Path(hf_hub_download(name, file, revision=revision or None, cache_dir=download_root or None))
+        return Path(
+            hf_hub_download(name, file, revision=revision or None, cache_dir=download_root or None)
+        )
     except LocalEntryNotFoundError as error:
         if cache.offline():
             return None
-        raise FetchError(f"hf-hub:{name}: {file} is not in the cache and the hub did not answer ({error})") from error
+        raise FetchError(
+            f"hf-hub:{name}: {file} is not in the cache and the hub did not answer ({error})"
+        ) from error
     except GatedRepoError as error:
-        raise FetchError(f"hf-hub:{name} is gated: accept its terms on its page and run `hf auth login`") from error
+        raise FetchError(
+            f"hf-hub:{name} is gated: accept its terms on its page and run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise FetchError(f"hf-hub:{name} does not exist, or is private; then run `hf auth login`") from error
+        raise FetchError(
+            f"hf-hub:{name} does not exist, or is private; then run `hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
         raise FetchError(f"hf-hub:{name} has no revision {revision!r}") from error
     except EntryNotFoundError:

@@ -55,7 +55,9 @@ def flatten(path: Any, value: Any, is_tensor: Callable[[Any], bool]) -> dict[str
         alone = alone or wrapper == "vision_encoder_state_dict"
         value = value[wrapper]
     if not isinstance(value, dict):
-        raise BadFileError(path, f"it holds a {type(value).__name__} where a table of tensors belongs")
+        raise BadFileError(
+            path, f"it holds a {type(value).__name__} where a table of tensors belongs"
+        )
     found: dict[str, Any] = {}
     _collect("", value, found, is_tensor)
     names = [name for name in found if not _IGNORED.search(name)]
@@ -67,7 +69,10 @@ def flatten(path: Any, value: Any, is_tensor: Callable[[Any], bool]) -> dict[str
             names = list(found)
     found = {name: found[name] for name in names}
     if alone or _is_image_tower(names):
-        found = {name if name.startswith("visual.") else f"visual.{name}": item for name, item in found.items()}
+        found = {
+            name if name.startswith("visual.") else f"visual.{name}": item
+            for name, item in found.items()
+        }
     return found
 
 
@@ -79,7 +84,9 @@ def _is_image_tower(names: list[str]) -> bool:
     return (vit or resnet or timm) and "visual" not in roots
 
 
-def _collect(prefix: str, value: dict[Any, Any], found: dict[str, Any], is_tensor: Callable[[Any], bool]) -> None:
+def _collect(
+    prefix: str, value: dict[Any, Any], found: dict[str, Any], is_tensor: Callable[[Any], bool]
+) -> None:
     for key, item in value.items():
         if is_tensor(item):
             found[f"{prefix}{key}"] = item
@@ -93,12 +100,18 @@ def unify(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith(("vision_model.", "text_model.")) for name in state):
         state = from_transformers(state)
     if any(name.startswith("visual.vision_model.") for name in state):
-        state = from_transformers({name.removeprefix("visual."): value for name, value in state.items()})
+        state = from_transformers(
+            {name.removeprefix("visual."): value for name, value in state.items()}
+        )
     if "text.token_embedding.weight" in state:
         state = {name.removeprefix("text."): value for name, value in state.items()}
     if "logit_scale" in state:
         state["logit_scale"] = state["logit_scale"].reshape(())
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    # Contiguous too: a transposed matrix gives the same product with other rounding.
+    return {
+        name: (value.float() if value.is_floating_point() else value).contiguous()
+        for name, value in state.items()
+    }
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +153,9 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             at = f"{stem}.encoder.layers.{index}."
             if rest.startswith("attn.in_proj_"):
                 for letter, part in zip("qkv", value.chunk(3), strict=True):
-                    result[f"{at}self_attn.{letter}_proj.{rest.removeprefix('attn.in_proj_')}"] = part
+                    result[f"{at}self_attn.{letter}_proj.{rest.removeprefix('attn.in_proj_')}"] = (
+                        part
+                    )
                 continue
             new = at + _renamed(rest, block_back)
         result[new] = value.T if name in _TRANSPOSED else value

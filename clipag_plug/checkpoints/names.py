@@ -55,7 +55,9 @@ def _source(text: str) -> Name:
         if text.startswith(kind + ":"):
             value = text[len(kind) + 1 :]
             if kind == "hf-hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", value):
-                raise ValueError(f"{text!r} is no repository; write 'hf-hub:org/name' or 'hf-hub:org/name@revision'")
+                raise ValueError(
+                    f"{text!r} is no repository; write 'hf-hub:org/name' or 'hf-hub:org/name@revision'"
+                )
             if kind == "local-dir" and not Path(value).is_dir():
                 raise FileNotFoundError(f"the folder {value!r} of {text!r} does not exist")
             return Name(kind, value)  # type: ignore[arg-type]
@@ -69,7 +71,14 @@ def _source(text: str) -> Name:
         raise ValueError(
             f"{text!r} is an address; download the file and give its path, or 'hf-hub:org/name' for a repository"
         )
-    if os.path.splitext(text)[1].lower() in (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors"):
+    if os.path.splitext(text)[1].lower() in (
+        ".pt",
+        ".pth",
+        ".bin",
+        ".ckpt",
+        ".tar",
+        ".safetensors",
+    ):
         raise FileNotFoundError(f"the weight file {text!r} does not exist")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         raise ValueError(

@@ -53,7 +53,9 @@ def open_checkpoint(
 
         return open_hub(parsed.value, _unregistered(os.fspath(name)), parsed, download_root)
     if parsed.kind == "local-dir":
-        return open_folder(Path(parsed.value), _unregistered(os.fspath(name)), parsed, download_root)
+        return open_folder(
+            Path(parsed.value), _unregistered(os.fspath(name)), parsed, download_root
+        )
     return open_file(Path(parsed.value), _unregistered(parsed.value), parsed, download_root)
 
 
@@ -85,13 +87,17 @@ def open_file(path: Path, record: Checkpoint, stated: Name, download_root: Any =
     if not path.is_file():
         raise FileNotFoundError(f"the weight file {str(path)!r} does not exist")
     if path.name in _OPEN_CLIP_WEIGHTS and (path.parent / "open_clip_config.json").is_file():
-        return open_parts(path, path.parent / "open_clip_config.json", record, stated, download_root)
+        return open_parts(
+            path, path.parent / "open_clip_config.json", record, stated, download_root
+        )
     if path.name in _TRANSFORMERS_WEIGHTS and (path.parent / "config.json").is_file():
         return open_parts(path, path.parent / "config.json", record, stated, download_root)
     return open_parts(path, None, record, stated, download_root)
 
 
-def open_folder(folder: Path, record: Checkpoint, stated: Name, download_root: Any = None) -> Opened:
+def open_folder(
+    folder: Path, record: Checkpoint, stated: Name, download_root: Any = None
+) -> Opened:
     """A folder in open_clip's, transformers' or the bundled layout."""
     for config, files in (
         ("open_clip_config.json", _OPEN_CLIP_WEIGHTS),
@@ -101,10 +107,20 @@ def open_folder(folder: Path, record: Checkpoint, stated: Name, download_root: A
             for file in files:
                 if (folder / file).is_file():
                     return open_parts(folder / file, folder / config, record, stated, download_root)
-            raise FileNotFoundError(f"{str(folder)!r} has {config} and no weights; one of {', '.join(files)} belongs there")
-    pairs = [file for file in sorted(folder.glob("*.safetensors")) if file.with_suffix(".json").is_file()]
-    own = [file for file in pairs if "shares_text_with" in configs.read_json(file.with_suffix(".json")) or len(pairs) == 1]
-    derived = [file for file in own if configs.read_json(file.with_suffix(".json")).get("shares_text_with")]
+            raise FileNotFoundError(
+                f"{str(folder)!r} has {config} and no weights; one of {', '.join(files)} belongs there"
+            )
+    pairs = [
+        file for file in sorted(folder.glob("*.safetensors")) if file.with_suffix(".json").is_file()
+    ]
+    own = [
+        file
+        for file in pairs
+        if "shares_text_with" in configs.read_json(file.with_suffix(".json")) or len(pairs) == 1
+    ]
+    derived = [
+        file for file in own if configs.read_json(file.with_suffix(".json")).get("shares_text_with")
+    ]
     choice = derived if len(derived) == 1 else own
     if len(choice) == 1:
         return _open_bundled(choice[0], record)
@@ -142,7 +158,9 @@ def _open_bundled(path: Path, record: Checkpoint) -> Opened:
     return Opened(record, config, state, {**card_of(record), **card}, (str(path),))
 
 
-def open_parts(path: Path, config_path: Path | None, record: Checkpoint, stated: Name, download_root: Any) -> Opened:
+def open_parts(
+    path: Path, config_path: Path | None, record: Checkpoint, stated: Name, download_root: Any
+) -> Opened:
     """A weight file and the config that belongs to it, if any: reads both, settles what is open."""
     state, _ = weights.read(path)
     config, preprocess = None, {}
@@ -167,9 +185,18 @@ def settle(
     """Config, activation and text tower from the file, the registry and the caller, in this order
     of authority from last to first; the first two must not contradict each other."""
     base = None
-    if not any(name.startswith(("token_embedding.", "transformer.", "ln_final.")) for name in state):
+    if not any(
+        name.startswith(("token_embedding.", "transformer.", "ln_final.")) for name in state
+    ):
         base = _text_tower(path, record, stated, download_root)
-        state = {**{name: value for name, value in base.state_dict.items() if not name.startswith("visual.")}, **state}
+        state = {
+            **{
+                name: value
+                for name, value in base.state_dict.items()
+                if not name.startswith("visual.")
+            },
+            **state,
+        }
     arch = stated.arch or record.arch
     if config is None:
         if arch:
@@ -181,14 +208,18 @@ def settle(
     config = {**config, "quick_gelu": _activation(path, config, record, stated, base)}
     check(path, state, config)
     side = config["vision_cfg"].get("image_size", 224)
-    known = {name: preprocess[name] for name in ("interpolation", "resize_mode") if preprocess.get(name)}
+    known = {
+        name: preprocess[name] for name in ("interpolation", "resize_mode") if preprocess.get(name)
+    }
     known |= {name: tuple(preprocess[name]) for name in ("mean", "std") if preprocess.get(name)}
     record = replace(record, arch=arch, quick_gelu=config["quick_gelu"], resolution=side, **known)
     files = (str(path), *(base.files if base else ()))
     return Opened(record, config, state, card_of(record), files)
 
 
-def _activation(path: Path, config: dict[str, Any], record: Checkpoint, stated: Name, base: Opened | None) -> bool:
+def _activation(
+    path: Path, config: dict[str, Any], record: Checkpoint, stated: Name, base: Opened | None
+) -> bool:
     if stated.quick_gelu is not None:
         return stated.quick_gelu
     own, known = config.get("quick_gelu"), record.quick_gelu
@@ -221,6 +252,17 @@ def _text_tower(path: Path, record: Checkpoint, stated: Name, download_root: Any
 
 def card_of(record: Checkpoint) -> dict[str, Any]:
     """What the registry knows, as the card of a model that brings none."""
-    wanted = ("method", "norm", "eps", "base", "data", "licence", "paper", "results", "results_note", "note")
+    wanted = (
+        "method",
+        "norm",
+        "eps",
+        "base",
+        "data",
+        "licence",
+        "paper",
+        "results",
+        "results_note",
+        "note",
+    )
     values = {name: getattr(record, name) for name in wanted}
     return {name: value for name, value in values.items() if value not in (None, {}, ())}

@@ -35,7 +35,9 @@ def write_bundled(
         shared = _text_of(path, shares_text_with)
         lost = sorted(set(shared) - set(state_dict))
         if lost:
-            raise ValueError(f"{shares_text_with} has {lost[0]}, which this model lacks: they cannot share a text tower")
+            raise ValueError(
+                f"{shares_text_with} has {lost[0]}, which this model lacks: they cannot share a text tower"
+            )
     tensors: dict[str, Tensor] = {}
     packed: dict[str, list[int]] = {}
     for name, value in state_dict.items():
@@ -62,7 +64,9 @@ def read_bundled(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], d
     path = _weights(path)
     about = _read_json(path.with_suffix(".json"))
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} does not exist, though its .json does; install the package again")
+        raise FileNotFoundError(
+            f"{str(path)!r} does not exist, though its .json does; install the package again"
+        )
     tensors, _ = tensorfile.read(path)
     state = {}
     if about.get("shares_text_with"):
@@ -75,7 +79,9 @@ def read_bundled(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], d
 
 def _text_of(path: Path, key: str) -> dict[str, Tensor]:
     if key in (path.stem, "..") or Path(key).name != key:
-        raise BadFileError(path, f"it shares the text tower of {key!r}, which is no other model of its folder")
+        raise BadFileError(
+            path, f"it shares the text tower of {key!r}, which is no other model of its folder"
+        )
     base = read_bundled(path.with_name(f"{key}.safetensors"))[0]
     return {name: value for name, value in base.items() if not name.startswith("visual.")}
 
@@ -100,7 +106,9 @@ def _stored(name: str, value: Tensor) -> Tensor:
     if value.ndim < 2:
         return value.float()
     if value.numel() and value.abs().max() > 65504:
-        raise ValueError(f"{name} exceeds what fp16 can hold; scale it down or keep this model in a plain file")
+        raise ValueError(
+            f"{name} exceeds what fp16 can hold; scale it down or keep this model in a plain file"
+        )
     return value.half()
 
 
@@ -115,7 +123,9 @@ def _weights(path: str | Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} does not exist: it holds the config of the weights beside it")
+        raise FileNotFoundError(
+            f"{str(path)!r} does not exist: it holds the config of the weights beside it"
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -78,7 +78,9 @@ def read(data: bytes, persistent: Callable[[Any], Any], call: Callable[[Global, 
 
 
 class _Machine:
-    def __init__(self, persistent: Callable[[Any], Any], call: Callable[[Global, Any], Any]) -> None:
+    def __init__(
+        self, persistent: Callable[[Any], Any], call: Callable[[Global, Any], Any]
+    ) -> None:
         self.persistent, self.call = persistent, call
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -137,7 +139,11 @@ class _Machine:
         elif name == "POP":
             stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            why = "makes an object, which may run code" if name in _CALLS else "is not used by weight files"
+            why = (
+                "makes an object, which may run code"
+                if name in _CALLS
+                else "is not used by weight files"
+            )
             raise Refused(f"it needs the pickle instruction {name}, which {why}")
 
     def container(self, kind: type) -> Any:

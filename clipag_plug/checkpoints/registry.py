@@ -98,7 +98,9 @@ def match(pattern: str) -> list[Checkpoint]:
     found = [
         record
         for record in checkpoints()
-        if any(fnmatch.fnmatchcase(known.casefold(), wanted) for known in (record.key, *record.aliases))
+        if any(
+            fnmatch.fnmatchcase(known.casefold(), wanted) for known in (record.key, *record.aliases)
+        )
     ]
     if not found:
         raise ValueError(f"no model fits {pattern!r}; {suggest(pattern)}")

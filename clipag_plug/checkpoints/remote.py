@@ -22,8 +22,10 @@ log = logging.getLogger("clipag_plug")
 def open_remote(record: Checkpoint, stated: Name, download_root: Any) -> opening.Opened:
     """A registered model, from the cache or from the first of its sources that answers."""
     if not record.sources:
-        raise FetchError(f"{record.key} has no address to load it from: {record.note}; once you have the file, "
-                         "load 'FILE#quickgelu,text=openai/ViT-B/32'")
+        raise FetchError(
+            f"{record.key} has no address to load it from: {record.note}; once you have the file, "
+            "load 'FILE#quickgelu,text=openai/ViT-B/32'"
+        )
     path = cache.converted(_cache_name(record.key, stated), download_root)
     cached = _from_cache(path, record)
     if cached is not None:
@@ -37,26 +39,40 @@ def open_remote(record: Checkpoint, stated: Name, download_root: Any) -> opening
         except FetchError as error:
             failures.append(str(error))
             log.info("%s", error)
-    raise FetchError(f"{record.key} could not be had from any of its {len(failures)} sources: " + "; ".join(failures))
+    raise FetchError(
+        f"{record.key} could not be had from any of its {len(failures)} sources: "
+        + "; ".join(failures)
+    )
 
 
-def _open_url(url: str, path: Path, record: Checkpoint, stated: Name, download_root: Any) -> opening.Opened:
+def _open_url(
+    url: str, path: Path, record: Checkpoint, stated: Name, download_root: Any
+) -> opening.Opened:
     folder = cache.root(download_root)
 
+    trust = cache.Trust(folder)
+
     def obtain() -> tuple[opening.Opened, list[Path]]:
-        file = folder / f"{cache.slug(record.key)}{Path(url.partition('?')[0]).suffix or '.pt'}.download"
-        fetch(url, file, name=record.key, size=record.size, sha256=record.sha256, trust=cache.Trust(folder))
+        suffix = Path(url.partition("?")[0]).suffix or ".pt"
+        file = folder / f"{cache.slug(record.key)}{suffix}.download"
+        seen = None if record.sha256 else trust.get(record.key)
+        digest = fetch(url, file, name=record.key, size=record.size, sha256=record.sha256, seen=seen)
         try:
-            return opening.open_file(file, record, stated, download_root), [file]
+            opened = opening.open_file(file, record, stated, download_root)
         except BadFileError:
             # Kept, it would be refused again and again; gone, the next call downloads it anew.
             file.unlink(missing_ok=True)
             raise
+        if not record.sha256 and seen is None:
+            trust.put(record.key, digest, file.stat().st_size)
+        return opened, [file]
 
     return _converted(path, record, obtain)
 
 
-def open_hub(repository: str, record: Checkpoint, stated: Name, download_root: Any) -> opening.Opened:
+def open_hub(
+    repository: str, record: Checkpoint, stated: Name, download_root: Any
+) -> opening.Opened:
     """A Hugging Face repository in open_clip's or transformers' layout.
 
     safetensors that hold fp32 under OpenAI's names are mapped where the hub's cache has them;
@@ -70,9 +86,16 @@ def open_hub(repository: str, record: Checkpoint, stated: Name, download_root: A
     if cached is not None:
         return cached
     opened = opening.open_parts(weights, config, record, stated, download_root)
-    if weights.suffix == ".safetensors" and config.name == "open_clip_config.json" and len(opened.files) == 1:
+    if (
+        weights.suffix == ".safetensors"
+        and config.name == "open_clip_config.json"
+        and len(opened.files) == 1
+    ):
         raw, _ = tensorfile.read(weights)
-        if all(name in raw and raw[name].dtype == value.dtype for name, value in opened.state_dict.items()):
+        if all(
+            name in raw and raw[name].dtype == value.dtype
+            for name, value in opened.state_dict.items()
+        ):
             return opened
     return _converted(path, record, lambda: (opened, []))
 
@@ -91,14 +114,20 @@ def _converted(
         tensorfile.write(
             path,
             opened.state_dict,
-            {_CONFIG: json.dumps(opened.config), _RECORD: json.dumps(known), _CARD: json.dumps(opened.card)},
+            {
+                _CONFIG: json.dumps(opened.config),
+                _RECORD: json.dumps(known),
+                _CARD: json.dumps(opened.card),
+            },
         )
         del opened
         for file in used:
             file.unlink(missing_ok=True)
     result = _from_cache(path, record)
     if result is None:
-        raise FetchError(f"{str(path)!r} vanished right after it was written; is another program clearing the cache?")
+        raise FetchError(
+            f"{str(path)!r} vanished right after it was written; is another program clearing the cache?"
+        )
     return result
 
 
@@ -115,7 +144,9 @@ def _from_cache(path: Path, record: Checkpoint) -> opening.Opened | None:
     except (BadFileError, KeyError, ValueError) as error:
         reason = error.reason if isinstance(error, BadFileError) else "it lacks its config"
         raise BadFileError(path, f"{reason}; delete it, and the next call makes it anew") from error
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+    known = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in known.items()
+    }
     return opening.Opened(replace(record, **known), config, tensors, card, (str(path),))
 
 

@@ -27,7 +27,9 @@ DTYPES = {
 CHECKSUM = "clipag_plug.checksum"
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+def write(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Writes a safetensors file atomically, one tensor at a time.
 
     A checksum of the contents goes into the metadata, which `read` compares: the format itself
@@ -44,9 +46,15 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     for name in names:
         tensor, start = tensors[name], end
         if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} is {tensor.dtype}; safetensors files here hold {', '.join(DTYPES.values())}")
+            raise ValueError(
+                f"{name} is {tensor.dtype}; safetensors files here hold {', '.join(DTYPES.values())}"
+            )
         end += tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

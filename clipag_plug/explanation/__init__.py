@@ -6,4 +6,12 @@ from ..options.explain import METHODS, Explain
 from .attack import negation_attack
 from .maps import explain, heatmaps, squash, text_features
 
-__all__ = ["METHODS", "Explain", "explain", "heatmaps", "negation_attack", "squash", "text_features"]
+__all__ = [
+    "METHODS",
+    "Explain",
+    "explain",
+    "heatmaps",
+    "negation_attack",
+    "squash",
+    "text_features",
+]

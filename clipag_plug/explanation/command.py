@@ -38,7 +38,9 @@ def _plain(options: Explain, picture: Tensor) -> Tensor:
     for text, heat in zip(options.texts, maps):
         if not heat.any():
             logger.info("nothing in the picture raises the score of %r: its map is empty", text)
-    return text_sheet(picture, maps, options.texts, cell=options.cell, title=f"{options.model}, {options.method}")
+    return text_sheet(
+        picture, maps, options.texts, cell=options.cell, title=f"{options.model}, {options.method}"
+    )
 
 
 def _attacked(options: Explain, picture: Tensor) -> Tensor:
@@ -50,10 +52,14 @@ def _attacked(options: Explain, picture: Tensor) -> Tensor:
         maps.append(torch.stack([clean, attacked]))
         agreement = scores.agreement(clean, attacked)
         for number, text in enumerate(options.texts):
-            rank, similar, overlap = (float(agreement[key][number]) for key in ("spearman", "ssim", "iou"))
+            rank, similar, overlap = (
+                float(agreement[key][number]) for key in ("spearman", "ssim", "iou")
+            )
             before, after = (float(cosine[number]) for cosine in cosines)
-            print(f"{name}  {text}: cosine {before:+.3f} -> {after:+.3f}, clean against attacked map: "
-                  f"Spearman {rank:.2f}, SSIM {similar:.2f}, IoU {overlap:.2f}")
+            print(
+                f"{name}  {text}: cosine {before:+.3f} -> {after:+.3f}, clean against attacked map: "
+                f"Spearman {rank:.2f}, SSIM {similar:.2f}, IoU {overlap:.2f}"
+            )
             notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
     sizes = [stack.shape[-1] for stack in maps]
     if len(set(sizes)) > 1:
@@ -63,21 +69,38 @@ def _attacked(options: Explain, picture: Tensor) -> Tensor:
     return attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
 
 
-def attacked_maps(options: Explain, guide: Guide, image: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def attacked_maps(
+    options: Explain, guide: Guide, image: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Clean and attacked maps (M, side, side) of one squashed image, and its cosines (M,) before and after.
 
     Each text has an attack of its own, which its own map is drawn under.
     """
     features = text_features(guide, options.texts)
-    negations = text_features(guide, [options.negation.replace("{}", text) for text in options.texts])
+    negations = text_features(
+        guide, [options.negation.replace("{}", text) for text in options.texts]
+    )
     images = image.expand(len(features), -1, -1, -1)
     with frozen([guide.model]):
         attacked = negation_attack(
-            guide, images, features, negations, eps=options.eps, steps=options.steps, step_size=options.step_size
+            guide,
+            images,
+            features,
+            negations,
+            eps=options.eps,
+            steps=options.steps,
+            step_size=options.step_size,
         )
     clean = _maps(options, guide, image, features)[0]
-    after = torch.stack([_maps(options, guide, attacked[i : i + 1], features[i : i + 1])[0, 0] for i in range(len(features))])
-    moved = torch.stack([_cosines(guide, attacked[i : i + 1], features[i : i + 1])[0] for i in range(len(features))])
+    after = torch.stack(
+        [
+            _maps(options, guide, attacked[i : i + 1], features[i : i + 1])[0, 0]
+            for i in range(len(features))
+        ]
+    )
+    moved = torch.stack(
+        [_cosines(guide, attacked[i : i + 1], features[i : i + 1])[0] for i in range(len(features))]
+    )
     return clean.cpu(), after.cpu(), (_cosines(guide, image, features), moved)
 
 
@@ -89,13 +112,22 @@ def counterpart(model: str) -> str:
     if record is not None and record.bundled and record.key != "clip-mini":
         return "clip-mini"
     if record is None or not record.base:
-        raise ValueError(f"what {model!r} was fine-tuned from is not known; name the other model with --against")
+        raise ValueError(
+            f"what {model!r} was fine-tuned from is not known; name the other model with --against"
+        )
     return record.base
 
 
 def _maps(options: Explain, guide: Guide, image: Tensor, features: Tensor) -> Tensor:
-    return heatmaps(guide, image, features, method=options.method, layer=options.layer or None,
-                    channels=options.channels, samples=options.samples).cpu()
+    return heatmaps(
+        guide,
+        image,
+        features,
+        method=options.method,
+        layer=options.layer or None,
+        channels=options.channels,
+        samples=options.samples,
+    ).cpu()
 
 
 @torch.no_grad()

@@ -34,9 +34,13 @@ def colours(values: Tensor) -> Tensor:
 
 
 def overlay(picture: Tensor, heat: Tensor) -> Tensor:
-    """A map (h, w) in [0, 1] in colour over a picture (3, h, w), itself in grey so that every colour is the map's."""
+    """A map (h, w) in [0, 1] in colour over a picture (3, h, w), itself in grey so that every colour is the map's.
+
+    The colour covers more where the map is high, which leaves the picture legible where it is low.
+    """
     grey = (picture * picture.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
-    return 0.4 * grey.cpu() + 0.6 * colours(heat)
+    cover = 0.35 + 0.35 * heat.detach().float().cpu().clamp(0, 1)
+    return (1 - cover) * grey.cpu() + cover * colours(heat)
 
 
 def fitted(picture: Tensor, cell: int) -> Tensor:
@@ -66,13 +70,18 @@ class Sheet:
     captions: Sequence[str] = ()
     notes: Sequence[Sequence[str]] = field(default_factory=list)
     scale: bool = True
-    legend: str = "0: nothing here raises the score        1: the strongest place of each map"
+    legend: Sequence[str] = (
+        "0: nothing here speaks for the text",
+        "1: the strongest place of each map",
+    )
 
     def draw(self) -> Tensor:
         """The sheet as (3, H, W) in [0, 1]."""
         from PIL import Image, ImageDraw
 
-        height, width = next(cell.shape[-2:] for row in self.rows for cell in row if cell is not None)
+        height, width = next(
+            cell.shape[-2:] for row in self.rows for cell in row if cell is not None
+        )
         columns = max(len(row) for row in self.rows)
         pitch = max(width, 96) + MARGIN  # narrow pictures still leave room for a heading
         sheet_width = max(columns * pitch + MARGIN, 320)
@@ -123,13 +132,17 @@ class Sheet:
         length = min(256, width - 2 * MARGIN)
         bar = colours(torch.linspace(0, 1, length).expand(SMALL, length))
         sheet.paste(to_pil(bar), (MARGIN, y))
-        for text, x in (("0", MARGIN), ("0.5", MARGIN + length // 2 - 8), ("1", MARGIN + length - 7)):
+        for text, x in (
+            ("0", MARGIN),
+            ("0.5", MARGIN + length // 2 - 8),
+            ("1", MARGIN + length - 7),
+        ):
             pen.write(text, x, y + SMALL + 1, 40, SMALL)
         if width > length + 120:
             left = length + 2 * MARGIN
-            first, _, second = self.legend.partition("        ")
-            pen.write(first, left, y - 2, width - left - MARGIN, SMALL, "#555555")
-            pen.write(second, left, y + SMALL + 1, width - left - MARGIN, SMALL, "#555555")
+            for line, text in enumerate(self.legend):
+                at = y - 2 + line * (SMALL + 3)
+                pen.write(text, left, at, width - left - MARGIN, SMALL, "#555555")
 
 
 class _Pen:
@@ -138,7 +151,9 @@ class _Pen:
     def __init__(self, draw: Any) -> None:
         self.draw = draw
 
-    def write(self, text: str, x: int, y: int, width: int, size: int = TEXT, fill: str = "black") -> None:
+    def write(
+        self, text: str, x: int, y: int, width: int, size: int = TEXT, fill: str = "black"
+    ) -> None:
         from PIL import ImageFont
 
         font = ImageFont.load_default(size)
@@ -148,7 +163,9 @@ class _Pen:
         self.draw.text((x, y), text, font=font, fill=fill)
 
 
-def text_sheet(picture: Tensor, maps: Tensor, texts: Sequence[str], *, cell: int, title: str = "") -> Tensor:
+def text_sheet(
+    picture: Tensor, maps: Tensor, texts: Sequence[str], *, cell: int, title: str = ""
+) -> Tensor:
     """A picture (3, H, W) and its maps (M, h, w) for M texts on one sheet, at most four pictures a row."""
     shown = fitted(picture.cpu(), cell)
     heats = [overlay(shown, heat) for heat in shown_maps(maps, shown)]
@@ -160,7 +177,13 @@ def text_sheet(picture: Tensor, maps: Tensor, texts: Sequence[str], *, cell: int
 
 
 def attack_sheet(
-    picture: Tensor, models: Sequence[str], maps: Tensor, texts: Sequence[str], notes: Sequence[Sequence[str]], *, cell: int
+    picture: Tensor,
+    models: Sequence[str],
+    maps: Tensor,
+    texts: Sequence[str],
+    notes: Sequence[Sequence[str]],
+    *,
+    cell: int,
 ) -> Tensor:
     """Clean and attacked maps of models side by side, a row per text, like figure 5 of CLIPAG's supplement.
 

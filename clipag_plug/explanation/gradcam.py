@@ -1,4 +1,7 @@
-"""Grad-CAM (Selvaraju et al. 2017) on any image tower, and gScoreCAM (Chen et al. 2022)."""
+"""Grad-CAM (Selvaraju et al. 2017) on any image tower, and gScoreCAM (Chen et al. 2022).
+
+Images are (N, 3, side, side) in [0, 1], texts unit features (N, M, D): M texts for each image.
+"""
 
 from __future__ import annotations
 
@@ -60,29 +63,31 @@ def gscorecam(
     kept = importance.topk(min(channels, importance.shape[2]), dim=2).indices
     scale = _logit_scale(guide)
     rows = []
-    for image, activation, chosen in zip(images, maps, kept):
+    for image, text, activation, chosen in zip(images, texts, maps, kept):
         union, place = torch.unique(chosen, return_inverse=True)
-        logits = scale * _masked_features(guide, image, activation[union], batch_size) @ texts.T
-        scores = torch.zeros(len(texts), len(activation), device=images.device)
+        logits = scale * _masked_features(guide, image, activation[union], batch_size) @ text.T
+        scores = torch.zeros(importance.shape[1:], device=images.device)
         scores.scatter_(1, chosen, logits.T.gather(1, place))
         rows.append(torch.einsum("mc,chw->mhw", scores.softmax(1), activation))
     return torch.stack(rows).relu()
 
 
-def maps_and_gradients(guide: Guide, images: Tensor, texts: Tensor, layer: Layer) -> tuple[Tensor, list[Tensor]]:
+def maps_and_gradients(
+    guide: Guide, images: Tensor, texts: Tensor, layer: Layer
+) -> tuple[Tensor, list[Tensor]]:
     """The layer's maps (N, C, h, w), and for each text the gradient of its cosine to the layer's raw output."""
     with torch.enable_grad(), cut_at(layer) as leaves:
-        scores = guide.features(images) @ texts.T
-        leaf = leaves[-1]
+        features = guide.features(images)
+        leaf, count = leaves[-1], texts.shape[1]
         gradients = [
-            torch.autograd.grad(scores[:, column].sum(), leaf, retain_graph=column + 1 < len(texts))[0]
-            for column in range(len(texts))
+            torch.autograd.grad((features * texts[:, i]).sum(), leaf, retain_graph=i + 1 < count)[0]
+            for i in range(count)
         ]
     return layer.as_map(leaf.detach()).float(), gradients
 
 
 def masks(activations: Tensor, side: int) -> Tensor:
-    """Channels (K, h, w) as masks (K, 1, side, side): upsampled, each scaled to [0, 1]; a flat one is 0."""
+    """Channels (K, h, w) as masks (K, 1, side, side): upsampled, each scaled to [0, 1]; one of zeros stays 0."""
     up = F.interpolate(activations[:, None], size=(side, side), mode="bilinear", align_corners=True)
     low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
     return (up - low) / (high - low + 1e-6)
@@ -93,7 +98,8 @@ def _masked_features(guide: Guide, image: Tensor, activations: Tensor, batch_siz
     """Unit features (K, D) of one image (3, side, side) behind each of K channels."""
     seen = (image - guide.mean[0]) / guide.std[0]
     pieces = [
-        guide.features(masks(piece, guide.side) * seen, normalize=False) for piece in activations.split(batch_size)
+        guide.features(masks(piece, guide.side) * seen, normalize=False)
+        for piece in activations.split(batch_size)
     ]
     return torch.cat(pieces)
 
@@ -111,4 +117,12 @@ def _logit_scale(guide: Guide) -> Tensor:
     return scale.detach().float().exp().squeeze()
 
 
-__all__ = ["CHANNELS", "find_layer", "gradcam", "gscorecam", "maps_and_gradients", "masks", "plain_gradcam"]
+__all__ = [
+    "CHANNELS",
+    "find_layer",
+    "gradcam",
+    "gscorecam",
+    "maps_and_gradients",
+    "masks",
+    "plain_gradcam",
+]

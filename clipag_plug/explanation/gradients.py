@@ -1,4 +1,7 @@
-"""Attribution to pixels: input gradients (Simonyan et al. 2014) and integrated gradients (Sundararajan et al. 2017)."""
+"""Attribution to pixels: input gradients (Simonyan et al. 2014), integrated gradients (Sundararajan et al. 2017).
+
+Images are (N, 3, side, side) in [0, 1], texts unit features (N, M, D): M texts for each image.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..synthesis.guides import Guide
 
 def input_gradient(guide: Guide, images: Tensor, texts: Tensor) -> Tensor:
     """Largest magnitude over the colours of the cosine's gradient at each pixel: (N, M, side, side), not scaled."""
-    rows = [_gradient(guide, images, text).abs().amax(1) for text in texts]
+    rows = [_gradient(guide, images, text).abs().amax(1) for text in texts.unbind(1)]
     return torch.stack(rows, dim=1)
 
 
@@ -26,7 +29,7 @@ def integrated_gradients(
     """
     start = torch.full_like(images, baseline)
     rows = []
-    for text in texts:
+    for text in texts.unbind(1):
         total = torch.zeros_like(images)
         for step in range(steps):
             total += _gradient(guide, start + (step + 0.5) / steps * (images - start), text)
@@ -35,4 +38,4 @@ def integrated_gradients(
 
 
 def _gradient(guide: Guide, images: Tensor, text: Tensor) -> Tensor:
-    return value_and_gradient(lambda x: guide.features(x) @ text, images)[1]
+    return value_and_gradient(lambda x: (guide.features(x) * text).sum(1), images)[1]

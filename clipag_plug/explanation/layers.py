@@ -108,7 +108,9 @@ def _from_block(guide: Guide, path: str, blocks: Any, first_norm: bool) -> Layer
     for norm in FIRST_NORM:
         if hasattr(blocks[last], norm):
             return _probe(guide, f"{path}.{last}.{norm}", getattr(blocks[last], norm))
-    raise ValueError(f"{type(blocks[last]).__name__} has neither {' nor '.join(FIRST_NORM)}; name a module with layer=")
+    raise ValueError(
+        f"{type(blocks[last]).__name__} has neither {' nor '.join(FIRST_NORM)}; name a module with layer="
+    )
 
 
 def _probe(guide: Guide, name: str, module: nn.Module) -> Layer:
@@ -128,7 +130,9 @@ def _probe(guide: Guide, name: str, module: nn.Module) -> Layer:
         side = math.isqrt(length)
         kind = "tokens" if shape[0] == 1 else "tokens-first"
         return Layer(name, module, kind, length - side * side, (side, side))
-    raise ValueError(f"layer {name!r} gives {shape or 'no tensor'}; a map (1, C, h, w) or tokens (1, L, C) are needed")
+    raise ValueError(
+        f"layer {name!r} gives {shape or 'no tensor'}; a map (1, C, h, w) or tokens (1, L, C) are needed"
+    )
 
 
 @contextlib.contextmanager
@@ -151,7 +155,9 @@ def _module(visual: nn.Module, name: str) -> nn.Module:
     name = name.removeprefix("visual.")
     modules = dict(visual.named_modules())
     if not name or name not in modules:
-        raise ValueError(f"the image tower has no layer {name!r}; there are, for example, {_examples(visual)}")
+        raise ValueError(
+            f"the image tower has no layer {name!r}; there are, for example, {_examples(visual)}"
+        )
     return modules[name]
 
 

@@ -45,7 +45,9 @@ def explain(
     pictures = as_pictures(image)
     features = text_features(guide, [texts] if isinstance(texts, str) else texts)
     small = squash(pictures, guide)
-    maps = heatmaps(guide, small, features, method=method, layer=layer, channels=channels, samples=samples)
+    maps = heatmaps(
+        guide, small, features, method=method, layer=layer, channels=channels, samples=samples
+    )
     maps = rescaled(resized(maps, pictures.shape[2], pictures.shape[3]))
     single = not isinstance(image, Tensor) or image.ndim == 3
     return maps[0] if single else maps
@@ -61,7 +63,10 @@ def heatmaps(
     channels: int = CHANNELS,
     samples: int = 32,
 ) -> Tensor:
-    """Maps (N, M, side, side) in [0, 1] of squashed images (N, 3, side, side) for unit text features (M, D)."""
+    """Maps (N, M, side, side) in [0, 1] of squashed images (N, 3, side, side).
+
+    texts: unit features, (M, D) for all images or (N, M, D) with texts of its own for each.
+    """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
     with frozen([guide.model]):
@@ -74,8 +79,12 @@ def heatmaps(
             if method == "gscorecam":
                 compute = partial(gscorecam, guide, layer=found, channels=channels)
             else:
-                compute = partial(plain_gradcam if method == "gradcam-naive" else gradcam, guide, layer=found)
-        raw = [compute(piece, texts) for piece in images.to(guide.device).split(IMAGES_AT_ONCE)]
+                compute = partial(
+                    plain_gradcam if method == "gradcam-naive" else gradcam, guide, layer=found
+                )
+        texts = texts.to(guide.device).expand(len(images), *texts.shape[-2:])
+        pieces = zip(images.to(guide.device).split(IMAGES_AT_ONCE), texts.split(IMAGES_AT_ONCE))
+        raw = [compute(part, of) for part, of in pieces]
     maps = rescaled(torch.cat(raw).float().relu())
     return rescaled(resized(maps, guide.side, guide.side))
 
@@ -115,8 +124,14 @@ def squash(pictures: Tensor, guide: Guide) -> Tensor:
     resolution = guide.resolution
     pictures = pictures.to(guide.device)
     if pictures.shape[-2:] != (resolution, resolution):
-        pictures = F.interpolate(pictures, size=(resolution, resolution), mode="bicubic", antialias=True).clamp(0, 1)
-    return pictures if guide.side == resolution else F.interpolate(pictures, size=(guide.side, guide.side), mode="area")
+        pictures = F.interpolate(
+            pictures, size=(resolution, resolution), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+    return (
+        pictures
+        if guide.side == resolution
+        else F.interpolate(pictures, size=(guide.side, guide.side), mode="area")
+    )
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:
@@ -124,11 +139,15 @@ def resized(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[-2:] == (height, width):
         return maps
     shrinks = height < maps.shape[-2] or width < maps.shape[-1]
-    return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks)
+    return F.interpolate(
+        maps, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks
+    )
 
 
 def rescaled(maps: Tensor) -> Tensor:
     """Each map shifted and stretched to [0, 1]; a flat one becomes zeros."""
     maps = maps - maps.amin((-2, -1), keepdim=True)
     peak = maps.amax((-2, -1), keepdim=True)
-    return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
+    return torch.where(
+        peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)
+    )

@@ -1,6 +1,6 @@
 """Numbers for heatmaps: do they point at the object, and do they stay the same under attack?
 
-Maps are (N, H, W) and not negative, boxes boolean masks (N, H, W), results (N,).
+Maps are (N, H, W) and not negative, objects boolean masks (N, H, W), results (N,).
 """
 
 from __future__ import annotations
@@ -12,14 +12,6 @@ from torch.nn import functional as F
 # Gaussian window and constants of Wang et al. 2004, for values in [0, 1].
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-
-
-def box_masks(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes (N, 4) of pixels x0, y0, x1, y1, all inclusive, as masks (N, height, width)."""
-    x, y = torch.arange(width), torch.arange(height)
-    columns = (x >= boxes[:, :1]) & (x <= boxes[:, 2:3])
-    rows = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:])
-    return rows[:, :, None] & columns[:, None, :]
 
 
 def pointing_game(maps: Tensor, objects: Tensor) -> Tensor:
@@ -43,7 +35,11 @@ def energy(maps: Tensor, objects: Tensor) -> Tensor:
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of masks; two empty ones agree."""
     union = (first | second).sum((1, 2))
-    return torch.where(union > 0, (first & second).sum((1, 2)) / union.clamp_min(1), torch.ones(()).to(first.device))
+    return torch.where(
+        union > 0,
+        (first & second).sum((1, 2)) / union.clamp_min(1),
+        torch.ones(()).to(first.device),
+    )
 
 
 def hot(maps: Tensor, threshold: float = 0.5) -> Tensor:
@@ -57,7 +53,9 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
     A flat map ranks nothing: its correlation with any other is 0.
     """
-    a, b = (_centred(torch.stack([_ranks(row) for row in maps.flatten(1)])) for maps in (first, second))
+    a, b = (
+        _centred(torch.stack([_ranks(row) for row in maps.flatten(1)])) for maps in (first, second)
+    )
     return (a * b).sum(1)
 
 
@@ -67,7 +65,9 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     Windows that cross the border are left out. Raises ValueError for maps smaller than the window.
     """
     if min(first.shape[-2:]) < _WINDOW:
-        raise ValueError(f"SSIM needs maps of at least {_WINDOW}x{_WINDOW}; got {first.shape[-1]}x{first.shape[-2]}")
+        raise ValueError(
+            f"SSIM needs maps of at least {_WINDOW}x{_WINDOW}; got {first.shape[-1]}x{first.shape[-2]}"
+        )
     a, b = first[:, None].double(), second[:, None].double()
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2

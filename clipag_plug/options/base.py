@@ -166,7 +166,8 @@ def _help(field: dataclasses.Field[Any]) -> str:
     if field.metadata.get("choices"):
         text += f" ({', '.join(map(str, field.metadata['choices']))})"
     if field.default not in (dataclasses.MISSING, None, "") and not isinstance(field.default, bool):
-        text += f" [{field.default}]"
+        number = isinstance(field.default, float)
+        text += f" [{field.default:.4g}]" if number else f" [{field.default}]"
     return text.replace("%", "%%")
 
 
@@ -174,7 +175,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-_ACCEPTED = {bool: bool, int: int, float: (int, float), str: str}
+_ACCEPTED: dict[type, Any] = {bool: bool, int: int, float: (int, float), str: str}
 
 
 def _check(name: str, value: Any, kind: Any, meta: Any) -> None:

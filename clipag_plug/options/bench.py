@@ -15,13 +15,20 @@ class Bench(Options):
 
     request: str = option("run", "what to do", choices=REQUESTS, positional=True, metavar="REQUEST")
     names: list[str] = option(
-        [], "after run, list, table: a suite; after compare: two models", positional=True, metavar="NAME"
+        [],
+        "after run, list, table: a suite; after compare: two models",
+        positional=True,
+        metavar="NAME",
     )
     suite: str = option("quick", "suite of the package, or a .toml file")
     models: list[str] = option(
-        [], "models to measure instead of the suite's, by key or file; the first is the baseline", short="-m"
+        [],
+        "models to measure instead of the suite's, by key or file; the first is the baseline",
+        short="-m",
     )
-    judge: str = option("", "model that judges pictures instead of the suite's; it may not be one of the models")
+    judge: str = option(
+        "", "model that judges pictures instead of the suite's; it may not be one of the models"
+    )
     photos: str = option("", "zip of labelled photographs; default: the sample in the package")
     only: list[str] = option([], "measure only these entries of the suite")
     seeds: list[int] = option([], "seeds instead of the suite's", low=0)
@@ -37,8 +44,12 @@ class Bench(Options):
         super().__post_init__()
         wanted = 2 if self.request == "compare" else 1
         if self.request == "compare" and len(self.names) != 2:
-            raise ValueError(f"compare takes two models, not {len(self.names)}: compare clip-mini clipag-mini")
+            raise ValueError(
+                f"compare takes two models, not {len(self.names)}: compare clip-mini clipag-mini"
+            )
         if len(self.names) > wanted:
-            raise ValueError(f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file")
+            raise ValueError(
+                f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file"
+            )
         if self.request != "compare" and self.names:
             self.suite, self.names = self.names[0], []

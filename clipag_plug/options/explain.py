@@ -6,7 +6,14 @@ import dataclasses
 
 from .base import Options, option
 
-METHODS = ("gradcam", "gradcam-ln1", "gradcam-naive", "gscorecam", "input-gradient", "integrated-gradients")
+METHODS = (
+    "gradcam",
+    "gradcam-ln1",
+    "gradcam-naive",
+    "gscorecam",
+    "input-gradient",
+    "integrated-gradients",
+)
 
 
 @dataclasses.dataclass
@@ -14,18 +21,31 @@ class Explain(Options):
     """Where a model looks for a text, clean and under attack (Ganz & Elad 2024, supplement 2)."""
 
     image: str = option(help="picture to explain", positional=True, metavar="IMAGE")
-    texts: list[str] = option([], "what to look for, as 'a dog'; several make one sheet", positional=True,
-                              metavar="TEXT")
+    texts: list[str] = option(
+        [], "what to look for, as 'a dog'; several make one sheet", positional=True, metavar="TEXT"
+    )
     output: str = option("explain.png", "sheet to write (.png)", short="-o")
     model: str = option("clipag-mini", "key or file of the model", short="-m")
-    method: str = option("gradcam", "how the map is made; gradcam takes the class token's gradient on a ViT and the "
-                         "last stage on a convolutional tower", choices=METHODS)
-    layer: str = option("", "module of the image tower to read instead, as transformer.resblocks.10; empty chooses")
+    method: str = option(
+        "gradcam",
+        "how the map is made; gradcam takes the class token's gradient on a ViT and the "
+        "last stage on a convolutional tower",
+        choices=METHODS,
+    )
+    layer: str = option(
+        "", "module of the image tower to read instead, as transformer.resblocks.10; empty chooses"
+    )
     channels: int = option(300, "gscorecam: channels that mask the picture", low=1)
-    samples: int = option(32, "integrated-gradients: points on the way from black to the picture", low=1)
+    samples: int = option(
+        32, "integrated-gradients: points on the way from black to the picture", low=1
+    )
 
-    attack: bool = option(False, "show two models side by side, clean and under the attack towards the negated text")
-    against: str = option("", "the other model of the attack; empty takes what the model was fine-tuned from")
+    attack: bool = option(
+        False, "show two models side by side, clean and under the attack towards the negated text"
+    )
+    against: str = option(
+        "", "the other model of the attack; empty takes what the model was fine-tuned from"
+    )
     negation: str = option("not {}", "text the attack drives towards; {} stands for the text")
     eps: float = option(8 / 255, "Linf radius of the attack, in [0, 1] pixel units", low=0, high=1)
     steps: int = option(20, "steps of the attack", low=0)
@@ -42,4 +62,6 @@ class Explain(Options):
         if not all(text.strip() for text in self.texts):
             raise ValueError("a text is empty; say what to look for, as 'a dog'")
         if not self.negation.strip():
-            raise ValueError("--negation is empty; give a text, where {} stands for the text it negates")
+            raise ValueError(
+                "--negation is empty; give a text, where {} stands for the text it negates"
+            )

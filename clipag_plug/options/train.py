@@ -16,44 +16,83 @@ SCHEDULES = ("cosine", "constant")
 class Train(Options):
     """Adversarial (or, with `attack_steps = 0`, plain) image-text training."""
 
-    data: list[str] = option([], "training shards: paths or globs of WebDataset tar files", short="-d")
-    validation: list[str] = option([], "held-out shards for accuracy; none switches the evaluation off")
-    captions: str = option("text", "caption of a sample: its own text, or words of the bundled vocabulary by its class",
-                           choices=("text", "vocabulary"))
-    group_share: float = option(0.2, "share of vocabulary captions that use a group word such as 'dog'", low=0, high=1)
+    data: list[str] = option(
+        [], "training shards: paths or globs of WebDataset tar files", short="-d"
+    )
+    validation: list[str] = option(
+        [], "held-out shards for accuracy; none switches the evaluation off"
+    )
+    captions: str = option(
+        "text",
+        "caption of a sample: its own text, or words of the bundled vocabulary by its class",
+        choices=("text", "vocabulary"),
+    )
+    group_share: float = option(
+        0.2, "share of vocabulary captions that use a group word such as 'dog'", low=0, high=1
+    )
 
-    init: str = option("", "model to start from: any name that load() takes; empty starts from scratch")
-    architecture: str = option("", "JSON model config to build from scratch, a file path or the text itself")
-    text: str = option("frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES)
+    init: str = option(
+        "", "model to start from: any name that load() takes; empty starts from scratch"
+    )
+    architecture: str = option(
+        "", "JSON model config to build from scratch, a file path or the text itself"
+    )
+    text: str = option(
+        "frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES
+    )
+    train_scale: bool = option(False, "train the logit scale although the text tower is frozen")
 
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)
-    attack_objective: str = option("image_to_text", "inner loss that the attack raises: the texts of the micro-batch "
-                                   "are its negatives", choices=OBJECTIVES)
-    clean_weight: float = option(0.0, "weight of the same loss on the clean images, added to the adversarial one",
-                                 low=0)
+    attack_objective: str = option(
+        "image_to_text",
+        "inner loss that the attack raises: the texts of the micro-batch are its negatives",
+        choices=OBJECTIVES,
+    )
+    bank: bool = option(
+        False,
+        "let the image-to-text half also see one caption of every vocabulary class: the negatives of a large batch "
+        "at a small one; needs a frozen text tower, whose features are constants",
+    )
+    clean_weight: float = option(
+        0.0, "weight of the same loss on the clean images, added to the adversarial one", low=0
+    )
     norm: str = option("l2", "ball of the attack", choices=NORMS)
     eps: float = option(1.5, "radius in [0, 1] pixel units at the model's input resolution", low=0)
-    eps_ramp: float = option(0.0, "share of the run over which eps grows from 0 to its value", low=0, high=1)
+    eps_ramp: float = option(
+        0.0, "share of the run over which eps grows from 0 to its value", low=0, high=1
+    )
     attack_steps: int = option(5, "PGD steps; 0 trains without an attack", low=0)
     step_ratio: float = option(0.0, "PGD step as a multiple of eps; 0 means 2.5 / steps", low=0)
     random_start: bool = option(True, "start the attack at a random point of the ball")
 
-    resolution: int = option(0, "side of the training images; 0 is the model's input resolution. A smaller one suits "
-                             "models that reduce internally; an L2 eps shrinks in proportion", low=0)
-    crop: float = option(0.56, "smallest share of the area that a random crop keeps", low=0.01, high=1)
+    resolution: int = option(
+        0,
+        "side of the training images; 0 is the model's input resolution. A smaller one suits "
+        "models that reduce internally; an L2 eps shrinks in proportion",
+        low=0,
+    )
+    crop: float = option(
+        0.56, "smallest share of the area that a random crop keeps", low=0.01, high=1
+    )
     flip: bool = option(True, "mirror half of the images")
 
     samples: int = option(0, "images to train on in all (with repetition); required", low=0)
     batch_size: int = option(128, "images in a micro-batch", low=2)
-    accumulation: int = option(1, "micro-batches in an optimiser step; they share their negatives", low=1)
+    accumulation: int = option(
+        1, "micro-batches in an optimiser step; they share their negatives", low=1
+    )
     lr: float = option(2e-5, "peak learning rate", low=0)
     weight_decay: float = option(1e-4, "decoupled weight decay of matrices and kernels", low=0)
     beta2: float = option(0.98, "second AdamW decay", low=0, high=1)
     warmup: float = option(0.05, "share of the run that warms the learning rate up", low=0, high=1)
     schedule: str = option("cosine", "learning rate after the warm-up", choices=SCHEDULES)
     clip_norm: float = option(0.0, "largest gradient norm; 0 does not clip", low=0)
-    ema: float = option(0.0, "decay of the moving average of the weights that is kept as the result; 0 switches it off",
-                        low=0, high=1)
+    ema: float = option(
+        0.0,
+        "decay of the moving average of the weights that is kept as the result; 0 switches it off",
+        low=0,
+        high=1,
+    )
 
     output: str = option("runs/train", "folder of the run", short="-o")
     name: str = option("", "name in the exported model's card; empty is the folder's name")

@@ -4,7 +4,8 @@ diffvg divides colour by alpha in every sample and averages afterwards. So a pix
 premultiplied colour with alpha (C, A), and the straight colour S that the output shows, which moves towards
 the straight colour of a covered sample in proportion to the stroke's coverage v:
     S <- lerp(S, [a c + (1 - a) C] / [a + (1 - a) A], v),    (C, A) <- lerp((C, A), (c, 1), a v).
-All arrays end in (PIXELS, slots), slots as in tiles.py: one lerp a rank and state.
+All arrays end in (PIXELS, slots), slots as in tiles.py: one lerp a rank and state. Everything else is done for
+a block of ranks at a time, which keeps it in the cache.
 """
 
 from __future__ import annotations
@@ -18,94 +19,117 @@ from .geometry import PIXELS, segment_sums
 from .tiles import Plan
 
 TRANSPARENT = 1e-6  # diffvg's rule: colour is not divided by an alpha up to this
+_BLOCK = 2048  # slots; a block is at least one rank
+
+Ranks = list[tuple[slice, int]]  # the slots of a rank, counted within its block, and how many they are
 
 
 @dataclass(frozen=True)
-class History:
-    """What the backward pass needs, one entry per slot."""
+class Layers:
+    """One block of slots (PIXELS, B), with what its derivative needs."""
 
-    coverage: Tensor  # (PIXELS, R)
-    before: Tensor  # (4, PIXELS, R) premultiplied colour and alpha below each row
-    shown: Tensor  # (3, PIXELS, R) straight colour below each row
-    target: Tensor  # (3, PIXELS, R) straight colour of a sample that the row covers
-    depth: Tensor  # (PIXELS, R) alpha of such a sample, 1 more where that is TRANSPARENT
+    ranks: Ranks
+    coverage: Tensor  # (PIXELS, B)
+    paint: Tensor  # (4, 1, B): c and 1
+    alpha: Tensor  # (B,)
+    before: Tensor  # (4, PIXELS, B) premultiplied colour and alpha below each row
+    shown: Tensor  # (3, PIXELS, B) straight colour below each row
+    target: Tensor  # (3, PIXELS, B) straight colour of a sample that the row covers
+    depth: Tensor  # (PIXELS, B) alpha of such a sample, 1 more where that is TRANSPARENT
 
 
-def composite(coverage: Tensor, colors: Tensor, plan: Plan) -> tuple[Tensor, History]:
+def composite(coverage: Tensor, colors: Tensor, plan: Plan) -> tuple[Tensor, list[Layers]]:
     """Pixels (4, PIXELS, T), straight colour and alpha, from coverage (PIXELS, R) and RGBA per stroke (N, 4)."""
-    paint, alpha = _paint(colors, plan)
+    paint = colors.t().contiguous().index_select(1, plan.stroke)
+    alpha = paint[3].clone()
+    paint[3] = 1
+    mixed = coverage.new_zeros(4, PIXELS, len(plan.tile))
+    straight = coverage.new_zeros(3, PIXELS, len(plan.tile))
+    blocks = []
+    for part, ranks in _blocks(plan.counts):
+        layers = _layers(ranks, coverage[:, part], paint[:, None, part], alpha[part], mixed, straight)
+        blocks.append(layers)
+    return torch.cat((straight, mixed[3:])), blocks
+
+
+def _layers(
+    ranks: Ranks, coverage: Tensor, paint: Tensor, alpha: Tensor, mixed: Tensor, straight: Tensor
+) -> Layers:
+    """Blends one block into the two states, in place."""
     weight = coverage * alpha
-    ranks, tiles, slots = _ranks(plan), len(plan.tile), len(plan.stroke)
-    premultiplied = coverage.new_zeros(4, PIXELS, tiles)
-    before = coverage.new_empty(4, PIXELS, slots)
+    before = coverage.new_empty(4, *coverage.shape)
     for rows, n in ranks:
-        state = premultiplied[..., :n]
+        state = mixed[..., :n]
         before[..., rows] = state
         state.lerp_(paint[..., rows], weight[:, rows])
     over = torch.lerp(before, paint, alpha)
-    depth = over[3]
+    target, depth = over[:3], over[3]
     depth.add_(depth <= TRANSPARENT)
-    target = over[:3].div_(depth)
-    straight = coverage.new_zeros(3, PIXELS, tiles)
-    shown = coverage.new_empty(3, PIXELS, slots)
+    target.div_(depth)
+    shown = torch.empty_like(target)
     for rows, n in ranks:
         state = straight[..., :n]
         shown[..., rows] = state
         state.lerp_(target[..., rows], coverage[:, rows])
-    pixels = torch.cat((straight, premultiplied[3:]))
-    return pixels, History(coverage, before, shown, target, depth)
+    return Layers(ranks, coverage, paint, alpha, before, shown, target, depth)
 
 
-def composite_backward(
-    gradient: Tensor, history: History, colors: Tensor, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def composite_backward(gradient: Tensor, blocks: list[Layers], plan: Plan) -> tuple[Tensor, Tensor]:
     """Gradients for the coverage (PIXELS, R) and for the colours (N, 4), from that for the pixels."""
-    paint, alpha = _paint(colors, plan)
-    coverage, target = history.coverage, history.target
-    weight, rest = coverage * alpha, 1 - alpha
-    ranks = _ranks(plan)
+    to_mixed = torch.zeros_like(gradient)
+    to_mixed[3] = gradient[3]
+    to_straight = gradient[:3].clone()
+    by_coverage, by_color = [], []
+    for layers in reversed(blocks):
+        on_coverage, on_color = _layers_backward(layers, to_mixed, to_straight)
+        by_coverage.append(on_coverage)
+        by_color.append(on_color)
+    if not blocks:
+        return gradient.new_zeros(PIXELS, 0), gradient.new_zeros(len(plan.rows_of), 4)
+    columns = torch.cat(by_color[::-1], 1).index_select(1, plan.by_stroke)
+    return torch.cat(by_coverage[::-1], 1), segment_sums(columns, plan.rows_of).t()
 
-    # What lies above a row lets a fraction of its straight colour through: its gradient is the output's, faded.
-    to_shown = torch.empty_like(target)
-    fade, open_ = torch.ones_like(gradient[0]), 1 - coverage
-    for rows, n in reversed(ranks):
-        torch.mul(gradient[:3, :, :n], fade[:, :n], out=to_shown[..., rows])
-        fade[:, :n].mul_(open_[:, rows])
-    on_coverage = ((target - history.shown).mul_(to_shown)).sum(0)
+
+def _layers_backward(layers: Layers, to_mixed: Tensor, to_straight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for the coverage (PIXELS, B) and colours (4, B); those of the two states go on downwards in place."""
+    coverage, alpha, target = layers.coverage, layers.alpha, layers.target
+    to_shown, rest = torch.empty_like(target), 1 - coverage
+    for rows, n in reversed(layers.ranks):
+        state = to_straight[..., :n]
+        to_shown[..., rows] = state
+        state.mul_(rest[:, rows])
+    on_coverage = (target - layers.shown).mul_(to_shown).sum(0)
 
     # target = over[:3] / over[3] with over = lerp(before, paint, alpha).
-    to_over = torch.empty_like(history.before)
-    torch.mul(to_shown.mul_(coverage), 1 / history.depth, out=to_over[:3])
-    torch.mul((to_over[:3] * target).sum(0), history.depth <= 1, out=to_over[3]).neg_()
-    difference = paint - history.before
+    to_over = torch.empty_like(layers.before)
+    torch.mul(to_shown, coverage / layers.depth, out=to_over[:3])
+    opaque = (layers.depth <= 1).to(coverage.dtype)
+    torch.mul((to_over[:3] * target).sum(0), opaque.neg_(), out=to_over[3])
 
-    to_state = torch.zeros_like(gradient)
-    to_state[3] = gradient[3]
-    after, kept, passed = torch.empty_like(to_over), 1 - weight, to_over * rest
-    for rows, n in reversed(ranks):
-        state = to_state[..., :n]
+    weight = coverage * alpha
+    after, passed = torch.empty_like(to_over), to_over * (1 - alpha)
+    torch.sub(1, weight, out=rest)
+    for rows, n in reversed(layers.ranks):
+        state = to_mixed[..., :n]
         after[..., rows] = state
-        torch.addcmul(passed[..., rows], state, kept[:, rows], out=state)
+        torch.addcmul(passed[..., rows], state, rest[:, rows], out=state)
+    difference = layers.paint - layers.before
     on_weight = (after * difference).sum(0)
     on_coverage.addcmul_(on_weight, alpha)
     on_alpha = on_weight.mul_(coverage).sum(0) + difference.mul_(to_over).sum((0, 1))
     on_paint = after[:3].mul_(weight).sum(1) + to_over[:3].sum(1) * alpha
-    columns = torch.cat((on_paint, on_alpha[None])).index_select(1, plan.by_stroke)
-    return on_coverage, segment_sums(columns, plan.rows_of).t()
+    return on_coverage, torch.cat((on_paint, on_alpha[None]))
 
 
-def _paint(colors: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Per slot: (c, 1) as (4, 1, R), and alpha (R,)."""
-    paint = colors.t().contiguous().index_select(1, plan.stroke)
-    alpha = paint[3].clone()
-    paint[3] = 1
-    return paint.unsqueeze(1), alpha
-
-
-def _ranks(plan: Plan) -> list[tuple[slice, int]]:
-    """Slots of each rank, and how many tiles have it."""
-    ranks, begin = [], 0
-    for count in plan.counts:
-        ranks.append((slice(begin, begin + count), count))
-        begin += count
-    return ranks
+def _blocks(counts: list[int]) -> list[tuple[slice, Ranks]]:
+    """Consecutive ranks together until they have _BLOCK slots: the block's slots, and its ranks."""
+    blocks: list[tuple[slice, Ranks]] = []
+    ranks: Ranks = []
+    begin = size = 0
+    for k, count in enumerate(counts):
+        ranks.append((slice(size, size + count), count))
+        size += count
+        if size >= _BLOCK or k == len(counts) - 1:
+            blocks.append((slice(begin, begin + size), ranks))
+            begin, size, ranks = begin + size, 0, []
+    return blocks

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SAMPLES = 24  # per segment, for the nearest-point search: 8 lose 4..10 dB where a curve turns back
+SAMPLES = 16  # per segment, for the nearest-point search: with 8 curves that turn back lose 1 dB or more
 SEARCH_GRID = 16  # samples lie on multiples of 1 / 16 px, so that sums of the search are exact
 COARSE = 8  # per segment, for deciding which tiles a segment can touch
 # Rows: coefficients of t^3, t^2, t, 1; columns: the four control points.
-TO_POWER = ((-1.0, 3.0, -3.0, 1.0), (3.0, -6.0, 3.0, 0.0), (-3.0, 3.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+TO_POWER = (
+    (-1.0, 3.0, -3.0, 1.0),
+    (3.0, -6.0, 3.0, 0.0),
+    (-3.0, 3.0, 0.0, 0.0),
+    (1.0, 0.0, 0.0, 0.0),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,12 @@ class Topology:
         within = torch.arange(len(stroke), device=device) - (last - segments)[stroke]
         first_point = (points.cumsum(0) - points)[stroke] + 3 * within
         return cls(
-            first_point, stroke, within == 0, within == segments[stroke] - 1, len(counts), sum(counts)
+            first_point,
+            stroke,
+            within == 0,
+            within == segments[stroke] - 1,
+            len(counts),
+            sum(counts),
         )
 
     @property

@@ -53,33 +53,38 @@ def plan(segments: Segments, topology: Topology, width: int, height: int) -> Pla
     heads = opens.nonzero().squeeze(1)
     row_sorted = opens.cumsum(0) - 1
     row = _unsort(row_sorted, order)
-    repeat = _unsort(torch.arange(len(key), device=key.device) - heads.index_select(0, row_sorted), order)
+    repeat = _unsort(
+        torch.arange(len(key), device=key.device) - heads.index_select(0, row_sorted), order
+    )
 
     key = key.index_select(0, heads)
     row_tile = torch.div(key, topology.strokes, rounding_mode="floor")
     slot, tiles, counts = _slots(row_tile)
-    inside = torch.zeros_like(opens[: len(heads)])
-    inside[row.masked_select(pairs.inside)] = True
+    border = torch.ones(len(heads), dtype=torch.bool, device=key.device)
+    border.index_fill_(0, row.masked_select(pairs.inside), False)
 
-    edge = (~inside.index_select(0, row)).nonzero().squeeze(1)
-    edge_slot, edge_repeat = slot.index_select(0, row.index_select(0, edge)), repeat.index_select(0, edge)
+    edge = border.index_select(0, row).nonzero().squeeze(1)
+    edge_slot, edge_repeat = (
+        slot.index_select(0, row.index_select(0, edge)),
+        repeat.index_select(0, edge),
+    )
     source = torch.full_like(slot, len(edge))
     first = (edge_repeat == 0).nonzero().squeeze(1)
-    source[edge_slot.index_select(0, first)] = first
+    source.scatter_(0, edge_slot.index_select(0, first), first)
     # Pairs are sorted by segment and so by stroke: their first occurrences list the rows stroke by stroke.
     leading = (repeat == 0).nonzero().squeeze(1)
     by_stroke = slot.index_select(0, row.index_select(0, leading))
     leading_stroke = stroke.index_select(0, leading)
-    slot_stroke = torch.empty_like(slot)
-    slot_stroke[by_stroke] = leading_stroke
-    centre = torch.stack((pairs.x, pairs.y)).index_select(1, edge).to(torch.float32) * TILE + TILE / 2
+    centre = (
+        torch.stack((pairs.x, pairs.y)).index_select(1, edge).to(torch.float32) * TILE + TILE / 2
+    )
     return Plan(
         segment=pairs.segment.index_select(0, edge),
         centre=centre,
         slot=edge_slot,
         repeat=edge_repeat,
         source=source,
-        stroke=slot_stroke,
+        stroke=_unsort(leading_stroke, by_stroke),
         by_stroke=by_stroke,
         rows_of=torch.bincount(leading_stroke, minlength=topology.strokes),
         tile=tiles,
@@ -93,11 +98,15 @@ def _touching(segments: Segments, grid: tuple[int, int]) -> _Pairs:
     margin = segments.radius + segments.sag + 0.75
     last = torch.tensor(grid, device=device).view(2, 1)
     low = ((segments.coarse.amin(1) - margin) / TILE).floor().clamp_min(0).minimum(last).long()
-    high = ((segments.coarse.amax(1) + margin) / TILE).floor().clamp_min(-1).minimum(last - 1).long()
+    high = (
+        ((segments.coarse.amax(1) + margin) / TILE).floor().clamp_min(-1).minimum(last - 1).long()
+    )
     size = (high - low + 1).clamp_min(0)
     count = size[0] * size[1] * (segments.radius > 0)
     segment = torch.repeat_interleave(torch.arange(len(count), device=device), count)
-    local = torch.arange(len(segment), device=device) - (count.cumsum(0) - count).index_select(0, segment)
+    local = torch.arange(len(segment), device=device) - (count.cumsum(0) - count).index_select(
+        0, segment
+    )
     columns = size[0].index_select(0, segment)
     down = torch.div(local, columns, rounding_mode="floor")
     x = low[0].index_select(0, segment) + local - down * columns

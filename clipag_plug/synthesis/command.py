@@ -87,7 +87,7 @@ def check_targets(options: Generate) -> None:
         raise ValueError(
             f"--output is {options.output!r}; it must end in .png, or be a folder (no suffix)"
         )
-    if options.sheet and options.animation and Path(options.animation) == output:
+    if options.animation and Path(options.animation) == output:
         raise ValueError("--animation and --output name the same file; give two")
     targets = [options.output] if not is_folder(options.output) else []
     for target in [*targets, options.animation, options.log]:
@@ -128,8 +128,9 @@ def write_results(options: Generate, results: Sequence[Synthesis]) -> list[Path]
         written.append(write_text(output / "recipe.json", text + "\n"))
         if options.sheet:
             written.append(write_image(output / "sheet.png", sheet(options.sheet, results)))
-    for path in filter(None, [options.log or (output / "steps.csv" if folder else None)]):
-        written.append(write_text(path, curves(results)))
+    table = options.log or (output / "steps.csv" if folder else None)
+    if table:
+        written.append(write_text(table, curves(results)))
     animation = options.animation or (str(output / _PREVIEW) if folder else None)
     if animation:
         for name, result in zip(_names(Path(animation), len(results)), results):

@@ -38,7 +38,7 @@ class Guide:
         precision: str = "fp32",
         compile: bool = False,
     ) -> None:
-        self.model = model
+        self.model: Any = model
         visual: Any = getattr(model, "visual", None)
         if (
             visual is None
@@ -60,7 +60,7 @@ class Guide:
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self._tokenize = tokenizer or getattr(model, "tokenize", None) or _tokenize
-        self._encode = torch.compile(model.encode_image) if compile else model.encode_image
+        self._encode = torch.compile(self.model.encode_image) if compile else self.model.encode_image
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit features (M, D) of texts. ValueError where one is empty or too long for the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ Shown = Callable[[Tensor], Tensor]
 
 
 class NotFiniteError(RuntimeError):
-    """A model gave features, or a gradient, that are not finite."""
+    """A model gave features, or a gradient, that are not finite. `results`: the pictures so far, where a run has any."""
+
+    results: Sequence[Any] = ()
 
 
 @dataclasses.dataclass

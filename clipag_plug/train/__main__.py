@@ -38,7 +38,9 @@ def run(options: Train) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command line of the trainer; bad input is one sentence and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m clipag_plug.train", description=Train.__doc__)
-    parser.add_argument("--recipe", help="JSON or TOML file with options, or the name of a shipped recipe")
+    parser.add_argument(
+        "--recipe", help="JSON or TOML file with options, or the name of a shipped recipe"
+    )
     add_arguments(parser, Train)
     parsed = parser.parse_args(arguments)
     try:
@@ -58,7 +60,9 @@ def recipe_path(name: str | None) -> str | None:
     shipped = Path(__file__).with_name("recipes")
     known: Any = sorted(path.stem for path in shipped.glob("*.toml"))
     if name not in known:
-        raise ValueError(f"there is no recipe file {name!r}, and the shipped recipes are {', '.join(known)}")
+        raise ValueError(
+            f"there is no recipe file {name!r}, and the shipped recipes are {', '.join(known)}"
+        )
     return str(shipped / f"{name}.toml")
 
 

@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass
 class Photos:
-    """Decoded samples: images uint8 (N, H, W, 3), their texts, class labels (-1 where unknown), and what was skipped."""
+    """Decoded samples: images uint8 (N, H, W, 3), texts, class labels (-1 unknown), what was skipped."""
 
     images: np.ndarray
     texts: list[str]
@@ -79,7 +79,9 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = sorted(glob.glob(pattern))
         if not found:
-            raise FileNotFoundError(f"no shard matches {pattern!r}; give paths or globs of .tar or .tar.gz files")
+            raise FileNotFoundError(
+                f"no shard matches {pattern!r}; give paths or globs of .tar or .tar.gz files"
+            )
         paths += map(Path, found)
     return paths
 
@@ -136,7 +138,9 @@ def decode(sample: dict[str, bytes], size: int, skipped: Counter[str]) -> np.nda
     if image.size != (size, size):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + side, top + side)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
     return np.asarray(image)
 
 
@@ -145,7 +149,9 @@ def order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def random_crops(images: Tensor, size: int, smallest: float, flip: bool, generator: torch.Generator) -> Tensor:
+def random_crops(
+    images: Tensor, size: int, smallest: float, flip: bool, generator: torch.Generator
+) -> Tensor:
     """A random square crop of each image, of between `smallest` and all of its area, resized to `size`.
 
     images (N, 3, H, W) -> (N, 3, size, size); half of them mirrored when `flip` is on. Bilinear.
@@ -165,13 +171,25 @@ class Batches:
     """Batch number `index` of an endless shuffled stream: a pure function of the seed, so resuming needs no state."""
 
     def __init__(
-        self, photos: Photos, batch_size: int, size: int, *, crop: float, flip: bool, seed: int,
-        vocabulary: Vocabulary | None, group_share: float,
+        self,
+        photos: Photos,
+        batch_size: int,
+        size: int,
+        *,
+        crop: float,
+        flip: bool,
+        seed: int,
+        vocabulary: Vocabulary | None,
+        group_share: float,
     ) -> None:
         if len(photos) < batch_size:
-            raise ValueError(f"the data holds {len(photos)} samples, fewer than --batch-size {batch_size}")
+            raise ValueError(
+                f"the data holds {len(photos)} samples, fewer than --batch-size {batch_size}"
+            )
         if vocabulary is not None and int(photos.labels.min()) < 0:
-            raise ValueError("--captions vocabulary needs a class (KEY.cls) for every sample; use --captions text")
+            raise ValueError(
+                "--captions vocabulary needs a class (KEY.cls) for every sample; use --captions text"
+            )
         self.photos, self.batch_size, self.size = photos, batch_size, size
         self.crop, self.flip, self.seed = crop, flip, seed
         self.vocabulary, self.group_share = vocabulary, group_share
@@ -203,7 +221,17 @@ class Batches:
             covers[row, list(self.vocabulary.cover[word])] = True
         return covers[:, labels].T
 
-    def _caption(self, rows: Tensor, labels: Tensor, rng: random.Random) -> tuple[list[str], list[str]]:
+    def bank(self, index: int) -> tuple[list[str], list[str]]:
+        """For optimiser step `index`: the first name of every class in one random template, and the names."""
+        if self.vocabulary is None:
+            raise ValueError("a bank of captions needs --captions vocabulary")
+        template = random.Random(self.seed * 1_000_003 + index).choice(TEMPLATES)
+        names = self.vocabulary.class_names
+        return [sentence(name, template) for name in names], names
+
+    def _caption(
+        self, rows: Tensor, labels: Tensor, rng: random.Random
+    ) -> tuple[list[str], list[str]]:
         if self.vocabulary is None:
             texts = [self.photos.texts[int(row)] for row in rows]
             return texts, texts

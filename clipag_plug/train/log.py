@@ -21,8 +21,11 @@ class Log:
         record = dataclasses.asdict(step)
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        flat = {**{k: v for k, v in record.items() if k != "evaluation"},
-                "clean": (record["evaluation"] or {}).get("clean"), "robust": (record["evaluation"] or {}).get("robust")}
+        flat = {
+            **{k: v for k, v in record.items() if k != "evaluation"},
+            "clean": (record["evaluation"] or {}).get("clean"),
+            "robust": (record["evaluation"] or {}).get("robust"),
+        }
         path = self.folder / "log.csv"
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as stream:

@@ -45,21 +45,39 @@ class Trainer:
     """
 
     def __init__(
-        self, model: CLIP, options: Train, batches: Batches,
-        evaluate: Callable[[CLIP], Evaluation] | None = None, prompts: Tensor | None = None,
+        self,
+        model: CLIP,
+        options: Train,
+        batches: Batches,
+        evaluate: Callable[[CLIP], Evaluation] | None = None,
+        prompts: Tensor | None = None,
     ) -> None:
         if options.samples < options.batch_size:
-            raise ValueError(f"--samples is {options.samples}; it must be at least one batch of {options.batch_size}")
+            raise ValueError(
+                f"--samples is {options.samples}; it must be at least one batch of {options.batch_size}"
+            )
         self.model, self.options, self.batches, self.evaluate = model, options, batches, evaluate
         self.prompts = prompts
         self.device = next(model.parameters()).device
         self.steps = max(1, options.samples // (options.batch_size * options.accumulation))
         self.text = TextFeatures(model, trained=options.text == "train")
+        if options.bank and (options.text == "train" or batches.vocabulary is None):
+            raise ValueError("--bank needs --text frozen and --captions vocabulary")
         self.weights = _trained_weights(model, options)
-        self.optimizer = torch.optim.AdamW(_decay_groups(model, self.weights, options.weight_decay),
-                                           lr=options.lr, betas=(0.9, options.beta2), eps=1e-6)
-        self.average = {n: p.detach().clone() for n, p in self.weights.items()} if options.ema else None
-        self.original = _original_tower(model) if "fare" in (options.objective, options.attack_objective) else None
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(model, self.weights, options.weight_decay),
+            lr=options.lr,
+            betas=(0.9, options.beta2),
+            eps=1e-6,
+        )
+        self.average = (
+            {n: p.detach().clone() for n, p in self.weights.items()} if options.ema else None
+        )
+        self.original = (
+            _original_tower(model)
+            if "fare" in (options.objective, options.attack_objective)
+            else None
+        )
         self.adversarial = options.attack_steps > 0 and options.eps > 0
         self.index = 0
 
@@ -74,7 +92,11 @@ class Trainer:
         of a smaller side: the same root-mean-square change of a pixel.
         """
         options = self.options
-        shrink = self.resolution() / int(self.model.visual.input_resolution) if options.norm == "l2" else 1.0
+        shrink = (
+            self.resolution() / int(self.model.visual.input_resolution)
+            if options.norm == "l2"
+            else 1.0
+        )
         ramp = options.eps_ramp * self.steps
         return options.eps * shrink * (min(1.0, (index + 1) / ramp) if ramp else 1.0)
 
@@ -85,7 +107,11 @@ class Trainer:
             return self.options.lr * (index + 1) / warm
         if self.options.schedule == "constant":
             return self.options.lr
-        return self.options.lr * 0.5 * (1 + math.cos(math.pi * (index - warm) / max(1, self.steps - warm)))
+        return (
+            self.options.lr
+            * 0.5
+            * (1 + math.cos(math.pi * (index - warm) / max(1, self.steps - warm)))
+        )
 
     def step(self) -> tuple[float, float, float]:
         """One optimiser step over all its micro-batches; returns (loss, learning rate, eps).
@@ -99,22 +125,32 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         parts = [self.batches[self.index * count + place] for place in range(count)]
-        inputs = [self._attack(part, eps, self.index * count + place) for place, part in enumerate(parts)]
+        inputs = [
+            self._attack(part, eps, self.index * count + place) for place, part in enumerate(parts)
+        ]
         single = count == 1
         self.model.train()
         with torch.set_grad_enabled(single):
-            outputs = [self._features(images, part.texts) for images, part in zip(inputs, parts, strict=True)]
+            outputs = [
+                self._features(images, part.texts)
+                for images, part in zip(inputs, parts, strict=True)
+            ]
         leaves = [tuple(f.detach().requires_grad_(True) for f in output) for output in outputs]
         loss = self._loss(leaves, parts)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss of objective {self.options.objective!r} is {loss.item()} at step "
-                                     f"{self.index}; the last checkpoint is kept. Lower --lr or set --clip-norm")
+            raise FloatingPointError(
+                f"loss of objective {self.options.objective!r} is {loss.item()} at step "
+                f"{self.index}; the last checkpoint is kept. Lower --lr or set --clip-norm"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for place, (images, part) in enumerate(zip(inputs, parts, strict=True)):
             output = outputs[place] if single else self._features(images, part.texts)
-            pairs = [(f, leaf.grad) for f, leaf in zip(output, leaves[place], strict=True)
-                     if f.requires_grad and leaf.grad is not None]
+            pairs = [
+                (f, leaf.grad)
+                for f, leaf in zip(output, leaves[place], strict=True)
+                if f.requires_grad and leaf.grad is not None
+            ]
             torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         if self.options.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self.options.clip_norm)
@@ -134,7 +170,9 @@ class Trainer:
         with torch.no_grad():
             text = self.text(part.texts)
         targets = self._targets(text, [part], images, self.model.logit_scale.exp().detach())
-        generator = torch.Generator(device=self.device).manual_seed(self.options.seed * 1_000_003 + number)
+        generator = torch.Generator(device=self.device).manual_seed(
+            self.options.seed * 1_000_003 + number
+        )
         attacked = attack_images(self._encode, images, targets, self.options, eps, generator)
         return torch.cat([attacked, images]) if self.options.clean_weight else attacked
 
@@ -156,7 +194,9 @@ class Trainer:
         halves = [leaf[0].chunk(2 if weight else 1) for leaf in leaves]
         loss = whole_batch(self.options.objective, torch.cat([half[0] for half in halves]), targets)
         if weight:
-            clean_loss = whole_batch(self.options.objective, torch.cat([half[1] for half in halves]), targets)
+            clean_loss = whole_batch(
+                self.options.objective, torch.cat([half[1] for half in halves]), targets
+            )
             loss = (loss + weight * clean_loss) / (1 + weight)
         return loss
 
@@ -167,7 +207,21 @@ class Trainer:
         if self.original is not None:
             with torch.no_grad():
                 original = self.original(self.model.normalize(clean))
-        return Targets(text, positives.to(self.device), scale, original, labels.to(self.device), self.prompts)
+        bank = bank_positives = None
+        if self.options.bank:
+            texts, words = self.batches.bank(self.index)
+            bank = self.text(texts)
+            bank_positives = self.batches.positives(words, labels).to(self.device)
+        return Targets(
+            text,
+            positives.to(self.device),
+            scale,
+            original,
+            labels.to(self.device),
+            self.prompts,
+            bank,
+            bank_positives,
+        )
 
     def _update_average(self) -> None:
         if self.average is not None:
@@ -183,7 +237,11 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Checkpoints the run; see `restore`."""
-        rest = {"index": self.index, "optimizer": self.optimizer.state_dict(), "average": self.average or {}}
+        rest = {
+            "index": self.index,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average or {},
+        }
         save_state(folder, self.model.state_dict(), rest)
 
     def restore(self, folder: Path) -> None:
@@ -206,10 +264,20 @@ class Trainer:
                 now = time.monotonic()
                 evaluation = None
                 last = self.index == self.steps
-                if self.evaluate is not None and (last or now - evaluated > self.options.evaluate_every):
+                if self.evaluate is not None and (
+                    last or now - evaluated > self.options.evaluate_every
+                ):
                     evaluation, evaluated = self.evaluate(self.model), time.monotonic()
                 batch = self.options.batch_size * self.options.accumulation
-                step = Step(self.index, self.index * batch, loss, lr, eps, batch / (now - started), evaluation)
+                step = Step(
+                    self.index,
+                    self.index * batch,
+                    loss,
+                    lr,
+                    eps,
+                    batch / (now - started),
+                    evaluation,
+                )
                 log.write(step)
                 report(step)
                 if last or interrupts.received or now - saved > self.options.save_every:
@@ -243,15 +311,23 @@ class _Interrupts:
 
 
 def _trained_weights(model: CLIP, options: Train) -> dict[str, torch.nn.Parameter]:
-    """The parameters that train; every other one is frozen, and the frozen text tower includes the logit scale."""
+    """The parameters that train; every other one is frozen."""
     model.requires_grad_(False)
-    chosen = {n: p for n, p in model.named_parameters() if options.text == "train" or n.startswith("visual.")}
+    chosen = {
+        n: p
+        for n, p in model.named_parameters()
+        if options.text == "train"
+        or n.startswith("visual.")
+        or (options.train_scale and n == "logit_scale")
+    }
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
 
 
-def _decay_groups(model: CLIP, weights: dict[str, torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
+def _decay_groups(
+    model: CLIP, weights: dict[str, torch.nn.Parameter], decay: float
+) -> list[dict[str, Any]]:
     """Weight decay acts on matrices and kernels, not on gains, biases, scales and embeddings."""
     plain = [p for n, p in weights.items() if p.ndim < 2 or "embedding" in n]
     matrices = [p for n, p in weights.items() if not (p.ndim < 2 or "embedding" in n)]

@@ -19,6 +19,7 @@ class Targets:
 
     text: text features (M, D); positives: bool (N, M); scale: logit scale; original: the initial model's features
     of the clean images (N, D), only where the objective asks for them; labels (N,) and prompts (C, D) likewise.
+    bank, bank_positives: more texts (B, D) that the image-to-text half sees, and which describe which image (N, B).
     """
 
     text: Tensor
@@ -27,29 +28,41 @@ class Targets:
     original: Tensor | None = None
     labels: Tensor | None = None
     prompts: Tensor | None = None
+    bank: Tensor | None = None
+    bank_positives: Tensor | None = None
 
 
 def per_image(objective: str, features: Tensor, targets: Targets) -> Tensor:
     """The objective per image (N,): what an attack on single images can raise."""
     if objective in ("contrastive", "image_to_text"):
-        return losses.image_to_text(features, targets.text, targets.scale, targets.positives)
+        return _image_to_text(features, targets)
     if objective == "cosine":
         return losses.cosine(features, targets.text)  # row i is image i's own caption
     if objective == "fare":
-        return losses.fare(features, _given(targets.original, "fare", "the initial model's features"))
+        return losses.fare(
+            features, _given(targets.original, "fare", "the initial model's features")
+        )
     labels = _given(targets.labels, "tecoa", "a class for every sample")
-    return losses.tecoa(features, _given(targets.prompts, "tecoa", "class prompts"), labels, targets.scale)
+    return losses.tecoa(
+        features, _given(targets.prompts, "tecoa", "class prompts"), labels, targets.scale
+    )
 
 
 def whole_batch(objective: str, features: Tensor, targets: Targets) -> Tensor:
     """The objective of all images together, a scalar; `contrastive` is symmetric here."""
     if objective == "contrastive":
-        return losses.contrastive(features, targets.text, targets.scale, targets.positives)
+        scores = losses.logits(targets.text, features, targets.scale)
+        text_half = losses.multi_positive(scores, targets.positives.T).mean()
+        return (_image_to_text(features, targets).mean() + text_half) / 2
     return per_image(objective, features, targets).mean()
 
 
 def attack_images(
-    encode: Callable[[Tensor], Tensor], images: Tensor, targets: Targets, options: Train, eps: float,
+    encode: Callable[[Tensor], Tensor],
+    images: Tensor,
+    targets: Targets,
+    options: Train,
+    eps: float,
     generator: torch.Generator,
 ) -> Tensor:
     """Adversarial images for a micro-batch, by PGD on the inner objective (supplement of CLIPAG, section 1.1).
@@ -66,6 +79,15 @@ def attack_images(
         random_start=options.random_start,
         generator=generator,
     )
+
+
+def _image_to_text(features: Tensor, targets: Targets) -> Tensor:
+    """The image half of the contrastive loss against the batch's texts and, where there is one, the bank's."""
+    text, positives = targets.text, targets.positives
+    if targets.bank is not None and targets.bank_positives is not None:
+        text = torch.cat([text, targets.bank])
+        positives = torch.cat([positives, targets.bank_positives], dim=1)
+    return losses.image_to_text(features, text, targets.scale, positives)
 
 
 def _given(value: Tensor | None, objective: str, what: str) -> Tensor:

@@ -22,26 +22,44 @@ from .state import read_model
 def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
     """The trainer, the model's config and the start of its card."""
     if not options.data:
-        raise ValueError("no training data; give --data with paths or globs of WebDataset tar files")
+        raise ValueError(
+            "no training data; give --data with paths or globs of WebDataset tar files"
+        )
     torch.manual_seed(options.seed)  # initial weights of a model from scratch
     vocabulary = bundled_vocabulary() if options.captions == "vocabulary" else None
     model, config = initial_model(options, vocabulary)
     size = options.resolution or int(model.visual.input_resolution)
     stored = 64 if size <= 64 else size
     batches = Batches(
-        read_shards(options.data, stored), options.batch_size, size, crop=options.crop, flip=options.flip,
-        seed=options.seed, vocabulary=vocabulary, group_share=options.group_share,
+        read_shards(options.data, stored),
+        options.batch_size,
+        size,
+        crop=options.crop,
+        flip=options.flip,
+        seed=options.seed,
+        vocabulary=vocabulary,
+        group_share=options.group_share,
     )
     # Evaluate against the ball that the run ends with, also where the run trains without an attack.
     evaluate = None
     if options.validation and vocabulary is not None:
         shrink = size / int(model.visual.input_resolution) if options.norm == "l2" else 1.0
-        evaluate = ZeroShot(read_shards(options.validation, stored), vocabulary, size, options.eps * shrink,
-                            options.norm, options.evaluate_images)
+        evaluate = ZeroShot(
+            read_shards(options.validation, stored),
+            vocabulary,
+            size,
+            options.eps * shrink,
+            options.norm,
+            options.evaluate_images,
+        )
     needs_prompts = "tecoa" in (options.objective, options.attack_objective)
     prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
     trainer = Trainer(model, options, batches, evaluate, prompts)
-    return trainer, config, {"name": options.name or Path(options.output).name, "recipe": options.to_dict()}
+    return (
+        trainer,
+        config,
+        {"name": options.name or Path(options.output).name, "recipe": options.to_dict()},
+    )
 
 
 def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, dict[str, Any]]:
@@ -54,9 +72,13 @@ def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, 
         from ..checkpoints import open_checkpoint
 
         opened = open_checkpoint(options.init)
-        return build(opened.config, opened.state_dict, name=options.init, card=opened.card).to(device), opened.config
+        return build(opened.config, opened.state_dict, name=options.init, card=opened.card).to(
+            device
+        ), opened.config
     if not options.architecture:
-        raise ValueError("no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch")
+        raise ValueError(
+            "no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch"
+        )
     config = read_config(options.architecture)
     model = build(config, None, name=options.name).to(device)
     if vocabulary is not None:
@@ -67,7 +89,9 @@ def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, 
 def read_config(text: str) -> dict[str, Any]:
     """A model config from JSON text or from a JSON file."""
     try:
-        config = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+        config = json.loads(
+            text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
+        )
     except ValueError as error:
         raise ValueError(f"--architecture is not valid JSON: {error}") from error
     return dict(config)
@@ -113,12 +137,19 @@ class Reporter:
         self._shown = now
         done = step.index - self.first
         left = (now - self.started) / done * (self.trainer.steps - step.index)
-        line = (f"step {step.index}/{self.trainer.steps}  loss {step.loss:.3f}  lr {step.lr:.1e}  "
-                f"{step.images_per_second:.0f} images/s  {left / 60:.0f} min left")
+        line = (
+            f"step {step.index}/{self.trainer.steps}  loss {step.loss:.3f}  lr {step.lr:.1e}  "
+            f"{step.images_per_second:.0f} images/s  {left / 60:.0f} min left"
+        )
         if self.evaluated and self.evaluated.evaluation:
             held = self.evaluated.evaluation
             line += f"  held-out clean {held.clean:.1%} robust {held.robust:.1%} (step {self.evaluated.index})"
-        print(("\r\x1b[2K" if interactive else "") + line, end="" if interactive else "\n", file=sys.stderr, flush=True)
+        print(
+            ("\r\x1b[2K" if interactive else "") + line,
+            end="" if interactive else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def outcome(trainer: Trainer, last: Step | None) -> dict[str, Any]:
@@ -126,8 +157,8 @@ def outcome(trainer: Trainer, last: Step | None) -> dict[str, Any]:
     held = last.evaluation if last else None
     return {
         "images_seen": trainer.index * trainer.options.batch_size * trainer.options.accumulation,
-        "held_out": None if held is None else {"clean": held.clean, "robust": held.robust, "images": held.images},
+        "held_out": None
+        if held is None
+        else {"clean": held.clean, "robust": held.robust, "images": held.images},
         "torch": torch.__version__,
     }
-
-

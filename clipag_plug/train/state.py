@@ -14,18 +14,24 @@ from torch import Tensor
 
 def save_state(folder: Path, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
     """Writes `checkpoint.pt` with weights, optimiser and counters, in one atomic replacement."""
-    replace_file(folder / "checkpoint.pt", lambda path: torch.save({"weights": weights, **rest}, path))
+    replace_file(
+        folder / "checkpoint.pt", lambda path: torch.save({"weights": weights, **rest}, path)
+    )
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The last saved state. Raises FileNotFoundError when the run has none yet."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume: {str(path)!r} does not exist; leave --resume out to start")
+        raise FileNotFoundError(
+            f"nothing to resume: {str(path)!r} does not exist; leave --resume out to start"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def save_model(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], card: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], card: dict[str, Any]
+) -> None:
     """Writes the trained model: `model.safetensors` and `model.json` with its config and card."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     replace_file(folder / "model.safetensors", lambda path: save_file(tensors, str(path)))

@@ -1,0 +1,125 @@
+"""`python -m clipag_plug.train.bundle RUN --validation SHARD`: measures a run and packs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.pack import read_bundled, write_bundled
+from ..model import CLIP, build
+from ..vocabulary import bundled_vocabulary
+from .data import read_shards
+from .evaluate import ZeroShot
+from .state import read_model
+
+FOLDER = Path(__file__).resolve().parent.parent / "bundled"
+ROLES = {
+    "clip-mini": "Vanilla guide: a small CLIP trained without an attack.",
+    "clipag-mini": "Robust guide: clip-mini's image tower fine-tuned adversarially, its text tower frozen.",
+    "judge-mini": "Independent judge: vanilla, another architecture and seed. It scores, never guides.",
+}
+DATA = (
+    "Tiny ImageNet (202 classes, 101,000 photographs of 64x64 pixels, a subset of ImageNet made for Stanford's "
+    "CS231N): for research use."
+)
+CAN = "Single objects, animals and places named by one of its words (model.vocabulary), in the framing of a photograph."
+CANNOT = (
+    "Anything else: it knows no other words (they are ignored), cannot count, compose two things, write text or "
+    "follow a style, and works at {size}x{size} pixels inside, so pictures are soft. Persons, small man-made "
+    "objects and look-alike classes are its weak spots."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Packs a run; prints the card."""
+    parser = argparse.ArgumentParser(prog="python -m clipag_plug.train.bundle", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--key", help="name of the bundled model [the run's name]")
+    parser.add_argument("--shares-text-with", help="bundled model whose text tower is the same")
+    parser.add_argument("--validation", nargs="+", required=True, help="held-out shards")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="held-out images to measure on [2000]"
+    )
+    parser.add_argument("--time", default="", help="hardware and duration, for the card")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        config, card, weights = read_model(options.run)
+        key = options.key or card["name"]
+        path = write_bundled(options.output / key, weights, config, {}, options.shares_text_with)
+        # Measured on what is shipped: the weights after rounding to fp16.
+        stored, _, _ = read_bundled(path)
+        model = build(config, stored, name=key)
+        full = describe(
+            key, config, card, measure(model, options.validation, options.images), options.time
+        )
+        write_bundled(options.output / key, weights, config, full, options.shares_text_with)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bundle: error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(full, indent=1))
+    return 0
+
+
+def measure(model: CLIP, validation: list[str], images: int) -> dict[str, Any]:
+    """Zero-shot top-1 of 202 classes on held-out photographs at 224x224, clean and under PGD-20, L2 1.5."""
+    photos = read_shards(validation, 64)
+    evaluation = ZeroShot(
+        photos, bundled_vocabulary(), 224, 1.5, "l2", images, steps=20, batch_size=100
+    )(model)
+    return {
+        "images": evaluation.images,
+        "clean_top1": round(evaluation.clean, 4),
+        "robust_top1": round(evaluation.robust, 4),
+        "attack": "PGD-20, L2 1.5 at 224x224 in [0, 1]",
+    }
+
+
+def describe(
+    key: str, config: dict[str, Any], card: dict[str, Any], measured: dict[str, Any], time: str
+) -> dict[str, Any]:
+    """The model card as data."""
+    recipe = card["recipe"]
+    mini = config["vision_cfg"]["mini"]
+    kept = (
+        "objective",
+        "attack_objective",
+        "norm",
+        "eps",
+        "attack_steps",
+        "step_ratio",
+        "random_start",
+        "resolution",
+        "samples",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "text",
+        "init",
+        "seed",
+    )
+    return {
+        "name": key,
+        "role": ROLES.get(key, "A small CLIP."),
+        "data": DATA,
+        "recipe": {
+            name: recipe[name]
+            for name in kept
+            if name in recipe and not str(recipe[name]).startswith("/")
+        },
+        "images_seen": card.get("images_seen"),
+        "trained_on": time,
+        "torch": torch.__version__,
+        "measured": measured,
+        "can_draw": CAN,
+        "cannot_draw": CANNOT.format(size=mini["image_size"]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The loop: equal to the published one, exact in micro-batches, honest about prompts, masks and failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tiny
+from torch.nn import functional as F
+from transcription import notebook_loop
+
+from clipag_plug.options.generate import Generate
+from clipag_plug.synthesis import Guide, NotFiniteError, Synthesizer, synthesize
+from clipag_plug.synthesis.canvas import threshold
+from clipag_plug.synthesis.guides import frozen
+from clipag_plug.synthesis.prompts import parse_prompt
+from clipag_plug.views import Views
+
+PROMPT = "a goldfish"
+QUICK: dict[str, Any] = {"steps": 4, "views": 2}
+
+
+def test_notebook_preset_equals_the_published_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny(image_size=144, patch_size=36)
+    tape: list[torch.Tensor] = []
+    draw = Views.draw
+
+    def record(self: Views, *arguments: Any) -> torch.Tensor:
+        tape.append(draw(self, *arguments))
+        return tape[-1]
+
+    monkeypatch.setattr(Views, "draw", record)
+    options = Generate(
+        prompts=[PROMPT], preset="notebook", steps=20, init="noise", views=4, patches=4
+    )
+    run = Synthesizer(options, model)
+    start = run.canvas.base.clone()
+    for _ in run:
+        pass
+    result = run.results()[0]
+    with torch.no_grad():
+        text = F.normalize(
+            model.encode_text(model.tokenize([PROMPT])).mean(0, keepdim=True), dim=-1
+        )
+    losses, best = notebook_loop(
+        model, text, start, lambda step: (tape[2 * step][0], tape[2 * step + 1][0]), 20
+    )
+    assert losses[0] != pytest.approx(losses[-1], abs=1e-3)
+    assert result.losses == pytest.approx(losses, abs=1e-5)
+    assert torch.allclose(result.image, best[0], atol=1e-3)
+
+
+def test_notebook_start_has_its_quirks(tiny_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    features = Guide.features
+
+    def watch(self: Guide, views: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
+        if len(views) > 64:
+            seen.setdefault("normalize", normalize)
+            seen["count"] = seen.get("count", 0) + len(views)
+        return features(self, views, normalize=normalize)
+
+    monkeypatch.setattr(Guide, "features", watch)
+    draw_two = Generate(prompts=[PROMPT], steps=1, views=1, patches=1)
+    Synthesizer(draw_two.replace(preset="notebook"), tiny_clip)
+    assert not seen["normalize"] and seen["count"] > 900
+    seen.clear()
+    Synthesizer(draw_two.replace(preset="paper", candidates=1), tiny_clip)
+    assert seen["normalize"]
+
+
+def test_gmm_start_is_the_best_candidate(tiny_clip: Any) -> None:
+    from clipag_plug.priors import Mixture
+    from clipag_plug.synthesis.starts import score
+
+    run = Synthesizer(
+        Generate(prompts=[PROMPT, "a fox"], init="gmm", candidates=1, steps=1), tiny_clip
+    )
+    mixture = Mixture.load()
+    draws = mixture.sample(torch.arange(len(mixture.classes)), torch.Generator().manual_seed(0))
+    guide = run.guides[0]
+    for picture, prompt in enumerate((PROMPT, "a fox")):
+        best = draws[(score(guide, draws) @ guide.texts([prompt])[0]).argmax()]
+        wanted = F.interpolate(best[None], size=(64, 64), mode="bilinear")[0]
+        assert torch.allclose(run.canvas.base[picture], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("reject", [0.0, 0.5])
+def test_micro_batches_give_the_same_gradient(tiny_clip: Any, reject: float) -> None:
+    found = []
+    for memory in (None, 1):
+        options = Generate(
+            prompts=[PROMPT, "a fox"],
+            preset="notebook",
+            init="noise",
+            views=6,
+            patches=5,
+            reject=reject,
+        )
+        run = Synthesizer(options.replace(memory=memory), tiny_clip)
+        run.objective.memory = None if memory is None else 3 * 400_000
+        passes: list[int] = []
+        encode = run.guides[0]._encode
+        run.guides[0]._encode = lambda x, encode=encode, passes=passes: (
+            passes.append(len(x)) or encode(x)
+        )
+        found.append((*run.objective(run.canvas.pixels, run.canvas.shown, run.generators), passes))
+    (total, first, gradient, whole), (total_m, first_m, gradient_m, parts) = found
+    assert max(whole) == 12 and max(parts) < 6
+    assert torch.allclose(total, total_m, atol=1e-5) and torch.allclose(first, first_m, atol=1e-5)
+    assert (gradient - gradient_m).norm() <= 1e-5 * gradient.norm()
+
+
+def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
+    run = Synthesizer(
+        Generate(prompts=["a fox:2 | snow:-0.5"], steps=1, views=3, patches=2, grid=0), tiny_clip
+    )
+    with frozen([tiny_clip]):
+        _, _, gradient = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
+    again = Synthesizer(run.options, tiny_clip)
+    leaf = again.canvas.pixels.requires_grad_(True)
+    guide = again.guides[0]
+    loss = torch.zeros(())
+    for view_set in again.objective.sets:
+        views = view_set.views(leaf, view_set.count, again.generators, guide.side)
+        for text, weight in (("a fox", 2.0), ("snow", -0.5)):
+            similarity = F.cosine_similarity(guide.features(views), guide.texts([text]))
+            loss = loss + weight * (1 - similarity).mean()
+    loss.backward()
+    assert torch.allclose(gradient, leaf.grad, atol=1e-7)
+
+
+def first_losses(model: Any, prompt: str) -> float:
+    return synthesize(prompt, model=model, steps=1, views=2).losses[0]
+
+
+def test_prompt_weights_are_linear_in_the_loss(tiny_clip: Any) -> None:
+    fox, snow = first_losses(tiny_clip, "a fox"), first_losses(tiny_clip, "snow")
+    assert first_losses(tiny_clip, "a fox:1 | snow:-0.3") == pytest.approx(
+        fox - 0.3 * snow, abs=1e-5
+    )
+    assert first_losses(tiny_clip, "a fox:2.5") == pytest.approx(2.5 * fox, abs=1e-5)
+
+
+def test_a_prompt_of_weight_0_changes_nothing(tiny_clip: Any) -> None:
+    plain = synthesize("a fox", model=tiny_clip, **QUICK)
+    padded = synthesize("a fox | snow:0", model=tiny_clip, **QUICK)
+    assert torch.equal(plain.image, padded.image)
+
+
+def test_prompts_are_parsed() -> None:
+    assert parse_prompt("a fox:1 | blurry:-.3") == [("a fox", 1.0), ("blurry", -0.3)]
+    assert parse_prompt("at 10:30:2") == [("at 10:30", 2.0)]
+    assert parse_prompt("Zoë: a portrait") == [("Zoë: a portrait", 1.0)]
+    assert parse_prompt("fox | text:-1", "a sketch of") == [
+        ("a sketch of fox", 1.0),
+        ("text", -1.0),
+    ]
+    for bad in ("", "a |", " : 2", "fox:0"):
+        with pytest.raises(ValueError, match="prompt"):
+            parse_prompt(bad)
+
+
+def test_pictures_of_a_batch_are_independent(tiny_clip: Any) -> None:
+    both = synthesize(["a fox", "a cat"], model=tiny_clip, variations=2, seed=3, **QUICK)
+    assert [(result.prompt, result.seed) for result in both] == [
+        ("a fox", 3), ("a fox", 4), ("a cat", 3), ("a cat", 4),
+    ]  # fmt: skip
+    alone = synthesize("a cat", model=tiny_clip, seed=4, **QUICK)
+    assert torch.allclose(both[3].image, alone.image, atol=1e-4)
+    assert not torch.equal(both[2].image, both[3].image) and not torch.equal(
+        both[1].image, both[3].image
+    )
+
+
+def test_same_seed_same_picture(tiny_clip: Any) -> None:
+    again = [synthesize(PROMPT, model=tiny_clip, seed=7, **QUICK).image for _ in range(2)]
+    assert torch.equal(*again)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "notebook", "sharp", "soft"])
+def test_every_preset_lowers_the_loss(tiny_clip: Any, preset: str) -> None:
+    options = Generate(prompts=[PROMPT], preset=preset).resolved()
+    small = {"views": min(options.views or 0, 3), "patches": min(options.patches or 0, 2)}
+    result = synthesize(PROMPT, model=tiny_clip, preset=preset, init="noise", steps=12, **small)
+    assert min(result.losses[6:]) < result.losses[0]
+    assert ((result.image >= 0) & (result.image <= 1)).all()
+
+
+def test_bare_picture_is_plain_gradient_ascent(tiny_clip: Any) -> None:
+    result = synthesize(PROMPT, model=tiny_clip, views="none", steps=6, seed=1)
+    assert result.losses == sorted(result.losses, reverse=True)
+    assert result.recipe["options"]["patches"] == 0 and result.recipe["options"]["grid"] == 0
+
+
+def test_best_of_the_run_is_kept(tiny_clip: Any) -> None:
+    settings: dict[str, Any] = {"steps": 8, "views": 0, "lr": 0.5, "schedule": "constant"}
+    best = synthesize(PROMPT, model=tiny_clip, **settings)
+    last = synthesize(PROMPT, model=tiny_clip, keep="last", **settings)
+    assert best.loss == min(best.losses) and best.losses == last.losses
+    guide = Guide(tiny_clip)
+    with torch.no_grad():
+        shown = guide.features(best.image[None]) @ guide.texts([PROMPT])[0]
+    assert 1 - float(shown) == pytest.approx(best.loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", ["96x64", "40x72", "48"])
+def test_any_size_and_aspect(tiny_clip: Any, size: str) -> None:
+    width, _, height = size.partition("x")
+    result = synthesize(PROMPT, model=tiny_clip, size=size, grow=2, patches=1, **QUICK)
+    assert result.image.shape == (3, int(height or width), int(width))
+    assert torch.isfinite(result.image).all()
+
+
+def test_growing_goes_on_from_the_same_picture(tiny_clip: Any) -> None:
+    run = Synthesizer(Generate(prompts=[PROMPT], steps=6, views=2, grow=3, grid=64), tiny_clip)
+    assert run.grids == [16, 32, 64]
+    shapes = []
+    for _ in run:
+        shapes.append(run.canvas.pixels.shape[-1])
+    assert shapes == [16, 16, 32, 32, 64, 64]
+    assert max(run.losses[2] - run.losses[1]).abs() < 0.2
+
+
+def test_an_ensemble_averages_its_losses(tiny_clip: Any) -> None:
+    other = make_tiny(seed=1, image_size=32)
+    run = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0), tiny_clip)
+    second = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0, size="64"), other)
+    both = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0), tiny_clip)
+    both.objective.guides = [*both.objective.guides, *second.objective.guides]
+    both.objective.targets = [*both.objective.targets, *second.objective.targets]
+    for each in (run, second, both):
+        list(each)
+    assert float(both.losses[0]) == pytest.approx(
+        float(run.losses[0] + second.losses[0]) / 2, abs=1e-5
+    )
+
+
+def test_features_that_are_not_finite_stop_the_run(tiny_clip: Any) -> None:
+    calls = []
+
+    class Breaks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual, self.tokenize = tiny_clip.visual, tiny_clip.tokenize
+            self.encode_text = tiny_clip.encode_text
+
+        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return tiny_clip.encode_image(images) * (float("nan") if len(calls) > 3 else 1)
+
+    with pytest.raises(NotFiniteError, match="step 3.*not finite") as caught:
+        synthesize(PROMPT, model=Guide(Breaks(), name="broken"), steps=9, views=1)
+    (result,) = caught.value.results
+    assert result.steps == 3 and torch.isfinite(result.image).all()
+    good = synthesize(PROMPT, model=tiny_clip, steps=9, views=1)
+    assert result.losses == pytest.approx(good.losses[:3], abs=1e-5)
+    assert result.recipe["stopped_after"] == 3
+
+
+def test_the_model_is_left_as_it_was(tiny_clip: Any) -> None:
+    tiny_clip.train()
+    tiny_clip.logit_scale.requires_grad_(False)
+    before = [(p.requires_grad, p.clone()) for p in tiny_clip.parameters()]
+    synthesize(PROMPT, model=tiny_clip, **QUICK)
+    assert tiny_clip.training and tiny_clip.visual.training
+    for (wanted, value), parameter in zip(before, tiny_clip.parameters()):
+        assert (
+            parameter.requires_grad == wanted
+            and parameter.grad is None
+            and torch.equal(parameter, value)
+        )
+
+
+def test_other_models(tiny_config: dict[str, Any]) -> None:
+    import open_clip
+
+    net = open_clip.CLIP(**tiny_config).eval()
+    net.visual.image_mean, net.visual.image_std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    result = synthesize(PROMPT, model=net, **QUICK)
+    assert result.image.shape == (3, 64, 64) and result.loss < result.losses[0] + 1e-6
+    run = Synthesizer(Generate(prompts=[PROMPT]), net)
+    assert run.guides[0].mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="no CLIP"):
+        synthesize(PROMPT, model=torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_follows_fp32(tiny_clip: Any, precision: str) -> None:
+    gradients = []
+    for chosen in ("fp32", precision):
+        run = Synthesizer(Generate(prompts=[PROMPT], views=4, precision=chosen), tiny_clip)
+        gradients.append(
+            run.objective(run.canvas.pixels, run.canvas.shown, run.generators)[2].flatten()
+        )
+    assert F.cosine_similarity(*gradients, dim=0) > 0.98
+    assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
+
+
+def test_fp16_scaling_backs_off_when_it_overflows(tiny_clip: Any) -> None:
+    run = Synthesizer(Generate(prompts=[PROMPT], views=2, precision="fp16"), tiny_clip)
+    _, _, wanted = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
+    again = Synthesizer(run.options, tiny_clip)
+    again.objective.scale = 2.0**40
+    _, _, gradient = again.objective(again.canvas.pixels, again.canvas.shown, again.generators)
+    assert again.objective.scale < 2.0**40
+    assert F.cosine_similarity(wanted.flatten(), gradient.flatten(), dim=0) > 0.98
+
+
+def test_threshold_equals_its_definition() -> None:
+    pixels = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)) + 0.5
+    for picture, found in zip(pixels, threshold(pixels, 0.95)):
+        signed = 2 * picture - 1
+        limit = torch.quantile(signed.abs(), 0.95).clamp(min=1)
+        assert torch.allclose(found, (signed.clamp(-limit, limit) / limit + 1) / 2, atol=1e-6)
+
+
+def test_total_variation_smooths(tiny_clip: Any) -> None:
+    rough = synthesize(PROMPT, model=tiny_clip, steps=10, views=2, grid=0).image
+    smooth = synthesize(PROMPT, model=tiny_clip, steps=10, views=2, grid=0, tv=20.0).image
+    assert smooth.diff(dim=-1).abs().mean() < rough.diff(dim=-1).abs().mean()

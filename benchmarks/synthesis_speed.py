@@ -15,7 +15,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,14 @@ VIT_B_32: dict[str, Any] = {
 
 
 class Peak(TorchDispatchMode):
-    """Bytes alive at once of storages that operations made inside this block, on any device."""
+    """Bytes alive at once of storages that operations made inside this block, on any device, without the weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.alive, self.peak = 0, 0
-        self.known: set[int] = set()
+        self.known = {
+            tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -82,14 +84,18 @@ def model_of(name: str, device: str) -> Any:
 
 
 def seconds(step: Callable[[], object], steps: int, device: str) -> float:
-    """Time of one step, after one to warm up."""
+    """Time of one step, after one to warm up: of the clock, or on one CPU thread of the processor, which other
+    programs on the machine do not change."""
+    clock = (
+        time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    )
     step()
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(steps):
         step()
     _wait(device)
-    return (time.perf_counter() - start) / steps
+    return (clock() - start) / steps
 
 
 def _wait(device: str) -> None:
@@ -97,28 +103,15 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextlib.contextmanager
-def timed(target: Any, name: str, clock: list[float], device: str) -> Iterator[None]:
-    """Adds the time spent in `target.name` to clock[0]."""
-    inner = getattr(target, name)
-
-    def wrapper(*arguments: Any, **keywords: Any) -> Any:
-        _wait(device)
-        start = time.perf_counter()
-        found = inner(*arguments, **keywords)
-        _wait(device)
-        clock[0] += time.perf_counter() - start
-        return found
-
-    setattr(target, name, wrapper)
-    yield
-    setattr(target, name, inner)
-
-
 def published(model: Any, run: Synthesizer, views: int, steps: int, device: str, low: Any) -> Any:
     """One call = `steps` steps of the transcription on the same start with rows of the same kind."""
-    transcription.MEAN, transcription.STD = transcription.MEAN.to(device), transcription.STD.to(device)
-    text = F.normalize(model.encode_text(model.tokenize(run.options.prompts).to(device)).mean(0, keepdim=True))
+    transcription.MEAN, transcription.STD = (
+        transcription.MEAN.to(device),
+        transcription.STD.to(device),
+    )
+    text = F.normalize(
+        model.encode_text(model.tokenize(run.options.prompts).to(device)).mean(0, keepdim=True)
+    )
     generator = torch.Generator().manual_seed(0)
     gaussian = transcription.gaussian
     transcription.gaussian = lambda number, shape: gaussian(number, shape).to(device)
@@ -160,16 +153,23 @@ def encoder_share(run: Synthesizer, steps: int, device: str) -> float:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="random", help="key of a model, or random")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--views", type=int, default=32, help="views and as many patches")
     parser.add_argument("--memory", type=int, default=256, help="MiB for the run in micro-batches")
-    parser.add_argument("--batch", type=int, default=8, help="prompts of the batch against single runs")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="prompts of the batch against single runs"
+    )
     given = parser.parse_args()
-    device, low = given.device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[given.precision]
+    device, low = (
+        given.device,
+        {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[given.precision],
+    )
     model = model_of(given.model, device)
     options = Generate(
         prompts=["a goldfish"], preset="notebook", init="noise", views=given.views, patches=given.views,
@@ -187,18 +187,27 @@ def main() -> None:
     result["speedup"] = result["published_seconds"] / result["ours_seconds"]
     result["encoder_share"] = encoder_share(run, given.steps, device)
     small = Synthesizer(options.replace(memory=given.memory), model)
-    large = Synthesizer(options.replace(memory=given.memory, views=4 * given.views, patches=4 * given.views), model)
-    jobs = {"published": theirs, "ours": ours(run), "ours_limited": ours(small), "ours_limited_4x_views": ours(large)}
+    large = Synthesizer(
+        options.replace(memory=given.memory, views=4 * given.views, patches=4 * given.views), model
+    )
+    jobs = {
+        "published": theirs,
+        "ours": ours(run),
+        "ours_limited": ours(small),
+        "ours_limited_4x_views": ours(large),
+    }
     for name, job in jobs.items():
         model.zero_grad(set_to_none=True)
-        with Peak() as peak:
+        with Peak(model) as peak:
             job()
         result[f"{name}_peak_mib"] = peak.peak / 2**20
     model.zero_grad(set_to_none=True)
     few: dict[str, Any] = {"views": 2, "patches": 0}
     prompts = [f"a thing number {number}" for number in range(given.batch)]
     single = seconds(ours(Synthesizer(options.replace(**few), model)), given.steps, device)
-    batch = seconds(ours(Synthesizer(options.replace(**few, prompts=prompts), model)), given.steps, device)
+    batch = seconds(
+        ours(Synthesizer(options.replace(**few, prompts=prompts), model)), given.steps, device
+    )
     result[f"batch_of_{given.batch}_speedup_at_2_views"] = given.batch * single / batch
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "train": Command(
         "clipag_plug.options.train:Train",
-        "clipag_plug.train.__main__:run",
+        "clipag_plug.train.command:run",
         "train an image encoder, adversarially or plainly",
         "clipag train --recipe clip-mini --data 'shards/train-*.tar' -o runs/clip-mini",
         recipes="train/recipes",

@@ -49,7 +49,9 @@ def reference(quick_gelu: bool = False, small: bool = False) -> Any:
 
 
 def weights(quick_gelu: bool = False, small: bool = False) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in reference(quick_gelu, small).state_dict().items()}
+    return {
+        name: value.clone() for name, value in reference(quick_gelu, small).state_dict().items()
+    }
 
 
 def inputs(small: bool = False) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 0, False
         return int(asked.removeprefix("bytes=").split("-")[0]), True
 
-    def answer(self, cut: int | None = None, length: int | None = None, body: bytes | None = None) -> None:
+    def answer(
+        self, cut: int | None = None, length: int | None = None, body: bytes | None = None
+    ) -> None:
         """The rest of the file; `cut` drops the connection at that offset of the whole file."""
         body = self.server.content if body is None else body
         start, partial = self.span()
@@ -99,7 +101,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving() -> Iterator[Server]:
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -22,7 +22,9 @@ def test_ranks_and_top_equal_a_plain_count() -> None:
         order = sorted(range(30), key=lambda c, row=row: -float(scores[row, c]))
         assert int(metrics.ranks(scores, truth)[row]) == order.index(row)
         for k in (1, 5):
-            assert bool(metrics.top(scores, truth, k)[row]) == (row in scores[row].topk(k).indices.tolist())
+            assert bool(metrics.top(scores, truth, k)[row]) == (
+                row in scores[row].topk(k).indices.tolist()
+            )
 
 
 def test_a_scorer_that_says_the_same_of_everything_scores_nothing() -> None:
@@ -54,7 +56,9 @@ def test_margin_equals_its_definition() -> None:
             a = int(classes[row, column])
             others = [math.exp(float(logits[row, c])) for c in range(9) if c != a]
             expected = float(logits[row, a]) - math.log(sum(others) / len(others))
-            assert float(metrics.margin(logits, classes)[row, column]) == pytest.approx(expected, abs=1e-4)
+            assert float(metrics.margin(logits, classes)[row, column]) == pytest.approx(
+                expected, abs=1e-4
+            )
 
 
 def test_margin_conventions() -> None:
@@ -111,13 +115,17 @@ def test_items_do_not_depend_on_their_batch() -> None:
     gradients, masks = draw(10, 3, 8, 8), (draw(10, 1, 8, 8, seed=2) > 0).float()
     features, texts = draw(10, 16), draw(10, 16, seed=3)
     together = (
-        metrics.ranks(logits, targets), metrics.top(logits, targets, 5), metrics.similarity(features, texts),
-        metrics.target_effect(logits, later, targets, controls), metrics.inside(gradients, masks),
+        metrics.ranks(logits, targets),
+        metrics.top(logits, targets, 5),
+        metrics.similarity(features, texts),
+        metrics.target_effect(logits, later, targets, controls),
+        metrics.inside(gradients, masks),
     )
     for row in range(10):
         part = slice(row, row + 1)
         alone = (
-            metrics.ranks(logits[part], targets[part]), metrics.top(logits[part], targets[part], 5),
+            metrics.ranks(logits[part], targets[part]),
+            metrics.top(logits[part], targets[part], 5),
             metrics.similarity(features[part], texts[part]),
             metrics.target_effect(logits[part], later[part], targets[part], controls[part]),
             metrics.inside(gradients[part], masks[part]),

@@ -13,7 +13,12 @@ from clipag_plug.bench.statistics import mean, paired_difference, paired_ratio, 
 @pytest.mark.parametrize(
     ("hits", "count", "low", "high"),
     # Newcombe (1998), Two-sided confidence intervals for the single proportion, table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_equals_published_values(hits: int, count: int, low: float, high: float) -> None:
     interval = wilson(hits, count)
@@ -39,7 +44,9 @@ def test_bootstrap_agrees_with_normal_theory() -> None:
     assert interval.low == pytest.approx(float(gaps.mean()) - 1.96 * error, abs=0.1 * error)
     assert interval.high == pytest.approx(float(gaps.mean()) + 1.96 * error, abs=0.1 * error)
     # Pairing is the point: taken as two independent samples the interval would be wider.
-    assert interval.high - interval.low < 2 * 1.96 * math.sqrt(float(ours.var() + theirs.var()) / 400)
+    assert interval.high - interval.low < 2 * 1.96 * math.sqrt(
+        float(ours.var() + theirs.var()) / 400
+    )
 
 
 def test_known_answers() -> None:

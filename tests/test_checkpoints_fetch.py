@@ -57,7 +57,9 @@ OFFSETS = sorted(random.Random(1).sample(range(1, SIZE), 10))
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
-def test_dropped_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path, offset: int) -> None:
+def test_dropped_connection_is_resumed_where_it_broke(
+    server: Server, tmp_path: Path, offset: int
+) -> None:
     server.faults = [lambda handler: handler.answer(cut=offset)]
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.requests == [(None, offset), (f"bytes={offset}-", SIZE - offset)]
@@ -78,7 +80,9 @@ def test_server_without_ranges_starts_over(server: Server, tmp_path: Path, offse
     assert server.sent == SIZE + offset
 
 
-def test_a_file_that_changed_in_between_is_not_joined_to_the_old_half(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_in_between_is_not_joined_to_the_old_half(
+    server: Server, tmp_path: Path
+) -> None:
     def half_of_the_old_file(handler: Handler) -> None:
         handler.answer(cut=1000, body=CONTENT[::-1])
         server.tag = '"v2"'
@@ -87,7 +91,9 @@ def test_a_file_that_changed_in_between_is_not_joined_to_the_old_half(server: Se
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_never_finishes_is_given_up_and_the_part_is_kept(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_never_finishes_is_given_up_and_the_part_is_kept(
+    server: Server, tmp_path: Path
+) -> None:
     server.faults = [lambda handler: handler.answer(cut=500)] * 20
     with pytest.raises(FetchError, match=r"ended after 500 of 300,000 bytes; 500 bytes are kept"):
         get(server, tmp_path)
@@ -107,9 +113,11 @@ def test_wrong_length_is_refused(server: Server, tmp_path: Path, length: int) ->
     assert_absent(tmp_path)
 
 
-def test_announced_length_beyond_the_body_is_an_incomplete_download(server: Server, tmp_path: Path) -> None:
-    server.faults = [lambda handler: handler.answer(length=SIZE + 7)] * 20
-    with pytest.raises(FetchError, match="300,007 bytes"):
+def test_announced_length_beyond_the_body_is_an_incomplete_download(
+    server: Server, tmp_path: Path
+) -> None:
+    server.faults = [lambda handler: handler.answer(length=SIZE + 7)] * 99
+    with pytest.raises(FetchError, match=f"failed {module.TRIES + 1} times"):
         get(server, tmp_path, size=None, sha256=None)
     assert not (tmp_path / "model.pt").exists()
 
@@ -140,16 +148,23 @@ def test_busy_server_is_asked_again(server: Server, tmp_path: Path, code: int) -
 @pytest.mark.parametrize("code", [429, 503])
 def test_server_that_stays_busy_is_given_up(server: Server, tmp_path: Path, code: int) -> None:
     server.faults = [lambda handler: handler.fail(code, Retry_After="0")] * 99
-    with pytest.raises(FetchError, match=f"failed {module.TRIES} times, lastly because the server answered {code}"):
+    with pytest.raises(
+        FetchError, match=f"failed {module.TRIES} times, lastly because the server answered {code}"
+    ):
         get(server, tmp_path)
     assert len(server.requests) == module.TRIES
     assert_absent(tmp_path)
 
 
-def test_retry_after_is_obeyed_and_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_obeyed_and_bounded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(module.time, "sleep", pauses.append)
-    server.faults = [lambda h: h.fail(429, Retry_After="7"), lambda h: h.fail(503, Retry_After="99999")]
+    server.faults = [
+        lambda h: h.fail(429, Retry_After="7"),
+        lambda h: h.fail(503, Retry_After="99999"),
+    ]
     get(server, tmp_path)
     assert pauses == [7.0, module.LONGEST_PAUSE]
 
@@ -170,8 +185,9 @@ def test_no_server_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert_absent(tmp_path)
 
 
-def test_disk_without_room_is_told_before_anything_is_written(server: Server, tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_without_room_is_told_before_anything_is_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match="needs 300,000 more bytes.*1,000 are free") as caught:
@@ -180,18 +196,25 @@ def test_disk_without_room_is_told_before_anything_is_written(server: Server, tm
     assert not (tmp_path / "model.pt").exists()
 
 
-def test_disk_that_fills_up_on_the_way(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up_on_the_way(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real full disk where a tmpfs can be mounted; the check beforehand is switched off."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = os.geteuid() == 0 and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True
-    ).returncode
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True
+        ).returncode
+    )
     if not mounted:
         pytest.skip("needs the right to mount a tmpfs")
     try:
         monkeypatch.setattr(module._Job, "_room", lambda self, needed: None)
-        with pytest.raises(OSError, match="is full while model was downloaded.*CLIPAG_HOME") as caught:
+        with pytest.raises(
+            OSError, match="is full while model was downloaded.*CLIPAG_HOME"
+        ) as caught:
             get(server, small)
         assert caught.value.errno == errno.ENOSPC
         assert list(small.iterdir()) == []  # half a file would keep the disk full
@@ -203,7 +226,9 @@ def test_a_later_change_of_an_unpublished_hash_is_refused(server: Server, tmp_pa
     trust = cache.Trust(tmp_path)
     trust.put("model", SHA256, SIZE)
     server.content = CONTENT[::-1]
-    with pytest.raises(FetchError, match="was recorded on .*, when it was first downloaded.*doctor model --forget"):
+    with pytest.raises(
+        FetchError, match="was recorded on .*, when it was first downloaded.*doctor model --forget"
+    ):
         get(server, tmp_path, sha256=None, size=None, seen=trust.get("model"))
     assert_absent(tmp_path)
     assert trust.forget("model")
@@ -218,21 +243,27 @@ def test_a_file_already_there_is_compared_too(server: Server, tmp_path: Path) ->
     assert_absent(tmp_path)
 
 
-def test_a_whole_part_that_was_never_moved_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
+def test_a_whole_part_that_was_never_moved_is_not_downloaded_again(
+    server: Server, tmp_path: Path
+) -> None:
     get(server, tmp_path).rename(tmp_path / "model.pt.partial")
-    module._Partial(tmp_path / "model.pt.partial").note({"url": server.url, "total": SIZE})
+    module.Partial(tmp_path / "model.pt.partial").note({"url": server.url, "total": SIZE})
     get(server, tmp_path, size=None)
     assert len(server.requests) == 1
 
 
-def test_offline_says_which_file_to_bring(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_says_which_file_to_bring(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchError, match=f"HF_HUB_OFFLINE forbids.*download {server.url}"):
         get(server, tmp_path)
     assert server.requests == []
 
 
-def test_proxies_of_the_environment_are_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_used(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
     target = tmp_path / "model.pt"
@@ -249,19 +280,23 @@ def test_redirect_away_from_encryption_is_refused(tmp_path: Path) -> None:
         def geturl(self) -> str:
             return "http://elsewhere.invalid/x"
 
-    job = module._Job("https://a.invalid/x", "model", module._Partial(tmp_path / "p"), None)
+    job = module._Job("https://a.invalid/x", "model", module.Partial(tmp_path / "p"), None)
     with pytest.raises(FetchError, match="not encrypted"):
         job._receive(Answer())
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x.org/a"])
-def test_other_protocols_are_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_protocols_are_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(FetchError, match="no http address"):
         fetch(url, tmp_path / "model.pt", name="model")
 
 
-def test_no_progress_bar_where_nobody_looks(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_bar_where_nobody_looks(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     get(server, tmp_path)
     assert capfd.readouterr() == ("", "")
 

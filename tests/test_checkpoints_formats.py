@@ -27,12 +27,17 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def training_file(state: dict[str, Tensor]) -> dict[str, Any]:
     """What open_clip's trainer saves, the moments of the optimiser included."""
-    moments = {i: {"step": torch.tensor(3.0), "exp_avg": value} for i, value in enumerate(state.values())}
+    moments = {
+        i: {"step": torch.tensor(3.0), "exp_avg": value} for i, value in enumerate(state.values())
+    }
     return {
         "epoch": 3,
         "name": "run",
         "state_dict": state,
-        "optimizer": {"state": moments, "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.98), "params": [0, 1]}]},
+        "optimizer": {
+            "state": moments,
+            "param_groups": [{"lr": 1e-5, "betas": (0.9, 0.98), "params": [0, 1]}],
+        },
         "scaler": {"scale": 65536.0, "growth_factor": 2.0},
     }
 
@@ -58,7 +63,9 @@ def test_whole_models(tmp_path: Path, layout: str, quick_gelu: bool) -> None:
     else:
         value: Any = {
             "training dict": training_file(state),
-            "training dict under DistributedDataParallel": training_file(prefixed("module.", state)),
+            "training dict under DistributedDataParallel": training_file(
+                prefixed("module.", state)
+            ),
             "bare": state,
             "module prefix": prefixed("module.", state),
             "parameters": {name: torch.nn.Parameter(value) for name, value in state.items()},
@@ -76,13 +83,26 @@ def test_whole_models(tmp_path: Path, layout: str, quick_gelu: bool) -> None:
 
 
 @pytest.mark.parametrize("layout", ["bare", "vision_encoder_state_dict", "visual prefix"])
-def test_image_tower_alone_takes_the_text_tower_of_the_stated_base(tmp_path: Path, layout: str) -> None:
+def test_image_tower_alone_takes_the_text_tower_of_the_stated_base(
+    tmp_path: Path, layout: str
+) -> None:
     base = helpers.weights(True)
-    tower = {name.removeprefix("visual."): value for name, value in base.items() if name.startswith("visual.")}
-    other = {name: value if name.startswith("visual.") else value + 1 for name, value in base.items()}
-    changed = {name: value * 1.5 if name == "class_embedding" else value for name, value in tower.items()}
-    value = {"bare": changed, "vision_encoder_state_dict": {"vision_encoder_state_dict": changed, "epoch": 1},
-             "visual prefix": prefixed("visual.", changed)}[layout]
+    tower = {
+        name.removeprefix("visual."): value
+        for name, value in base.items()
+        if name.startswith("visual.")
+    }
+    other = {
+        name: value if name.startswith("visual.") else value + 1 for name, value in base.items()
+    }
+    changed = {
+        name: value * 1.5 if name == "class_embedding" else value for name, value in tower.items()
+    }
+    value = {
+        "bare": changed,
+        "vision_encoder_state_dict": {"vision_encoder_state_dict": changed, "epoch": 1},
+        "visual prefix": prefixed("visual.", changed),
+    }[layout]
     path = helpers.save(tmp_path / "tower.pth.tar", value)
     text = tmp_path / "base.safetensors"
     save_file(other, text)
@@ -118,9 +138,12 @@ def open_clip_folder(folder: Path, state: dict[str, Tensor], quick_gelu: bool) -
 def test_open_clip_folder_states_its_own_activation(tmp_path: Path, quick_gelu: bool) -> None:
     folder = open_clip_folder(tmp_path / "m", helpers.weights(quick_gelu), quick_gelu)
     helpers.assert_same_features(opened(f"local-dir:{folder}"), helpers.reference(quick_gelu))
-    helpers.assert_same_features(opened(str(folder / "open_clip_model.safetensors")), helpers.reference(quick_gelu))
+    helpers.assert_same_features(
+        opened(str(folder / "open_clip_model.safetensors")), helpers.reference(quick_gelu)
+    )
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("half", [False, True])
 def test_torchscript_is_read_without_running_it(tmp_path: Path, half: bool) -> None:
     """Traced like OpenAI's own archives, fp16 ones included; `torch.jit.load` is never called."""
@@ -131,7 +154,9 @@ def test_torchscript_is_read_without_running_it(tmp_path: Path, half: bool) -> N
     for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
         vars(net).pop(name, None)
         net.register_buffer(name, torch.tensor(value))
-    traced = torch.jit.trace_module(net, {"encode_image": images, "encode_text": tokens}, check_trace=False)
+    traced = torch.jit.trace_module(
+        net, {"encode_image": images, "encode_text": tokens}, check_trace=False
+    )
     expected = helpers.weights(True)
     if half:
         traced = traced.half()
@@ -145,12 +170,13 @@ def test_torchscript_is_read_without_running_it(tmp_path: Path, half: bool) -> N
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_transformers_folder(tmp_path: Path, quick_gelu: bool) -> None:
     """A folder that transformers itself writes."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from clipag_plug.checkpoints import configs
 
     whole = configs.to_transformers(helpers.config(quick_gelu))
     hf = transformers.CLIPModel(transformers.CLIPConfig.from_dict(whole)).eval()
-    state = {name: value for name, value in layouts.to_transformers(helpers.weights(quick_gelu)).items()}
+    state = layouts.to_transformers(helpers.weights(quick_gelu))
     assert not hf.load_state_dict(state, strict=False).unexpected_keys
     hf.save_pretrained(tmp_path / "hf")
     model = opened(f"local-dir:{tmp_path / 'hf'}")
@@ -172,6 +198,16 @@ def test_unknown_activation_is_an_error_that_shows_both_ways_out(tmp_path: Path)
     assert open_checkpoint(f"{path}#gelu").config["quick_gelu"] is False
 
 
+def test_statements_that_the_file_contradicts_are_refused(tmp_path: Path) -> None:
+    """What the caller says is used or refused, never dropped."""
+    path = helpers.save(tmp_path / "w.pt", helpers.weights(small=True))
+    with pytest.raises(ValueError, match="has a text tower of its own"):
+        open_checkpoint(f"{path}#gelu,text=openai/ViT-B/32")
+    folder = open_clip_folder(tmp_path / "m", helpers.weights(True), True)
+    with pytest.raises(ValueError, match="has a config of its own"):
+        open_checkpoint(f"local-dir:{folder}#arch=ViT-B-32")
+
+
 def test_both_activations_differ_so_the_choice_matters(tmp_path: Path) -> None:
     path = helpers.save(tmp_path / "w.pt", helpers.weights())
     gelu, quick = (helpers.features(opened(f"{path}#{word}"))[0] for word in ("gelu", "quickgelu"))
@@ -183,7 +219,10 @@ def test_both_activations_differ_so_the_choice_matters(tmp_path: Path) -> None:
     [
         (lambda s: s.pop("visual.ln_post.bias"), "1 missing: visual.ln_post.bias"),
         (lambda s: s.update({"visual.prompt": torch.zeros(3)}), "1 unexpected: visual.prompt"),
-        (lambda s: s.update({"ln_final.bias": torch.zeros(3)}), r"ln_final.bias is \(3,\), not \(64,\)"),
+        (
+            lambda s: s.update({"ln_final.bias": torch.zeros(3)}),
+            r"ln_final.bias is \(3,\), not \(64,\)",
+        ),
     ],
 )
 def test_wrong_tensors_are_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -217,7 +256,9 @@ def test_heads_are_those_of_the_known_architecture_with_these_shapes() -> None:
 def test_tensors_of_a_local_file_are_mapped_and_not_copied(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(helpers.weights(), path)
-    first, second = (open_checkpoint(f"{path}#gelu").state_dict["visual.conv1.weight"] for _ in range(2))
+    first, second = (
+        open_checkpoint(f"{path}#gelu").state_dict["visual.conv1.weight"] for _ in range(2)
+    )
     before = path.read_bytes()
     first.add_(1)  # a private page: neither the file nor another load sees it
     assert path.read_bytes() == before
@@ -225,8 +266,11 @@ def test_tensors_of_a_local_file_are_mapped_and_not_copied(tmp_path: Path) -> No
 
 
 def test_a_convnext_checkpoint_of_open_clip_needs_its_architecture_said(tmp_path: Path) -> None:
-    state = {"visual.trunk.stem.0.weight": torch.zeros(3), "visual.head.proj.weight": torch.zeros(3),
-             "token_embedding.weight": torch.zeros(3, 3)}
+    state = {
+        "visual.trunk.stem.0.weight": torch.zeros(3),
+        "visual.head.proj.weight": torch.zeros(3),
+        "token_embedding.weight": torch.zeros(3, 3),
+    }
     path = helpers.save(tmp_path / "w.pt", state)
     with pytest.raises(BadFileError, match="state it, for example"):
         open_checkpoint(f"{path}#gelu")

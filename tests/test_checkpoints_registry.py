@@ -111,7 +111,11 @@ def test_names(name: str, wanted: names.Name) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("chs20/fare2-clip", ValueError, "'hf-hub:chs20/fare2-clip' or 'local-dir:chs20/fare2-clip'"),
+        (
+            "chs20/fare2-clip",
+            ValueError,
+            "'hf-hub:chs20/fare2-clip' or 'local-dir:chs20/fare2-clip'",
+        ),
         ("clipagg", ValueError, "did you mean 'clipag'"),
         ("", ValueError, "empty"),
         ("https://x.org/w.pt", ValueError, "download the file"),
@@ -122,7 +126,9 @@ def test_names(name: str, wanted: names.Name) -> None:
         (".", ValueError, "local-dir:."),
     ],
 )
-def test_names_that_are_refused_say_what_to_type(name: str, kind: type[Exception], message: str) -> None:
+def test_names_that_are_refused_say_what_to_type(
+    name: str, kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         names.parse(name)
 
@@ -137,9 +143,13 @@ def test_files_and_folders_are_told_apart(tmp_path: Path) -> None:
 def test_table_and_json_show_the_same_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert listing.run(Models()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [record.key for record in registry.checkpoints()]
+    assert [line.split()[0] for line in lines[1:]] == [
+        record.key for record in registry.checkpoints()
+    ]
     assert re.search(r"^clipag +ViT-B-32 +GELU +clipag l2 1.5 +not stated", "\n".join(lines), re.M)
-    assert re.search(r"^fare4-b32 +ViT-B-32 +QuickGELU +fare linf 4/255 +MIT", "\n".join(lines), re.M)
+    assert re.search(
+        r"^fare4-b32 +ViT-B-32 +QuickGELU +fare linf 4/255 +MIT", "\n".join(lines), re.M
+    )
     assert listing.run(Models("tecoa*", json=True)) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["key"] for row in rows} == {record.key for record in registry.match("tecoa*")}
@@ -164,7 +174,12 @@ def test_listing_needs_no_torch() -> None:
         "names.parse('clipag'); listing.run(Models('clipag'));"
         "assert not {'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+    )
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,16 @@ def test_any_size_and_aspect(tiny_clip: Any, size: str) -> None:
     assert torch.isfinite(result.image).all()
 
 
+def test_the_grid_follows_what_the_model_sees(tiny_clip: Any) -> None:
+    prompts = {"prompts": [PROMPT], "steps": 1}
+    assert Synthesizer(Generate(**prompts, size="256"), tiny_clip).canvas.shape == (128, 128)
+    assert Synthesizer(Generate(**prompts, size="256x100"), tiny_clip).canvas.shape == (100, 256)
+    assert Synthesizer(Generate(**prompts, size="256", grid=0), tiny_clip).canvas.shape == (
+        256,
+        256,
+    )
+
+
 def test_growing_goes_on_from_the_same_picture(tiny_clip: Any) -> None:
     run = Synthesizer(Generate(prompts=[PROMPT], steps=6, views=2, grow=3, grid=64), tiny_clip)
     assert run.grids == [16, 32, 64]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from clipag_plug.cli import main
 from clipag_plug.options.train import Train
 from clipag_plug.train import setup
-from clipag_plug.train.__main__ import main
 from clipag_plug.train.data import read_shards
 from clipag_plug.train.loop import Trainer
 from clipag_plug.train.state import load_state, read_model
@@ -100,12 +100,12 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_accumulation_equals_the_single_batch(
     shard, tmp_path, text, attack_steps, clean_weight
 ) -> None:
-    # The inner attack sees its micro-batch only, so it is compared on an objective without negatives.
+    # The inner attack sees its micro-batch only, so it is compared on an objective that does not look at the batch.
     common = {
         "text": text,
         "attack_steps": attack_steps,
         "clean_weight": clean_weight,
-        "attack_objective": "cosine",
+        "attack_objective": "tecoa",
         "flip": False,
         "crop": 1.0,
         "random_start": False,
@@ -183,6 +183,47 @@ def test_every_objective_trains(shard, tmp_path, objective) -> None:
     assert any(not torch.equal(before[n], p) for n, p in trainer.weights.items())
 
 
+def test_bank_adds_negatives_to_the_image_half_alone(shard, tmp_path) -> None:
+    from clipag_plug import losses
+    from clipag_plug.train.objective import Targets, per_image, whole_batch
+
+    generator = torch.Generator().manual_seed(0)
+    image, text, more = (torch.randn(n, 8, generator=generator) for n in (4, 4, 6))
+    own, other = torch.eye(4, dtype=torch.bool), torch.rand(4, 6, generator=generator) < 0.3
+    targets = Targets(text, own, torch.tensor(10.0), bank=more, bank_positives=other)
+    everything = losses.logits(image, torch.cat([text, more]), 10.0)
+    image_half = losses.multi_positive(everything, torch.cat([own, other], dim=1))
+    text_half = losses.multi_positive(everything[:, :4].T, own)
+    assert torch.allclose(per_image("contrastive", image, targets), image_half, atol=1e-5)
+    expected = (image_half.mean() + text_half.mean()) / 2
+    assert torch.allclose(whole_batch("contrastive", image, targets), expected, atol=1e-5)
+    trainer = prepared(shard, tmp_path, bank=True, samples=16)
+    texts, words = trainer.batches.bank(0)
+    assert len(texts) == 202 and words == trainer.batches.vocabulary.class_names
+    trainer.run(tmp_path)
+    with pytest.raises(ValueError, match="--bank needs"):
+        prepared(shard, tmp_path, bank=True, text="train")
+
+
+def test_text_training_spreads_the_classes_and_leaves_the_images_alone(shard, tmp_path) -> None:
+    from clipag_plug.train.evaluate import class_prompts
+    from clipag_plug.train.textual import SCALE
+
+    before = prepared(shard, tmp_path)
+    after = prepared(shard, tmp_path, text_steps=12)
+    visual = before.model.visual.state_dict()
+    assert all(torch.equal(visual[n], v) for n, v in after.model.visual.state_dict().items())
+    means = []
+    for trainer in (before, after):
+        prompts = class_prompts(trainer.model, trainer.batches.vocabulary)
+        means.append(float((prompts @ prompts.T - torch.eye(202)).mean()))
+    assert means[1] < means[0] - 0.1
+    assert float(after.model.logit_scale.exp()) == pytest.approx(SCALE, rel=1e-5)
+    assert not any(p.requires_grad for n, p in after.model.named_parameters() if "visual" not in n)
+    with pytest.raises(ValueError, match="vocabulary"):
+        prepared(shard, tmp_path, text_steps=1, captions="text")
+
+
 def test_unknown_tokens_stay_silent(shard, tmp_path) -> None:
     from clipag_plug.clip import tokenize
 
@@ -216,7 +257,7 @@ def test_broken_samples_are_skipped_and_counted(tmp_path) -> None:
 def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> None:
     recipe = tmp_path / "r.json"
     recipe.write_text(options(shard, tmp_path / "run", samples=16).to_json())
-    assert main(["--recipe", str(recipe)]) == 0
+    assert main(["train", "--recipe", str(recipe)]) == 0
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
         "checkpoint.pt",
@@ -230,7 +271,12 @@ def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> N
     assert config == json.loads(ARCHITECTURE) and card["images_seen"] == 16
     assert load_state(folder)["index"] == 2
     assert str(folder / "model.safetensors") in capsys.readouterr().out
-    assert main(["--init", str(folder), "--recipe", str(recipe), "-o", str(tmp_path / "next")]) == 0
+    assert (
+        main(
+            ["train", "--init", str(folder), "--recipe", str(recipe), "-o", str(tmp_path / "next")]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +290,6 @@ def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> N
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, capsys, tmp_path) -> None:
-    assert main([*arguments, "-o", str(tmp_path / "x")]) == 2
+    assert main(["train", *arguments, "-o", str(tmp_path / "x")]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error and "Traceback" not in error

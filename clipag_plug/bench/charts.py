@@ -16,9 +16,13 @@ def whisker(row: Comparison, limit: float) -> str:
     def place(value: float) -> float:
         return round((max(-limit, min(limit, value)) / limit + 1) / 2 * (width - 8) + 4, 1)
 
-    low, value, high = (place(v) for v in (row.difference.low, row.difference.value, row.difference.high))
+    low, value, high = (
+        place(v) for v in (row.difference.low, row.difference.value, row.difference.high)
+    )
     kind = {"+": "better", "-": "worse", "": "even"}[row.mark]
-    ends = " to ".join(difference(end, row.unit) for end in (row.difference.low, row.difference.high))
+    ends = " to ".join(
+        difference(end, row.unit) for end in (row.difference.low, row.difference.high)
+    )
     return (
         f'<svg class="whisker {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{difference(row.difference.value, row.unit)}, interval {ends}">'
@@ -28,7 +32,10 @@ def whisker(row: Comparison, limit: float) -> str:
 
 
 def curves(
-    series: Sequence[tuple[str, str, Sequence[tuple[float, Interval]]]], *, across: str, up: str,
+    series: Sequence[tuple[str, str, Sequence[tuple[float, Interval]]]],
+    *,
+    across: str,
+    up: str,
     line: float | None = None,
 ) -> str:
     """Shares against a setting: series of (name, class, points), their intervals shaded; `line` marks a setting.
@@ -45,28 +52,40 @@ def curves(
     def up_at(share: float) -> float:
         return round(top + (1 - share) * (height - top - bottom), 1)
 
-    parts = [f'<svg class="curves" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(up)}">']
+    parts = [
+        f'<svg class="curves" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(up)}">'
+    ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = up_at(share)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
     for x in stops:
-        parts.append(f'<text x="{across_at(x)}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>')
+        parts.append(
+            f'<text x="{across_at(x)}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>'
+        )
     middle = (left + width - right) / 2
-    parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>')
+    parts.append(
+        f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>'
+    )
     if line is not None:
         x = across_at(line)
         parts.append(f'<line class="chosen" x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}"/>')
     labels: list[tuple[float, str, str]] = []
     for name, kind, points in series:
         shape = [(across_at(x), interval) for x, interval in points]
-        band = [f"{x},{up_at(i.low)}" for x, i in shape] + [f"{x},{up_at(i.high)}" for x, i in reversed(shape)]
+        band = [f"{x},{up_at(i.low)}" for x, i in shape] + [
+            f"{x},{up_at(i.high)}" for x, i in reversed(shape)
+        ]
         path = " ".join(f"{x},{up_at(i.value)}" for x, i in shape)
         parts.append(f'<polygon class="{kind}" points="{" ".join(band)}"/>')
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
         labels.append((up_at(shape[-1][1].value), name, kind))
-    y = -100.0
-    for wanted, name, kind in sorted(labels):
-        y = max(wanted, y + 16)
-        parts.append(f'<text class="{kind}" x="{width - right + 10}" y="{y + 4:.1f}">{escape(name)}</text>')
+    floor = height - bottom + 16.0
+    for wanted, name, kind in sorted(
+        labels, reverse=True
+    ):  # from below, where the axis is in the way
+        y = floor = min(wanted, floor - 16)
+        parts.append(
+            f'<text class="{kind}" x="{width - right + 10}" y="{y + 4:.1f}">{escape(name)}</text>'
+        )
     return "".join([*parts, "</svg>"])

@@ -10,6 +10,8 @@ from .records import Record
 from .statistics import Interval, mean, paired_difference, paired_ratio
 from .suites import Claim
 
+ROUNDING = 1e-9  # 0.6 - 0.2 is less than 0.4
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -118,7 +120,7 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
     radius = None
     if claim.reach is not None:
         metric, share = claim.reach
-        enough = [r for r in _sweep(rows, metric) if r.ours.value >= share]
+        enough = [r for r in _sweep(rows, metric) if r.ours.value >= share - ROUNDING]
         if not enough:
             reason = f"the model reaches {share:.0%} of its targets at no radius that was measured"
             return Verdict(claim, None, reason)
@@ -132,14 +134,14 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
     if radius is not None:
         parts.append(f"at L2 {radius:g}")
     if claim.least is not None:
-        checks.append(row.ours.value >= claim.least)
+        checks.append(row.ours.value >= claim.least - ROUNDING)
         parts.append(f"(asked: {number(claim.least, row.unit)})")
     if claim.times is not None:
         ratio = row.ratio.value if row.ratio else math.nan
-        checks.append(ratio >= claim.times)
+        checks.append(ratio >= claim.times - ROUNDING)
         parts.append(f"{times(ratio)} (asked: {times(claim.times)})")
     if claim.points is not None:
-        checks.append(row.difference.value >= claim.points)
+        checks.append(row.difference.value >= claim.points - ROUNDING)
         parts.append(
             f"{difference(row.difference.value, row.unit)} (asked: {difference(claim.points, row.unit)})"
         )

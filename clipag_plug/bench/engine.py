@@ -14,7 +14,7 @@ from ..images import contact_sheet, write_image
 from ..model import CLIP
 from ..photos import Photographs, bundled_photos, read_photos
 from ..vocabulary import bundled_vocabulary
-from .judge import Judge
+from .judge import Classifier, Judge
 from .records import (
     Pictures,
     Record,
@@ -57,6 +57,7 @@ class Resources:
         self._models: dict[str, tuple[CLIP, str]] = {}
         self._photos: Photographs | None = None
         self._judge: Judge | None = None
+        self._classifiers: dict[str, Classifier] = {}
 
     def model(self, name: str) -> tuple[CLIP, str]:
         """A model in evaluation mode, frozen, and the hash of its weights."""
@@ -67,6 +68,13 @@ class Resources:
             model = model.float().eval().requires_grad_(False)
             self._models[name] = model, weights_hash(model)
         return self._models[name]
+
+    def classifier(self, name: str) -> Classifier:
+        """A model as a classifier over the vocabulary's classes."""
+        if name not in self._classifiers:
+            model, _ = self.model(name)
+            self._classifiers[name] = Classifier(model, bundled_vocabulary().class_names)
+        return self._classifiers[name]
 
     def judge(self) -> tuple[Judge, str]:
         """The judge and the hash of its weights."""
@@ -187,6 +195,7 @@ def _measure(
         job.entry.options,
         resources.device,
         lambda share: report(job, share),
+        lambda: resources.classifier(job.model),
         photos=resources.photos() if "photos" in task.needs else None,
         judge=resources.judge()[0] if "judge" in task.needs else None,
     )
@@ -200,6 +209,7 @@ def _measure(
         notes=measured.notes,
         started=started,
         seconds=round(seconds, 2),
+        processor_seconds=round(busy, 2),
         metrics={key: metric.to_dict() for key, metric in measured.metrics.items()},
         pictures={key: _save(sheet, key, record, folder) for key, sheet in measured.sheets.items()},
     )

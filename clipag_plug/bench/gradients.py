@@ -10,7 +10,6 @@ from torch import Tensor
 from ..attacks import value_and_gradient
 from ..options.base import Options, option
 from ..vocabulary import bundled_vocabulary
-from .judge import Classifier
 from .metrics import inside
 from .records import Metric
 from .registry import Context, Measured, Sheet, task
@@ -23,7 +22,7 @@ class Gradients(Options):
 
     count: int = option(0, "photographs, spread over the sample; 0 for all", low=0)
     shown: int = option(16, "photographs on the sheets", low=1)
-    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
+    batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("gradients", "input gradients of photographs", Gradients, needs=("photos",))
@@ -31,12 +30,12 @@ def run(context: Context) -> Measured:
     """Gradient of the cosine between a photograph and the prompt of its class, with respect to the pixels.
 
     The share of its energy inside the object's box needs no judge; a gradient that is equal everywhere has the
-    box's share of the area, which is the metric's chance level and is recorded beside it.
+    box's share of the area, which is the metric's chance level and stands in its title.
     """
     options: Gradients = context.options
     photos = context.need_photos()
     names = bundled_vocabulary().class_names
-    classifier = Classifier(context.model, names)
+    classifier = context.classifier()
     side = int(context.model.visual.input_resolution)
     rows = spread(len(photos), options.count or len(photos))
     shown = set(rows[spread(len(rows), options.shown)].tolist())
@@ -55,17 +54,16 @@ def run(context: Context) -> Measured:
         areas.append(masks.mean((1, 2, 3)))
         pictures += [picture(g) for g, row in zip(gradients, part.tolist()) if row in shown]
         context.progress(sum(map(len, shares)) / len(rows))
-    values = torch.cat(shares)
-    on_object = Metric(
-        "share of the gradient on the object", "share", context.name, values.tolist()
-    )
+    area = float(torch.cat(areas).mean())
+    title = f"share of the gradient on the object, {area:.0%} of the picture"
+    on_object = Metric(title, "share", context.name, torch.cat(shares).tolist())
     kept = torch.tensor(sorted(shown))
     titles = [names[int(label)] for label in photos.labels[kept]]
     sheets = {
         "photographs": Sheet(photos.pixels(kept, side), titles),
         "gradients": Sheet(torch.stack(pictures), titles),
     }
-    notes = {"side": side, "area_of_the_boxes": float(torch.cat(areas).mean())}
+    notes = {"side": side, "area_of_the_boxes": area}
     return Measured([photos.keys[row] for row in rows], {"on_object": on_object}, sheets, notes)
 
 

@@ -82,7 +82,9 @@ def run(context: Context) -> Measured:
         for key, found in _score(maps[0], maps[1], photos.masks(part)[:, 0] >= 0.5).items():
             values.setdefault(key, []).append(found)
         with torch.no_grad():
-            fell.append(((guide.features(images) - guide.features(attacked)) * wanted[labels]).sum(1))
+            fell.append(
+                ((guide.features(images) - guide.features(attacked)) * wanted[labels]).sum(1)
+            )
         for name, stack in zip(kept, maps):
             kept[name].append(stack)
         context.progress(sum(map(len, fell)) / len(rows))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model import CLIP
 from ..options.base import Options
 from ..photos import Photographs
-from .judge import Judge
+from .judge import Classifier, Judge
 from .records import Metric
 
 MODULES = ("zeroshot", "generation", "targeted", "gradients", "heatmaps")
@@ -43,7 +43,10 @@ class Measured:
 
 @dataclass
 class Context:
-    """What a task works with. `photos` and `judge` are there only where the task says that it needs them."""
+    """What a task works with. `photos` and `judge` are there only where the task says that it needs them.
+
+    classifier: the model itself over the vocabulary's classes, built once for all tasks.
+    """
 
     model: CLIP
     name: str
@@ -51,6 +54,7 @@ class Context:
     options: Any
     device: torch.device
     progress: Callable[[float], None]
+    classifier: Callable[[], Classifier]
     photos: Photographs | None = None
     judge: Judge | None = None
 

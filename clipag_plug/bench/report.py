@@ -17,7 +17,11 @@ from .records import Record
 from .registry import find
 from .table import Result
 
-MARKS = {"hit": "the judge's first choice", "near": "among the judge's first five", "miss": "not among the first five"}
+MARKS = {
+    "hit": "the judge's first choice",
+    "near": "among the judge's first five",
+    "miss": "not among the first five",
+}
 
 
 def write_report(result: Result, path: Path, folder: Path) -> Path:
@@ -38,7 +42,8 @@ def write_report(result: Result, path: Path, folder: Path) -> Path:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>clipag_plug bench: {escape(suite.name)}</title><style>{css}</style></head><body>"
-        + "\n".join(body) + "</body></html>\n",
+        + "\n".join(body)
+        + "</body></html>\n",
     )
 
 
@@ -48,19 +53,31 @@ def _roles(result: Result) -> str:
     words = f"<b class=theirs>{escape(suite.models[0])}</b> is the baseline"
     if others:
         words += f"; {others} against it"
-    return f"{words}. Pictures are judged by <b>{escape(suite.judge)}</b> alone, which never guides." if suite.judge else words
+    return (
+        f"{words}. Pictures are judged by <b>{escape(suite.judge)}</b> alone, which never guides."
+        if suite.judge
+        else words
+    )
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
     cards = []
     for verdict in verdicts:
-        word, kind = {True: ("holds", "hit"), False: ("fails", "miss"), None: ("not measured", "near")}[verdict.holds]
+        word, kind = {
+            True: ("holds", "hit"),
+            False: ("fails", "miss"),
+            None: ("not measured", "near"),
+        }[verdict.holds]
         head, _, rest = verdict.text.partition(", ")
         cards.append(
             f'<div class="claim {kind}"><p class=verdict>{word}</p><h3>{escape(verdict.claim.text)}</h3>'
             f"<p class=head>{escape(head)}</p><p>{escape(rest)}</p></div>"
         )
-    return f"<section><h2>What is claimed</h2><div class=claims>{''.join(cards)}</div></section>" if cards else ""
+    return (
+        f"<section><h2>What is claimed</h2><div class=claims>{''.join(cards)}</div></section>"
+        if cards
+        else ""
+    )
 
 
 def _table(result: Result, model: str, rows: Sequence[Comparison]) -> str:
@@ -79,8 +96,12 @@ def _table(result: Result, model: str, rows: Sequence[Comparison]) -> str:
     for row in rows:
         if row.metric.partition("/")[0] != entry:
             entry = row.metric.partition("/")[0]
-            lines.append(f'<tr class=group><th colspan=9>{escape(titles.get(entry, entry))}</th></tr>')
-        ends = " to ".join(difference(end, row.unit) for end in (row.difference.low, row.difference.high))
+            lines.append(
+                f"<tr class=group><th colspan=9>{escape(titles.get(entry, entry))}</th></tr>"
+            )
+        ends = " to ".join(
+            difference(end, row.unit) for end in (row.difference.low, row.difference.high)
+        )
         mark = {"+": "▲", "-": "▼", "": "·"}[row.mark]
         judge = "<i>itself: not compared</i>" if row.diagnostic else escape(row.judge)
         lines.append(
@@ -103,7 +124,9 @@ _LEGEND = (
 def _sections(result: Result, folder: Path) -> Iterator[str]:
     """A section of pictures for each entry that has some, of the first seed."""
     for entry in result.suite.entries:
-        records = [r for r in result.records if r.entry == entry.name and r.seed == result.suite.seeds[0]]
+        records = [
+            r for r in result.records if r.entry == entry.name and r.seed == result.suite.seeds[0]
+        ]
         if not any(record.pictures for record in records):
             continue
         chart, chosen = _sweep_chart(result, entry.name)
@@ -132,23 +155,50 @@ def _sweep_chart(result: Result, entry: str) -> tuple[str, str]:
     if not result.rows:
         return "", ""
     model = result.suite.models[-1]
-    rows = [row for row in result.rows[model] if row.metric.startswith(f"{entry}/") and row.at is not None]
+    rows = [
+        row
+        for row in result.rows[model]
+        if row.metric.startswith(f"{entry}/") and row.at is not None
+    ]
     if not rows:
         return "", ""
-    radius = next((v.radius for v in result.verdicts if v.radius is not None and v.claim.metric.startswith(entry)), None)
+    radius = next(
+        (
+            v.radius
+            for v in result.verdicts
+            if v.radius is not None and v.claim.metric.startswith(entry)
+        ),
+        None,
+    )
     names, drawn = {"target_top1": "judge", "guide_top1": "itself"}, []
     for key, seen in names.items():
         sweep = [row for row in rows if row.metric.partition("@")[0] == f"{entry}/{key}"]
         if sweep:
             faint = " faint" if key == "guide_top1" else ""
             baseline = result.suite.models[0]
-            drawn.append((f"{model}, {seen}", f"ours{faint}", [(row.at or 0.0, row.ours) for row in sweep]))
-            drawn.append((f"{baseline}, {seen}", f"theirs{faint}", [(row.at or 0.0, row.theirs) for row in sweep]))
+            drawn.append(
+                (f"{model}, {seen}", f"ours{faint}", [(row.at or 0.0, row.ours) for row in sweep])
+            )
+            drawn.append(
+                (
+                    f"{baseline}, {seen}",
+                    f"theirs{faint}",
+                    [(row.at or 0.0, row.theirs) for row in sweep],
+                )
+            )
     if not drawn:
         return "", ""
-    svg = curves(drawn, across="L2 radius at the model's input resolution", up="share of targets seen", line=radius)
+    svg = curves(
+        drawn,
+        across="L2 radius at the model's input resolution",
+        up="share of targets seen",
+        line=radius,
+    )
     note = "Share of photographs in which the target is seen, by the judge and by the guide itself (pale)."
-    return f"<figure class=chart>{svg}<figcaption>{note}</figcaption></figure>", f"radius {radius:g}" if radius else ""
+    return (
+        f"<figure class=chart>{svg}<figcaption>{note}</figcaption></figure>",
+        f"radius {radius:g}" if radius else "",
+    )
 
 
 def _panel(records: Sequence[Record], key: str, folder: Path) -> str:
@@ -164,16 +214,23 @@ def _panel(records: Sequence[Record], key: str, folder: Path) -> str:
     cards = []
     for place, title in enumerate(columns[-1][1]["titles"]):
         tiles = "".join(_tile(name, sheet, images, place) for name, sheet, images in columns)
-        cards.append(f"<figure class=card><figcaption>{escape(title)}</figcaption><div class=tiles>{tiles}</div></figure>")
+        cards.append(
+            f"<figure class=card><figcaption>{escape(title)}</figcaption><div class=tiles>{tiles}</div></figure>"
+        )
     return f'<div class="cards of{len(columns)}">{"".join(cards)}</div>'
 
 
 def _tile(name: str, sheet: dict[str, Any], images: Sequence[str], place: int) -> str:
     note = sheet["notes"][place] if place < len(sheet["notes"]) else ""
     mark = sheet["marks"][place] if place < len(sheet["marks"]) and name != "photograph" else ""
-    seen = f'<span class="seen {mark}" title="{MARKS.get(mark, "")}">{escape(note)}</span>' if note else ""
+    seen = (
+        f'<span class="seen {mark}" title="{MARKS.get(mark, "")}">{escape(note)}</span>'
+        if note
+        else ""
+    )
     title = escape(f"{sheet['titles'][place]}, {name}")
-    return f'<div><img src="{images[place]}" alt="{title}" loading="lazy"><span class=who>{escape(name)}</span>{seen}</div>'
+    picture = f'<img src="{images[place]}" alt="{title}" loading="lazy">'
+    return f"<div>{picture}<span class=who>{escape(name)}</span>{seen}</div>"
 
 
 def _tiles(sheet: dict[str, Any], record: Record, folder: Path) -> list[str]:
@@ -186,7 +243,9 @@ def _tiles(sheet: dict[str, Any], record: Record, folder: Path) -> list[str]:
         for place in range(len(sheet["titles"])):
             left, top = place % columns * side, place // columns * side
             buffer = io.BytesIO()
-            atlas.crop((left, top, left + side, top + side)).save(buffer, "JPEG", quality=88, subsampling=0)
+            atlas.crop((left, top, left + side, top + side)).save(
+                buffer, "JPEG", quality=82, subsampling=0
+            )
             found.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
     return found
 
@@ -196,7 +255,8 @@ def _method(result: Result) -> str:
     for record in result.records:
         options = ", ".join(f"{key} {value}" for key, value in record.options.items())
         hashes = " ".join(
-            f"{what} {next(iter(reversed(value.values())))[:12]}" for what, value in record.inputs.items()
+            f"{what} {next(iter(reversed(value.values())))[:12]}"
+            for what, value in record.inputs.items()
         )
         rows.append(
             f"<tr><td>{escape(record.entry)}</td><td>{escape(record.model)}</td><td>{record.seed}</td>"
@@ -205,7 +265,10 @@ def _method(result: Result) -> str:
         )
     machine = ", ".join(f"{key} {value}" for key, value in result.records[-1].environment.items())
     tasks = dict.fromkeys(entry.task.name for entry in result.suite.entries)
-    about = "".join(f"<dt>{escape(find(name).title)}</dt><dd>{_about(find(name).run.__doc__)}</dd>" for name in tasks)
+    about = "".join(
+        f"<dt>{escape(find(name).title)}</dt><dd>{_about(find(name).run.__doc__)}</dd>"
+        for name in tasks
+    )
     return (
         f"<section><h2>How it was measured</h2><dl>{about}</dl><p class=note>{escape(machine)}; "
         f"{result.seconds:.0f} s in all. Every number is in a JSON record beside this file, with a value per item.</p>"

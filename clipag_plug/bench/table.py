@@ -43,7 +43,9 @@ def text_table(result: Result) -> str:
 
 def _block(suite: Suite, model: str, rows: Sequence[Comparison]) -> str:
     baseline = suite.models[0]
-    lines = [("", baseline, model, "difference", "", "ratio", "n", "judged by")]
+    lines: list[tuple[str, ...]] = [
+        ("", baseline, model, "difference", "", "ratio", "n", "judged by")
+    ]
     titles = {entry.name: entry.title for entry in suite.entries}
     entry = ""
     groups: list[int] = []

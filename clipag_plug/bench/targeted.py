@@ -1,4 +1,4 @@
-"""Photographs pushed towards another class by each model, within balls of several radii: does a judge see the target?"""
+"""Photographs pushed towards another class within balls of several radii: does a judge see the target?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Targeted(Options):
         [3.0, 6.0, 10.0, 15.0, 20.0], "L2 radii at the model's input resolution", low=0
     )
     steps: int = option(30, "PGD steps of size 2.5 * radius / steps", low=1)
-    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
+    batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("targeted", "photographs pushed towards another class", Targeted, needs=("photos", "judge"))
@@ -44,7 +44,7 @@ def run(context: Context) -> Measured:
     options: Targeted = context.options
     photos, judge = context.need_photos(), context.need_judge()
     names = bundled_vocabulary().class_names
-    guide = Classifier(context.model, names)
+    guide = context.classifier()
     side = int(context.model.visual.input_resolution)
     rows = spread(len(photos), options.count)
     labels = photos.labels[rows]

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from ..attacks import pgd
 from ..options.base import Options, option
-from ..vocabulary import bundled_vocabulary
-from .judge import Classifier
 from .metrics import top
 from .records import Metric
 from .registry import Context, Measured, task
@@ -27,7 +25,7 @@ class ZeroShot(Options):
     norm: str = option("l2", "ball of the attack", choices=("l2", "linf"))
     steps: int = option(20, "PGD steps of size 2.5 * eps / steps", low=1)
     count: int = option(0, "photographs, spread over the sample; 0 for all", low=0)
-    batch: int = option(16, "photographs at a time; more leave the cache of a CPU", low=1)
+    batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
 
 
 @task("zeroshot", "zero-shot classification of photographs", ZeroShot, needs=("photos",))
@@ -35,7 +33,7 @@ def run(context: Context) -> Measured:
     """Top-1 and top-5 among the 202 classes, clean and under PGD (Madry et al. 2018) on the cross-entropy."""
     options: ZeroShot = context.options
     photos = context.need_photos()
-    classifier = Classifier(context.model, bundled_vocabulary().class_names)
+    classifier = context.classifier()
     side = int(context.model.visual.input_resolution)
     rows = spread(len(photos), options.count or len(photos))
     clean, attacked = [], []

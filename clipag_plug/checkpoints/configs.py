@@ -55,7 +55,7 @@ def from_open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model config and preprocessing of an `open_clip_config.json`."""
     value = read_json(path)
     config = value.get("model_cfg", value)
-    if not all(
+    if not isinstance(config, dict) or not all(
         isinstance(config.get(name), kind)
         for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
     ):
@@ -65,7 +65,7 @@ def from_open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config["text_cfg"] = {
         key: item for key, item in config["text_cfg"].items() if key not in _HARMLESS
     }
-    return config, value.get("preprocess_cfg") or {}
+    return config, dict(value.get("preprocess_cfg") or {})
 
 
 def from_transformers(path: Path) -> dict[str, Any]:
@@ -118,9 +118,10 @@ def to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     plain_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
     odd = (set(vision) - plain_vision) | (set(text) - plain_text)
     if odd or not isinstance(vision.get("layers"), int):
+        what = ", ".join(sorted(odd)) or "a ResNet"
         raise ValueError(
-            f"transformers' CLIPModel is a plain ViT and text transformer; this model has {', '.join(sorted(odd)) or 'a ResNet'}"
-            "; export it with --format open_clip"
+            f"transformers' CLIPModel is a plain ViT and text transformer; this model has {what}; "
+            "export it with --format open_clip"
         )
     act = "quick_gelu" if config.get("quick_gelu") else "gelu"
     width, text_width = vision.get("width", 768), text.get("width", 512)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..options.doctor import Doctor
 from . import cache, names, registry
-from .errors import BadFileError, FetchError
+from .errors import BadFileError, FetchError, UnknownActivationError
 from .listing import whereabouts
 
 _PACKAGES = ("torch", "open_clip_torch", "safetensors", "huggingface_hub", "torchvision", "timm")
@@ -73,12 +73,9 @@ def forget(model: str) -> list[Finding]:
     record = registry.find(model)
     root = cache.root()
     stem = cache.slug(record.key)
-    files = [
-        file
-        for pattern in (f"{stem}.v*.safetensors", f"{stem}+*.safetensors", f"{stem}.*.download*")
-        for file in root.glob(pattern)
-        if file.is_file()
-    ]
+    mine = (f"{stem}.v", f"{stem}+")
+    there = root.iterdir() if root.is_dir() else ()
+    files = [file for file in there if file.name.startswith(mine) and file.suffix != ".lock"]
     for file in files:
         file.unlink()
     known = cache.Trust(root).forget(record.key)
@@ -165,15 +162,16 @@ def _cached(record: registry.Checkpoint) -> Iterator[Finding]:
 def _weights(model: str) -> Iterator[Finding]:
     from .opening import open_checkpoint
 
+    unknown = ""
     try:
-        opened = open_checkpoint(model)
+        try:
+            opened = open_checkpoint(model)
+        except UnknownActivationError as error:
+            unknown = str(error)
+            opened = open_checkpoint(model, quick_gelu=False)
     except (BadFileError, FetchError, FileNotFoundError, ValueError) as error:
-        advice = (
-            "clipag doctor " + model + " --forget, then load it again"
-            if registry.get(model)
-            else ""
-        )
-        yield Finding("contents", False, str(error), advice)
+        again = f"clipag doctor {model} --forget, then load it again" if registry.get(model) else ""
+        yield Finding("contents", False, str(error), again)
         return
     count = sum(value.numel() for value in opened.state_dict.values())
     yield Finding(
@@ -194,16 +192,23 @@ def _weights(model: str) -> Iterator[Finding]:
             "the file is damaged: get it again",
         )
     elif "mini" not in opened.config["vision_cfg"]:
-        yield _activation(opened)
+        yield _activation(opened, unknown)
 
 
-def _activation(opened: Any) -> Finding:
-    """Compares the features of one picture and two sentences under both activations."""
+def _activation(opened: Any, unknown: str) -> Finding:
+    """Compares the features of one picture and two sentences under both activations.
+
+    unknown: why the activation is not settled; empty if it is.
+    """
     settled = bool(opened.config["quick_gelu"])
     margins, features = {}, {}
     for quick in (False, True):
         features[quick], margins[quick] = _reference(opened, quick)
     apart = 1 - float((features[False] * features[True]).sum())
+    if unknown:
+        margin = ", ".join(f"{margins[quick]:+.3f} under {_WORDS[quick]}" for quick in margins)
+        says = f"not stated; they differ by 1-cos = {apart:.3g}, the margin of the right sentence is {margin}"
+        return Finding("activation", False, says, unknown)
     says = (
         f"{_WORDS[settled]}; the other one would turn the features of the reference picture by 1-cos = {apart:.3g} "
         f"(margin of the right sentence: {margins[settled]:+.3f}, with the other {margins[not settled]:+.3f})"

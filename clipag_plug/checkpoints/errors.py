@@ -14,5 +14,9 @@ class BadFileError(ValueError):
         super().__init__(f"refused {self.path!r}: {reason}")
 
 
+class UnknownActivationError(ValueError):
+    """Nothing says whether a file needs GELU or QuickGELU, or two sources say different things."""
+
+
 class FetchError(RuntimeError):
     """A download that did not end with the right file; nothing was put in its place."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import http.client
-import json
 import os
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import cache
 from .errors import FetchError
+from .partial import Partial, progress, strong_tag
 
 TRIES = 5  # without any progress in between
 TRIES_IN_ALL = 40
@@ -46,7 +43,7 @@ def fetch(
     without the latter, `seen` is the record of the first contact, and another hash is refused. The
     caller holds the lock of `target`. Raises FetchError, or OSError where the disk is full.
     """
-    partial = _Partial(target.with_name(target.name + ".partial"))
+    partial = Partial(target.with_name(target.name + ".partial"))
     if target.is_file():
         file, digest = target, hash_file(target)
     else:
@@ -54,7 +51,9 @@ def fetch(
     expected = sha256 or (seen or {}).get("sha256")
     if expected and digest != expected:
         file.unlink()
-        raise FetchError(f"{url} has SHA-256 {digest}, and {expected} was {_source(name, sha256, seen)}")
+        raise FetchError(
+            f"{url} has SHA-256 {digest}, and {expected} was {_source(name, sha256, seen)}"
+        )
     if file is not target:
         partial.move(target)
     return digest
@@ -66,7 +65,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(url: str, partial: _Partial, name: str, size: int | None) -> str:
+def _download(url: str, partial: Partial, name: str, size: int | None) -> str:
     if not url.startswith(("https://", "http://")):
         raise FetchError(f"{url} is no http address")
     if cache.offline():
@@ -88,38 +87,11 @@ def _source(name: str, sha256: str | None, seen: dict[str, Any] | None) -> str:
     )
 
 
-class _Partial:
-    """The unfinished file and what is known of its source (`<file>.json`)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.about = path, path.with_name(path.name + ".json")
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def known(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            value = json.loads(self.about.read_text(encoding="utf-8"))
-            return value if isinstance(value, dict) else {}
-        return {}
-
-    def note(self, about: dict[str, Any]) -> None:
-        self.about.write_text(json.dumps(about), encoding="utf-8")
-
-    def drop(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.about.unlink(missing_ok=True)
-
-    def move(self, target: Path) -> None:
-        os.replace(self.path, target)
-        self.about.unlink(missing_ok=True)
-
-
 @dataclass
 class _Job:
     url: str
     name: str
-    partial: _Partial
+    partial: Partial
     size: int | None
     digest: Any = field(default_factory=hashlib.sha256)
     hashed: int = 0
@@ -129,15 +101,18 @@ class _Job:
         known = self.partial.known()
         whole = self.size or known.get("total")
         if whole and known.get("url") == self.url and self.partial.size() == whole:
-            return hash_file(self.partial.path)  # all there: the last run was killed before moving it
-        idle = 0
+            return hash_file(
+                self.partial.path
+            )  # all there: the last run was killed before moving it
+        idle, best = 0, self.partial.size()
         for attempt in range(TRIES_IN_ALL):
-            before = self.partial.size()
             try:
                 self._attempt()
                 return str(self.digest.hexdigest())
             except _Passing as trouble:
-                idle = 0 if self.partial.size() > before else idle + 1
+                # A server that cannot resume must get further than ever before to count as progress.
+                idle = 0 if self.partial.size() > best else idle + 1
+                best = max(best, self.partial.size())
                 if idle >= TRIES or attempt == TRIES_IN_ALL - 1:
                     kept = self.partial.size()
                     rest = (
@@ -180,9 +155,9 @@ class _Job:
                 headers["If-Range"] = known["tag"]
         else:
             self.partial.drop()
-        return urllib.request.urlopen(
-            urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT
-        )
+        # A fresh opener reads the proxies of the environment as they are now.
+        request = urllib.request.Request(self.url, headers=headers)
+        return urllib.request.build_opener().open(request, timeout=TIMEOUT)
 
     def _http(self, error: urllib.error.HTTPError) -> Exception:
         if error.code == 416:  # what we hold does not fit what the server has now
@@ -206,10 +181,10 @@ class _Job:
         total = self._total(response)
         start = self.partial.size() if response.status == 206 else 0
         self._room(total - start if total else None)
-        self.partial.note({"url": self.url, "tag": _strong_tag(response.headers), "total": total})
+        self.partial.note({"url": self.url, "tag": strong_tag(response.headers), "total": total})
         with open(self.partial.path, "r+b" if start else "w+b") as file:
             self._hash_up_to(start, file)
-            with _bar(self.name, total, start) as bar:
+            with progress(self.name, total, start) as bar:
                 try:
                     self._copy(response, file, bar)
                     file.flush()
@@ -300,22 +275,3 @@ class _Passing(Exception):
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.pause = pause
-
-
-def _strong_tag(headers: Any) -> str | None:
-    """What identifies the server's version of the file; weak ones cannot vouch for a range."""
-    tag = headers.get("ETag")
-    if tag and not tag.startswith("W/"):
-        return str(tag)
-    return headers.get("Last-Modified")
-
-
-@contextlib.contextmanager
-def _bar(name: str, total: int | None, start: int) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    hidden = not sys.stderr.isatty()
-    with tqdm(
-        total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=hidden
-    ) as bar:
-        yield bar

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import registry
 
@@ -51,7 +51,8 @@ def parse(name: str | os.PathLike[str]) -> Name:
 
 
 def _source(text: str) -> Name:
-    for kind in ("hf-hub", "local-dir"):
+    kinds: tuple[Kind, ...] = ("hf-hub", "local-dir")
+    for kind in kinds:
         if text.startswith(kind + ":"):
             value = text[len(kind) + 1 :]
             if kind == "hf-hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", value):
@@ -60,7 +61,7 @@ def _source(text: str) -> Name:
                 )
             if kind == "local-dir" and not Path(value).is_dir():
                 raise FileNotFoundError(f"the folder {value!r} of {text!r} does not exist")
-            return Name(kind, value)  # type: ignore[arg-type]
+            return Name(kind, value)
     if registry.get(text):
         return Name("key", registry.find(text).key)
     if os.path.isfile(text):
@@ -88,8 +89,8 @@ def _source(text: str) -> Name:
     raise ValueError(f"no model is called {text!r}; {registry.suggest(text)}")
 
 
-def _statement(name: str, statement: str) -> dict[str, object]:
-    stated: dict[str, object] = {}
+def _statement(name: str, statement: str) -> dict[str, Any]:
+    stated: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in statement.split(","))):
         word, _, value = part.partition("=")
         if word.lower() in ACTIVATIONS and not value:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import configs, names, pack, registry, weights
 from .check import check
-from .errors import BadFileError
+from .errors import BadFileError, UnknownActivationError
 from .names import Name
 from .registry import Checkpoint
 
@@ -44,7 +44,7 @@ def open_checkpoint(
     FileNotFoundError for names and files, FetchError for downloads.
     """
     parsed = names.parse(name)
-    given = {"quick_gelu": quick_gelu, "arch": arch, "text_from": text_from}
+    given: dict[str, Any] = {"quick_gelu": quick_gelu, "arch": arch, "text_from": text_from}
     parsed = replace(parsed, **{key: value for key, value in given.items() if value is not None})
     if parsed.kind == "key":
         return _open_key(parsed, download_root)
@@ -163,7 +163,8 @@ def open_parts(
 ) -> Opened:
     """A weight file and the config that belongs to it, if any: reads both, settles what is open."""
     state, _ = weights.read(path)
-    config, preprocess = None, {}
+    config: dict[str, Any] | None = None
+    preprocess: dict[str, Any] = {}
     if config_path is not None and config_path.name == "config.json":
         config = configs.from_transformers(config_path)
     elif config_path is not None:
@@ -197,6 +198,12 @@ def settle(
             },
             **state,
         }
+    elif stated.text_from:
+        raise ValueError(
+            f"{str(path)!r} has a text tower of its own; leave text={stated.text_from} out"
+        )
+    if config is not None and stated.arch:
+        raise ValueError(f"{str(path)!r} has a config of its own; leave arch={stated.arch} out")
     arch = stated.arch or record.arch
     if config is None:
         if arch:
@@ -226,13 +233,13 @@ def _activation(
     if own is None and known is None and base is not None:
         return bool(base.config["quick_gelu"])
     if own is None and known is None:
-        raise ValueError(
+        raise UnknownActivationError(
             f"{str(path)!r} does not say whether it needs GELU or QuickGELU, and the wrong one gives wrong features "
             "without any error: " + names.HOW_TO_SAY.format(name=record.key)
         )
     if own is not None and known is not None and own != known:
         word = {True: "QuickGELU", False: "GELU"}
-        raise ValueError(
+        raise UnknownActivationError(
             f"the config of {record.key} says {word[bool(own)]} and the registry {word[known]}: one is wrong, and the "
             "wrong activation gives wrong features; " + names.HOW_TO_SAY.format(name=record.key)
         )

@@ -90,7 +90,7 @@ def _unpack(path: Path, name: str, shape: list[int], tensors: dict[str, Tensor])
     rows, index = tensors.pop(f"{name}.rows", None), tensors.pop(f"{name}.index", None)
     if rows is None or index is None or len(shape) != 2:
         raise BadFileError(path, f"its .json packs {name!r}, and the rows are not in the file")
-    fits = rows.shape == (len(index), shape[1]) and (len(index) == 0 or 0 <= int(index.min()))
+    fits = rows.shape == (len(index), shape[1]) and (len(index) == 0 or int(index.min()) >= 0)
     if not fits or (len(index) and int(index.max()) >= shape[0]) or shape[0] * shape[1] > 2**31:
         raise BadFileError(path, f"the rows of {name!r} do not fit the shape {shape}")
     whole = torch.zeros(shape)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import cache, configs, hub, opening, tensorfile
+from . import cache, hub, opening, tensorfile
 from .errors import BadFileError, FetchError
 from .fetch import fetch
 from .names import Name
@@ -29,6 +29,9 @@ def open_remote(record: Checkpoint, stated: Name, download_root: Any) -> opening
     path = cache.converted(_cache_name(record.key, stated), download_root)
     cached = _from_cache(path, record)
     if cached is not None:
+        if _download(path).exists():  # its process was killed between converting and cleaning up
+            with cache.lock(path):
+                _download(path).unlink(missing_ok=True)
         return cached
     failures = []
     for source in record.sources:
@@ -45,6 +48,10 @@ def open_remote(record: Checkpoint, stated: Name, download_root: Any) -> opening
     )
 
 
+def _download(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".safetensors") + ".download")
+
+
 def _open_url(
     url: str, path: Path, record: Checkpoint, stated: Name, download_root: Any
 ) -> opening.Opened:
@@ -53,10 +60,11 @@ def _open_url(
     trust = cache.Trust(folder)
 
     def obtain() -> tuple[opening.Opened, list[Path]]:
-        suffix = Path(url.partition("?")[0]).suffix or ".pt"
-        file = folder / f"{cache.slug(record.key)}{suffix}.download"
+        file = _download(path)
         seen = None if record.sha256 else trust.get(record.key)
-        digest = fetch(url, file, name=record.key, size=record.size, sha256=record.sha256, seen=seen)
+        digest = fetch(
+            url, file, name=record.key, size=record.size, sha256=record.sha256, seen=seen
+        )
         try:
             opened = opening.open_file(file, record, stated, download_root)
         except BadFileError:
@@ -79,8 +87,11 @@ def open_hub(
     anything else is converted once into our own cache.
     """
     config, weights = hub.files(repository, download_root)
-    # The hub's cache names a file's blob by its hash, which a symbolic link in the snapshot points to.
-    identity = weights.resolve().name[:16]
+    # The hub's cache names a file's blob by its hash, and the snapshot links to it; where links are
+    # not to be had, size and time stand for the hash.
+    about = weights.stat()
+    linked = weights.is_symlink()
+    identity = weights.resolve().name[:16] if linked else f"{about.st_size}-{about.st_mtime_ns}"
     path = cache.converted(_cache_name(f"hf-{repository}-{identity}", stated), download_root)
     cached = _from_cache(path, record)
     if cached is not None:

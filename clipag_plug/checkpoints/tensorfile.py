@@ -62,7 +62,7 @@ def write(
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                file.write(memoryview(_bytes(tensors[name]).numpy()))
+                file.write(_bytes(tensors[name]).numpy().data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

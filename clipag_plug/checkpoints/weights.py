@@ -48,7 +48,7 @@ def sniff(path: Path) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     length = int.from_bytes(head[:8], "little")
-    if len(head) >= 10 and head[8:9] == b"{" and 2 <= length:
+    if len(head) >= 10 and head[8:9] == b"{" and length >= 2:
         return "safetensors"
     if head[:1] == b"\x80":
         return "pickle"

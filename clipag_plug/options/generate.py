@@ -25,7 +25,7 @@ _COMMON: dict[str, Any] = {
     "patch_policy": "frame 0.5 0.8, flip, noise 0.02",
     "patch_weight": 1.0,
     "reject": 0.0,
-    "grid": 64,
+    "grid": -1,
     "grow": 1,
     "keep": "best",
     "quirks": False,
@@ -133,8 +133,9 @@ class Generate(Options):
     tv: float = option(0.0, "weight of total variation", low=0)
     grid: int | None = option(
         None,
-        "short side of the optimised picture before upsampling, 0 for the full size" + _PER_PRESET,
-        low=0,
+        "short side of the optimised pixels before upsampling, 0 for the full size, -1 for twice what the model sees"
+        + _PER_PRESET,
+        low=-1,
     )
     grow: int | None = option(
         None, "coarse-to-fine stages, each doubling the grid" + _PER_PRESET, low=1
@@ -173,13 +174,11 @@ class Generate(Options):
         """A copy in which the preset has filled every field left at None that it decides.
 
         Without views the picture alone is optimised: no patches, and every pixel of it, unless asked otherwise.
-        A mask needs the full size too, so that what lies outside it stays as it is.
+        A start picture is edited at its full size too, so that it keeps its details.
         """
         decided = dict(PRESETS[self.preset])
         if self.image:
-            decided.update(init="image", grow=1)
-        if self.mask:
-            decided.update(grid=0)
+            decided.update(init="image", grow=1, grid=0)
         if self.views == 0:
             decided.update(patches=0, grid=0, grow=1)
         chosen = {name: value for name, value in decided.items() if getattr(self, name) is None}

@@ -40,6 +40,11 @@ class Train(Options):
     text: str = option(
         "frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES
     )
+    text_steps: int = option(
+        0,
+        "steps of the text tower's own training before any image is seen; needs --captions vocabulary",
+        low=0,
+    )
     train_scale: bool = option(False, "train the logit scale although the text tower is frozen")
 
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import PIXELS, segment_sums
+from .geometry import PIXELS
+from .scene import run_sums
 from .tiles import Plan
 
 TRANSPARENT = 1e-6  # diffvg's rule: colour is not divided by an alpha up to this
 _BLOCK = 2048  # slots; a block is at least one rank
 
-Ranks = list[tuple[slice, int]]  # the slots of a rank, counted within its block, and how many they are
+Ranks = list[
+    tuple[slice, int]
+]  # the slots of a rank, counted within its block, and how many they are
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def composite(coverage: Tensor, colors: Tensor, plan: Plan) -> tuple[Tensor, lis
     straight = coverage.new_zeros(3, PIXELS, len(plan.tile))
     blocks = []
     for part, ranks in _blocks(plan.counts):
-        layers = _layers(ranks, coverage[:, part], paint[:, None, part], alpha[part], mixed, straight)
+        layers = _layers(
+            ranks, coverage[:, part], paint[:, None, part], alpha[part], mixed, straight
+        )
         blocks.append(layers)
     return torch.cat((straight, mixed[3:])), blocks
 
@@ -87,10 +92,12 @@ def composite_backward(gradient: Tensor, blocks: list[Layers], plan: Plan) -> tu
     if not blocks:
         return gradient.new_zeros(PIXELS, 0), gradient.new_zeros(len(plan.rows_of), 4)
     columns = torch.cat(by_color[::-1], 1).index_select(1, plan.by_stroke)
-    return torch.cat(by_coverage[::-1], 1), segment_sums(columns, plan.rows_of).t()
+    return torch.cat(by_coverage[::-1], 1), run_sums(columns, plan.rows_of).t()
 
 
-def _layers_backward(layers: Layers, to_mixed: Tensor, to_straight: Tensor) -> tuple[Tensor, Tensor]:
+def _layers_backward(
+    layers: Layers, to_mixed: Tensor, to_straight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients for the coverage (PIXELS, B) and colours (4, B); those of the two states go on downwards in place."""
     coverage, alpha, target = layers.coverage, layers.alpha, layers.target
     to_shown, rest = torch.empty_like(target), 1 - coverage

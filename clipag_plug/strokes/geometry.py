@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .area import HALF_DIAGONAL, covered_area
-from .scene import SAMPLES, SEARCH_GRID, Segments, Topology
+from .scene import SAMPLES, SEARCH_GRID, Segments, run_sums
 from .tiles import TILE, Plan
 
 PIXELS = TILE * TILE
@@ -40,9 +40,7 @@ class Outline:
     thin: bool
 
 
-def cover(
-    segments: Segments, widths: Tensor, topology: Topology, plan: Plan
-) -> tuple[Tensor, Outline]:
+def cover(segments: Segments, widths: Tensor, plan: Plan) -> tuple[Tensor, Outline]:
     """Coverage (PIXELS, P + 1) in [0, 1] of the edge pairs; the last column is 1, for rows inside a stroke."""
     square, t = _search(segments, plan)
     radius = segments.radius.index_select(0, plan.segment)
@@ -52,7 +50,7 @@ def cover(
     coverage = widths.new_ones(PIXELS, len(radius) + 1)
     coverage[:, :-1] = solid
     crossed = near.logical_xor_(solid).t().reshape(-1).nonzero().squeeze(1)
-    outline = _outline(segments, widths, topology, plan, crossed, t)
+    outline = _outline(segments, widths, plan, crossed, t)
     place = outline.pixel * coverage.shape[1] + outline.pair
     coverage.view(-1).scatter_(0, place, outline.coverage)
     return coverage, outline
@@ -92,9 +90,7 @@ def _search(segments: Segments, plan: Plan) -> tuple[Tensor, Tensor]:
     return square.div_(_UNIT).add_(least).add_(offset.to(fine.dtype)), t
 
 
-def _outline(
-    segments: Segments, widths: Tensor, topology: Topology, plan: Plan, crossed: Tensor, t: Tensor
-) -> Outline:
+def _outline(segments: Segments, widths: Tensor, plan: Plan, crossed: Tensor, t: Tensor) -> Outline:
     pair, pixel = crossed >> 4, crossed & 15
     segment = plan.segment.index_select(0, pair)
     power = segments.power.index_select(1, segment)
@@ -103,10 +99,10 @@ def _outline(
     power[7] -= plan.centre[1].index_select(0, pair) + ((pixel >> 2) - middle)
     start = t.view(-1).index_select(0, pixel * t.shape[1] + pair).to(widths.dtype)
     t, normal, distance = _nearest(power, start)
-    radius = widths.index_select(0, topology.stroke).index_select(0, segment)
+    radius = widths.index_select(0, segments.stroke).index_select(0, segment)
     thin = bool((segments.radius < HALF_DIAGONAL).any())
     coverage = covered_area(normal, distance, radius, thin)[0]
-    bounds = torch.arange(len(topology.stroke) + 1, device=pair.device)
+    bounds = torch.arange(len(segments.stroke) + 1, device=pair.device)
     lengths = torch.searchsorted(segment, bounds).diff()
     return Outline(pair, pixel, t, power, normal, distance, radius, coverage, lengths, thin)
 
@@ -159,7 +155,7 @@ def merge(coverage: Tensor, outline: Outline, plan: Plan) -> tuple[Tensor, Tenso
 
 
 def cover_backward(
-    outline: Outline, gradient: Tensor, topology: Topology, plan: Plan, compat: bool
+    outline: Outline, gradient: Tensor, segments: Segments, plan: Plan, strokes: int, compat: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients (8, M) for the power coefficients and (N,) for the widths, from that for the coverage (n,).
 
@@ -183,7 +179,7 @@ def cover_backward(
     )
     if compat:
         segment = plan.segment.index_select(0, outline.pair)
-        gradient = gradient * (inner * (speed / foot).clamp_max(2) + _is_cap(t, topology, segment))
+        gradient = gradient * (inner * (speed / foot).clamp_max(2) + _is_cap(t, segments, segment))
         by_turn = torch.zeros_like(by_turn)
     push = gradient * by_distance
     turn = gradient * by_turn
@@ -196,18 +192,12 @@ def cover_backward(
     quadratic = (linear + tangent).mul_(t)
     cubic = torch.addcmul(quadratic, tangent, t).mul_(t)
     columns = torch.cat((cubic, quadratic, linear, point, (gradient * by_radius)[None]))
-    sums = segment_sums(columns, outline.lengths)
-    widths = sums.new_zeros(topology.strokes).index_add_(0, topology.stroke, sums[8])
+    sums = run_sums(columns, outline.lengths)
+    widths = sums.new_zeros(strokes).index_add_(0, segments.stroke, sums[8])
     return sums[:8], widths
 
 
-def _is_cap(t: Tensor, topology: Topology, segment: Tensor) -> Tensor:
-    starts = (t <= 0) & topology.starts.index_select(0, segment)
-    ends = (t >= 1) & topology.ends.index_select(0, segment)
+def _is_cap(t: Tensor, segments: Segments, segment: Tensor) -> Tensor:
+    starts = (t <= 0) & segments.starts.index_select(0, segment)
+    ends = (t >= 1) & segments.ends.index_select(0, segment)
     return (starts | ends).to(t.dtype)
-
-
-def segment_sums(columns: Tensor, lengths: Tensor) -> Tensor:
-    """(k, n) summed over consecutive runs of the given lengths: (k, M). The order of summation is fixed."""
-    lengths = lengths.expand(len(columns), -1).contiguous()
-    return torch.segment_reduce(columns, "sum", lengths=lengths, axis=1, unsafe=True)

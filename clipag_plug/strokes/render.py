@@ -60,26 +60,28 @@ class _Strokes(torch.autograd.Function):
         compat: bool,
     ) -> Tensor:
         pieces = segments(points, widths, topology)
-        order = plan(pieces, topology, width, height)
-        coverage, outline = cover(pieces, widths, topology, order)
+        order = plan(pieces, len(widths), width, height)
+        coverage, outline = cover(pieces, widths, order)
         rows, place, counts = merge(coverage, outline, order)
         pixels, layers = composite(rows, colors, order)
         ctx.save_for_backward(place, counts)
-        ctx.scene = (topology, order, outline, layers, compat)
+        ctx.scene = (topology, pieces, order, outline, layers, compat)
         return _to_image(pixels, order.tile, width, height)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         place, counts = ctx.saved_tensors
-        topology, order, outline, layers, compat = ctx.scene
+        topology, pieces, order, outline, layers, compat = ctx.scene
         to_pixels = _from_image(gradient, order.tile)
         to_rows, to_colors = composite_backward(to_pixels, layers, order)
         to_points = to_widths = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             to_coverage = to_rows.view(-1).index_select(0, place) * counts
-            to_power, to_widths = cover_backward(outline, to_coverage, topology, order, compat)
-            to_points = scatter_to_points(to_power, topology)
+            to_power, to_widths = cover_backward(
+                outline, to_coverage, pieces, order, topology.strokes, compat
+            )
+            to_points = scatter_to_points(to_power, pieces.cuts, topology)
         return to_points, to_widths, to_colors, None, None, None, None
 
 

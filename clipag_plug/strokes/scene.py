@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SAMPLES = 16  # per segment, for the nearest-point search: with 8 curves that turn back lose 1 dB or more
+SAMPLES = (
+    16  # per segment, for the nearest-point search: with 8 curves that turn back lose 1 dB or more
+)
 SEARCH_GRID = 16  # samples lie on multiples of 1 / 16 px, so that sums of the search are exact
+LONGEST_GAP = 2.0  # px between neighbouring samples of one piece
+MOST_PIECES = 256
 COARSE = 8  # per segment, for deciding which tiles a segment can touch
 # Rows: coefficients of t^3, t^2, t, 1; columns: the four control points.
 TO_POWER = (
@@ -67,7 +71,7 @@ class Topology:
 
 @dataclass(frozen=True)
 class Segments:
-    """Geometry of the M segments, coordinates in pixels."""
+    """Geometry of the M segments, or of the pieces that long ones are cut into; coordinates in pixels."""
 
     power: Tensor  # (8, M): x and y of the coefficients of t^3, t^2, t, 1
     fine: Tensor  # (2, SAMPLES, M) float32 points on the curves, for searching
@@ -76,26 +80,74 @@ class Segments:
     coarse_gap: Tensor  # (M,)
     sag: Tensor  # (M,) how far the curve can leave the chords of `coarse`
     radius: Tensor  # (M,) float32
+    stroke: Tensor  # (M,)
+    starts: Tensor  # (M,) bool: begins its stroke
+    ends: Tensor  # (M,) bool: ends its stroke
+    cuts: Cuts | None  # None where no segment was cut
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Pieces of segments: piece m is `parent` from t = `begin` to `begin` + `share`."""
+
+    parent: Tensor  # (M,) int64, ascending
+    begin: Tensor  # (M,)
+    share: Tensor  # (M,)
+
+    def matrix(self) -> Tensor:
+        """(4, 4, M): power coefficients of a piece from those of its parent."""
+        b, s = self.begin, self.share
+        none = torch.zeros_like(b)
+        rows = (
+            (s**3, none, none, none),
+            (3 * b * s**2, s**2, none, none),
+            (3 * b**2 * s, 2 * b * s, s, none),
+            (b**3, b**2, b, torch.ones_like(b)),
+        )
+        return torch.stack([torch.stack(row) for row in rows])
 
 
 def segments(points: Tensor, widths: Tensor, topology: Topology) -> Segments:
     """The segments of concatenated points (S, 2) with one width a stroke (N,)."""
     matrix = torch.tensor(TO_POWER, dtype=points.dtype, device=points.device)
     control = points.index_select(0, topology.control.flatten()).view(-1, 4, 2)
-    power = torch.einsum("ij,mjc->icm", matrix, control).reshape(8, -1)
-    searchable = power.to(torch.float32).view(4, 2, -1)
-    second = 6 * searchable[0].abs() + 2 * searchable[1].abs()
-    fine, fine_gap = _sample(searchable, SAMPLES)
-    coarse, coarse_gap = _sample(searchable, COARSE)
+    power = torch.einsum("ij,mjc->icm", matrix, control)
+    stroke, starts, ends = topology.stroke, topology.starts, topology.ends
+    fine, fine_gap = _sample(power.float(), SAMPLES)
+    cuts = _cut(fine_gap, power.dtype)
+    if cuts is not None:
+        power = torch.einsum("ijm,jcm->icm", cuts.matrix(), power.index_select(2, cuts.parent))
+        stroke, starts, ends = (x.index_select(0, cuts.parent) for x in (stroke, starts, ends))
+        starts = starts & (cuts.begin == 0)
+        ends = ends & (cuts.begin + 1.5 * cuts.share > 1)
+        fine, fine_gap = _sample(power.float(), SAMPLES)
+    coarse, coarse_gap = _sample(power.float(), COARSE)
+    second = 6 * power[0].abs() + 2 * power[1].abs()
     return Segments(
-        power=power,
+        power=power.reshape(8, -1),
         fine=fine.mul_(SEARCH_GRID).round_().div_(SEARCH_GRID),
         coarse=coarse,
         fine_gap=fine_gap,
         coarse_gap=coarse_gap,
-        sag=second.norm(dim=0) / (8 * (COARSE - 1) ** 2),
-        radius=widths.to(torch.float32).index_select(0, topology.stroke),
+        sag=second.float().norm(dim=0) / (8 * (COARSE - 1) ** 2),
+        radius=widths.float().index_select(0, stroke),
+        stroke=stroke,
+        starts=starts,
+        ends=ends,
+        cuts=cuts,
     )
+
+
+def _cut(fine_gap: Tensor, dtype: torch.dtype) -> Cuts | None:
+    """Pieces short enough that the search cannot take a wrong turn of the curve for the nearest one."""
+    pieces = (2 * fine_gap.sqrt() / LONGEST_GAP).ceil().clamp(1, MOST_PIECES).long()
+    if not bool((pieces > 1).any()):
+        return None
+    parent = torch.repeat_interleave(torch.arange(len(pieces), device=pieces.device), pieces)
+    first = (pieces.cumsum(0) - pieces).index_select(0, parent)
+    share = (1 / pieces.to(dtype)).index_select(0, parent)
+    index = torch.arange(len(parent), device=parent.device) - first
+    return Cuts(parent, index * share, share)
 
 
 def _sample(power: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -107,9 +159,19 @@ def _sample(power: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return curve.transpose(0, 1).contiguous(), gaps.amax(0) / 4
 
 
-def scatter_to_points(power_gradient: Tensor, topology: Topology) -> Tensor:
+def scatter_to_points(power_gradient: Tensor, cuts: Cuts | None, topology: Topology) -> Tensor:
     """Gradient for the concatenated points (S, 2) from that for the power coefficients (8, M)."""
     matrix = torch.tensor(TO_POWER, dtype=power_gradient.dtype, device=power_gradient.device)
-    control = torch.einsum("ij,icm->mjc", matrix, power_gradient.view(4, 2, -1))
+    power = power_gradient.view(4, 2, -1)
+    if cuts is not None:
+        pieces = torch.einsum("ijm,icm->jcm", cuts.matrix(), power).reshape(8, -1)
+        power = run_sums(pieces, torch.bincount(cuts.parent)).view(4, 2, -1)
+    control = torch.einsum("ij,icm->mjc", matrix, power)
     out = control.new_zeros(topology.points, 2)
     return out.index_add_(0, topology.control.flatten(), control.reshape(-1, 2))
+
+
+def run_sums(columns: Tensor, lengths: Tensor) -> Tensor:
+    """(k, n) summed over consecutive runs of the given lengths: (k, M), in an order that never varies."""
+    lengths = lengths.expand(len(columns), -1).contiguous()
+    return torch.segment_reduce(columns, "sum", lengths=lengths, axis=1, unsafe=True)

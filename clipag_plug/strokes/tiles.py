@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scene import Segments, Topology
+from .scene import Segments
 
 TILE = 4
+_CHUNK = 8192
 REACH = TILE / 2 * 2**0.5 + 1e-3  # from the centre of a tile to its corners
 
 
@@ -42,13 +43,13 @@ class _Pairs:
     inside: Tensor
 
 
-def plan(segments: Segments, topology: Topology, width: int, height: int) -> Plan:
+def plan(segments: Segments, strokes: int, width: int, height: int) -> Plan:
     """The tiles of a width x height canvas that the strokes touch."""
     grid = (-(-width // TILE), -(-height // TILE))
     pairs = _touching(segments, grid)
-    stroke = topology.stroke.index_select(0, pairs.segment)
+    stroke = segments.stroke.index_select(0, pairs.segment)
     tile = pairs.y * grid[0] + pairs.x
-    key, order = torch.sort(tile * topology.strokes + stroke, stable=True)
+    key, order = torch.sort(tile * strokes + stroke, stable=True)
     opens = _changes(key)  # first pair of each row
     heads = opens.nonzero().squeeze(1)
     row_sorted = opens.cumsum(0) - 1
@@ -58,7 +59,7 @@ def plan(segments: Segments, topology: Topology, width: int, height: int) -> Pla
     )
 
     key = key.index_select(0, heads)
-    row_tile = torch.div(key, topology.strokes, rounding_mode="floor")
+    row_tile = torch.div(key, strokes, rounding_mode="floor")
     slot, tiles, counts = _slots(row_tile)
     border = torch.ones(len(heads), dtype=torch.bool, device=key.device)
     border.index_fill_(0, row.masked_select(pairs.inside), False)
@@ -86,7 +87,7 @@ def plan(segments: Segments, topology: Topology, width: int, height: int) -> Pla
         source=source,
         stroke=_unsort(leading_stroke, by_stroke),
         by_stroke=by_stroke,
-        rows_of=torch.bincount(leading_stroke, minlength=topology.strokes),
+        rows_of=torch.bincount(leading_stroke, minlength=strokes),
         tile=tiles,
         counts=counts,
     )
@@ -112,9 +113,7 @@ def _touching(segments: Segments, grid: tuple[int, int]) -> _Pairs:
     x = low[0].index_select(0, segment) + local - down * columns
     y = low[1].index_select(0, segment) + down
 
-    offset_x = segments.coarse[0].index_select(1, segment) - (x * TILE + TILE / 2)
-    offset_y = segments.coarse[1].index_select(1, segment) - (y * TILE + TILE / 2)
-    near = torch.addcmul(offset_x.square_(), offset_y, offset_y).amin(0)
+    near = _square_distance(segments, segment, x, y)
     # A foot between two samples is nearer than both, but by Pythagoras not by much.
     far = (segments.radius + segments.sag + REACH).square() + segments.coarse_gap
     full = (segments.radius - REACH).clamp_min(0).square()
@@ -122,6 +121,19 @@ def _touching(segments: Segments, grid: tuple[int, int]) -> _Pairs:
     segment, near = segment.index_select(0, kept), near.index_select(0, kept)
     inside = near < full.index_select(0, segment)
     return _Pairs(segment, x.index_select(0, kept), y.index_select(0, kept), inside)
+
+
+def _square_distance(segments: Segments, segment: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """From the centres of tiles to the nearest coarse sample; in pieces that stay in the cache."""
+    out = segments.radius.new_empty(len(segment))
+    for begin in range(0, len(segment), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        right = segments.coarse[0].index_select(1, segment[part])
+        down = segments.coarse[1].index_select(1, segment[part])
+        right -= x[part] * TILE + TILE // 2
+        down -= y[part] * TILE + TILE // 2
+        torch.amin(torch.addcmul(right.square_(), down, down), 0, out=out[part])
+    return out
 
 
 def _slots(row_tile: Tensor) -> tuple[Tensor, Tensor, list[int]]:

@@ -29,7 +29,7 @@ class Guide:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         name: str | None = None,
         tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
@@ -60,7 +60,8 @@ class Guide:
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self._tokenize = tokenizer or getattr(model, "tokenize", None) or _tokenize
-        self._encode = torch.compile(self.model.encode_image) if compile else self.model.encode_image
+        encode: Callable[[Tensor], Tensor] = model.encode_image
+        self._encode = torch.compile(encode) if compile else encode
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit features (M, D) of texts. ValueError where one is empty or too long for the model."""

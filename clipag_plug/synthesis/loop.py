@@ -78,7 +78,9 @@ class Synthesizer:
             targets = [Target.of(guide, self._parts) for guide in self.guides]
             start = start_pictures(options, self.size, self.guides[0], targets[0], self.generators)
         mask = read_mask(options.mask, self.size).to(start.device) if options.mask else None
-        self.grids = _grids(min(self.size), int(options.grid or 0), int(options.grow or 1))
+        grid = int(options.grid or 0)
+        finest = 2 * max(guide.side for guide in self.guides) if grid < 0 else grid
+        self.grids = _grids(min(self.size), finest, int(options.grow or 1))
         self.canvas = Canvas(start, grid=self.grids[0], mask=mask)
         self.stepper = Stepper(
             str(options.optimizer),

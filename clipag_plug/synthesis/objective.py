@@ -16,7 +16,7 @@ Shown = Callable[[Tensor], Tensor]
 
 
 class NotFiniteError(RuntimeError):
-    """A model gave features, or a gradient, that are not finite. `results`: the pictures so far, where a run has any."""
+    """A model gave features, or a gradient, that are not finite. `results`: the pictures so far, if any."""
 
     results: Sequence[Any] = ()
 

@@ -17,6 +17,7 @@ from .data import Batches, read_shards
 from .evaluate import ZeroShot, class_prompts
 from .loop import Step, Trainer
 from .state import read_model
+from .textual import train_text
 
 
 def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
@@ -83,6 +84,10 @@ def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, 
     model = build(config, None, name=options.name).to(device)
     if vocabulary is not None:
         silence_unknown_tokens(model, vocabulary)
+    if options.text_steps:
+        if vocabulary is None:
+            raise ValueError("--text-steps needs --captions vocabulary")
+        train_text(model, vocabulary, options.text_steps, seed=options.seed)
     return model, config
 
 

@@ -72,7 +72,7 @@ COMMANDS = {
         "clipag_plug.options.export:Export",
         "clipag_plug.checkpoints.export:run",
         "write a model in another library's format",
-        "clipag export clipag-mini exported --format open_clip",
+        "clipag export clipag-mini exported --format bundled",
     ),
     "doctor": Command(
         "clipag_plug.options.doctor:Doctor",

@@ -13,7 +13,14 @@ from clipag_plug.bench import heatmaps as bench_heatmaps
 from clipag_plug.bench.registry import Context, find
 from clipag_plug.explanation import command
 from clipag_plug.explanation.command import counterpart, run
-from clipag_plug.explanation.figure import PALETTE, attack_sheet, colours, fitted, overlay, text_sheet
+from clipag_plug.explanation.figure import (
+    PALETTE,
+    attack_sheet,
+    colours,
+    fitted,
+    overlay,
+    text_sheet,
+)
 from clipag_plug.images import from_pil, read_image, read_recipe
 from clipag_plug.options.explain import Explain
 from clipag_plug.photos import bundled_photos
@@ -23,7 +30,10 @@ from clipag_plug.synthesis.guides import Guide
 @pytest.fixture
 def guides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models in place of the registered ones."""
-    made = {name: Guide(make_tiny(seed), name=name) for seed, name in enumerate(("clip-mini", "clipag-mini"))}
+    made = {
+        name: Guide(make_tiny(seed), name=name)
+        for seed, name in enumerate(("clip-mini", "clipag-mini"))
+    }
     monkeypatch.setattr(command, "guide_for", lambda name, device: made[name])
 
 
@@ -77,7 +87,11 @@ def test_a_single_pixel_makes_a_sheet(guides, tmp_path) -> None:
 
     Image.new("RGB", (1, 1), (200, 30, 30)).save(tmp_path / "one.png")
     out = tmp_path / "out.png"
-    run(Explain(image=str(tmp_path / "one.png"), texts=["a dog"], output=str(out), attack=True, steps=2))
+    run(
+        Explain(
+            image=str(tmp_path / "one.png"), texts=["a dog"], output=str(out), attack=True, steps=2
+        )
+    )
     assert torch.allclose(read_image(out)[:, 150, 20], torch.tensor([200, 30, 30]) / 255)
 
 
@@ -122,7 +136,9 @@ def test_options_that_make_no_sense_are_refused(changes, problem) -> None:
 
 def test_attack_shows_both_models_clean_and_attacked(guides, tmp_path, capsys) -> None:
     path, out = picture_file(tmp_path, "rgb"), tmp_path / "out.png"
-    options = Explain(image=str(path), texts=["a dog", "a cat"], output=str(out), attack=True, steps=3, cell=64)
+    options = Explain(
+        image=str(path), texts=["a dog", "a cat"], output=str(out), attack=True, steps=3, cell=64
+    )
     run(options)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == ["clip-mini"] * 2 + ["clipag-mini"] * 2
@@ -130,7 +146,10 @@ def test_attack_shows_both_models_clean_and_attacked(guides, tmp_path, capsys) -
     assert read_recipe(out) == options.to_dict()
     before = read_image(out)
     run(options.replace(eps=0.0))
-    assert all("Spearman 1.00, SSIM 1.00, IoU 1.00" in line for line in capsys.readouterr().out.splitlines()[:-1])
+    assert all(
+        "Spearman 1.00, SSIM 1.00, IoU 1.00" in line
+        for line in capsys.readouterr().out.splitlines()[:-1]
+    )
     assert before.shape == read_image(out).shape and not torch.equal(before, read_image(out))
 
 
@@ -145,7 +164,9 @@ def test_the_scale_grows_in_lightness_and_ends_in_its_colours() -> None:
     scale = colours(torch.linspace(0, 1, 256)[None])
     lightness = (scale[:, 0] * torch.tensor([0.299, 0.587, 0.114])[:, None]).sum(0)
     assert (lightness.diff() > 0).all()
-    assert torch.allclose(scale[:, 0, [0, -1]].T * 255, torch.tensor([PALETTE[0], PALETTE[-1]]).float())
+    assert torch.allclose(
+        scale[:, 0, [0, -1]].T * 255, torch.tensor([PALETTE[0], PALETTE[-1]]).float()
+    )
 
 
 def test_overlay_is_in_place_and_brightest_where_the_map_is_highest() -> None:
@@ -174,18 +195,37 @@ def test_sheets_of_any_shape_hold_every_map(size, texts) -> None:
     assert sheet.min() >= 0 and sheet.max() <= 1
     shown = fitted(picture, 64)
     height, width = shown.shape[1:]
-    cells = [shown, *(overlay(shown, heat) for heat in torch.nn.functional.interpolate(
-        maps[:, None], (height, width), mode="bilinear", antialias=height < size[0] or width < size[1])[:, 0])]
+    cells = [
+        shown,
+        *(
+            overlay(shown, heat)
+            for heat in torch.nn.functional.interpolate(
+                maps[:, None],
+                (height, width),
+                mode="bilinear",
+                antialias=height < size[0] or width < size[1],
+            )[:, 0]
+        ),
+    ]
     for cell in cells:
-        corners = ((sheet[:, : 1 - height or None, : 1 - width or None] - cell[:, :1, :1]).abs() < 0.01).all(0)
+        corners = (
+            (sheet[:, : 1 - height or None, : 1 - width or None] - cell[:, :1, :1]).abs() < 0.01
+        ).all(0)
         places = corners.nonzero().tolist()
-        assert any(torch.allclose(sheet[:, y : y + height, x : x + width], cell, atol=0.01) for y, x in places)
+        assert any(
+            torch.allclose(sheet[:, y : y + height, x : x + width], cell, atol=0.01)
+            for y, x in places
+        )
 
 
 def test_attack_sheet_has_a_row_per_text_and_a_column_per_map() -> None:
     maps = torch.rand(2, 2, 3, 16, 16)
-    one = attack_sheet(torch.rand(3, 20, 20), ["a", "b"], maps[:, :, :1], ["x"], [["", "", "", "", ""]], cell=64)
-    three = attack_sheet(torch.rand(3, 20, 20), ["a", "b"], maps, list("xyz"), [[""] * 5] * 3, cell=64)
+    one = attack_sheet(
+        torch.rand(3, 20, 20), ["a", "b"], maps[:, :, :1], ["x"], [["", "", "", "", ""]], cell=64
+    )
+    three = attack_sheet(
+        torch.rand(3, 20, 20), ["a", "b"], maps, list("xyz"), [[""] * 5] * 3, cell=64
+    )
     assert one.shape[2] == three.shape[2] >= 5 * 64
     assert three.shape[1] - one.shape[1] >= 2 * 64
 
@@ -194,18 +234,26 @@ def test_bench_task_measures_both_places_and_agreement() -> None:
     photos = bundled_photos()
     options = bench_heatmaps.Heatmaps(count=6, steps=2, shown=3, batch=4)
     model = make_tiny()
-    context = Context(model, "tiny", 0, options, torch.device("cpu"), lambda share: None, photos=photos)
+    context = Context(
+        model, "tiny", 0, options, torch.device("cpu"), lambda share: None, photos=photos
+    )
     found = find("heatmaps").run(context)
     assert len(found.items) == 6 and set(found.sheets) == {"photographs", "clean", "attacked"}
-    states = [f"{state}_{key}" for state in ("clean", "attacked") for key in ("pointing", "energy", "iou")]
+    states = [
+        f"{state}_{key}" for state in ("clean", "attacked") for key in ("pointing", "energy", "iou")
+    ]
     assert set(found.metrics) == {*states, "spearman", "ssim", "overlap"}
     unharmed = bench_heatmaps.Heatmaps(count=6, steps=0, shown=3, batch=6)
     again = find("heatmaps").run(
         Context(model, "tiny", 0, unharmed, torch.device("cpu"), lambda share: None, photos=photos)
     )
     assert again.metrics["spearman"].values == pytest.approx([1] * 6)
-    assert again.metrics["clean_energy"].values == pytest.approx(again.metrics["attacked_energy"].values)
-    assert again.metrics["clean_energy"].values == pytest.approx(found.metrics["clean_energy"].values, abs=1e-4)
+    assert again.metrics["clean_energy"].values == pytest.approx(
+        again.metrics["attacked_energy"].values
+    )
+    assert again.metrics["clean_energy"].values == pytest.approx(
+        found.metrics["clean_energy"].values, abs=1e-4
+    )
 
 
 def test_bench_negations() -> None:
@@ -222,4 +270,6 @@ def test_an_upright_picture_from_pil_is_taken_as_it_is(tiny_clip: Any) -> None:
 
     image = Image.linear_gradient("L").resize((30, 20))
     by_pil = clipag_plug.explain(tiny_clip, image, "a dog")
-    assert torch.equal(by_pil, clipag_plug.explain(tiny_clip, from_pil(image.convert("RGB")), "a dog"))
+    assert torch.equal(
+        by_pil, clipag_plug.explain(tiny_clip, from_pil(image.convert("RGB")), "a dog")
+    )

@@ -55,7 +55,9 @@ def test_localisation_by_hand() -> None:
     found = localisation(heat, quarter())
     assert found["pointing"].item() == 1
     assert found["energy"].item() == pytest.approx(1 / 1.75)
-    assert found["iou"].item() == pytest.approx(1 / 17)  # hot: two places, one of them on the 16 of the object
+    assert found["iou"].item() == pytest.approx(
+        1 / 17
+    )  # hot: two places, one of them on the 16 of the object
 
 
 def test_iou_of_empty_masks_agrees_and_of_disjoint_ones_does_not() -> None:
@@ -93,13 +95,17 @@ def test_ssim_equals_its_definition_window_by_window() -> None:
     values = []
     for y in range(5, 9):
         for x in range(5, 8):
-            window = [(w / total, a[0, y + i, x + j].item(), b[0, y + i, x + j].item()) for (i, j), w in weight.items()]
+            window = [
+                (w / total, a[0, y + i, x + j].item(), b[0, y + i, x + j].item())
+                for (i, j), w in weight.items()
+            ]
             mean_a, mean_b = sum(w * p for w, p, _ in window), sum(w * q for w, _, q in window)
             var_a = sum(w * (p - mean_a) ** 2 for w, p, _ in window)
             var_b = sum(w * (q - mean_b) ** 2 for w, _, q in window)
             cov = sum(w * (p - mean_a) * (q - mean_b) for w, p, q in window)
             values.append(
-                (2 * mean_a * mean_b + 1e-4) * (2 * cov + 9e-4)
+                (2 * mean_a * mean_b + 1e-4)
+                * (2 * cov + 9e-4)
                 / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
             )
     assert ssim(a, b).item() == pytest.approx(sum(values) / len(values), abs=1e-6)
@@ -110,10 +116,14 @@ def test_ssim_equals_its_definition_window_by_window() -> None:
 
 def test_agreement_falls_as_noise_grows() -> None:
     generator = torch.Generator().manual_seed(0)
-    heat = torch.nn.functional.interpolate(torch.rand(4, 1, 5, 5, generator=generator), 32, mode="bilinear")[:, 0]
+    heat = torch.nn.functional.interpolate(
+        torch.rand(4, 1, 5, 5, generator=generator), 32, mode="bilinear"
+    )[:, 0]
     noise = torch.rand(heat.shape, generator=generator)
     near, far = (agreement(heat, (1 - share) * heat + share * noise) for share in (0.1, 0.6))
     for key in ("spearman", "ssim", "iou"):
         assert (near[key] > far[key]).all()
-    assert all((values == 1).all() or torch.allclose(values.double(), torch.ones(4).double())
-               for values in agreement(heat, heat).values())
+    assert all(
+        (values == 1).all() or torch.allclose(values.double(), torch.ones(4).double())
+        for values in agreement(heat, heat).values()
+    )

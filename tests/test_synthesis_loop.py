@@ -18,7 +18,7 @@ from clipag_plug.synthesis.prompts import parse_prompt
 from clipag_plug.views import Views
 
 PROMPT = "a goldfish"
-QUICK: dict[str, Any] = {"steps": 4, "views": 2}
+QUICK: dict[str, Any] = {"steps": 4, "views": 2, "init": "noise"}
 
 
 def test_notebook_preset_equals_the_published_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,10 @@ def test_micro_batches_give_the_same_gradient(tiny_clip: Any, reject: float) -> 
 
 def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
     run = Synthesizer(
-        Generate(prompts=["a fox:2 | snow:-0.5"], steps=1, views=3, patches=2, grid=0), tiny_clip
+        Generate(
+            prompts=["a fox:2 | snow:-0.5"], steps=1, views=3, patches=2, init="noise", grid=0
+        ),
+        tiny_clip,
     )
     with frozen([tiny_clip]):
         _, _, gradient = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
@@ -132,7 +135,7 @@ def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
 
 
 def first_losses(model: Any, prompt: str) -> float:
-    return synthesize(prompt, model=model, steps=1, views=2).losses[0]
+    return synthesize(prompt, model=model, steps=1, views=2, init="noise").losses[0]
 
 
 def test_prompt_weights_are_linear_in_the_loss(tiny_clip: Any) -> None:
@@ -189,13 +192,19 @@ def test_every_preset_lowers_the_loss(tiny_clip: Any, preset: str) -> None:
 
 
 def test_bare_picture_is_plain_gradient_ascent(tiny_clip: Any) -> None:
-    result = synthesize(PROMPT, model=tiny_clip, views="none", steps=6, seed=1)
+    result = synthesize(PROMPT, model=tiny_clip, views="none", init="noise", steps=6, seed=1)
     assert result.losses == sorted(result.losses, reverse=True)
     assert result.recipe["options"]["patches"] == 0 and result.recipe["options"]["grid"] == 0
 
 
 def test_best_of_the_run_is_kept(tiny_clip: Any) -> None:
-    settings: dict[str, Any] = {"steps": 8, "views": 0, "lr": 0.5, "schedule": "constant"}
+    settings: dict[str, Any] = {
+        "steps": 8,
+        "views": 0,
+        "lr": 0.5,
+        "schedule": "constant",
+        "init": "noise",
+    }
     best = synthesize(PROMPT, model=tiny_clip, **settings)
     last = synthesize(PROMPT, model=tiny_clip, keep="last", **settings)
     assert best.loss == min(best.losses) and best.losses == last.losses
@@ -214,7 +223,7 @@ def test_any_size_and_aspect(tiny_clip: Any, size: str) -> None:
 
 
 def test_the_grid_follows_what_the_model_sees(tiny_clip: Any) -> None:
-    prompts = {"prompts": [PROMPT], "steps": 1}
+    prompts = {"prompts": [PROMPT], "steps": 1, "init": "gray"}
     assert Synthesizer(Generate(**prompts, size="256"), tiny_clip).canvas.shape == (128, 128)
     assert Synthesizer(Generate(**prompts, size="256x100"), tiny_clip).canvas.shape == (100, 256)
     assert Synthesizer(Generate(**prompts, size="256", grid=0), tiny_clip).canvas.shape == (
@@ -224,7 +233,9 @@ def test_the_grid_follows_what_the_model_sees(tiny_clip: Any) -> None:
 
 
 def test_growing_goes_on_from_the_same_picture(tiny_clip: Any) -> None:
-    run = Synthesizer(Generate(prompts=[PROMPT], steps=6, views=2, grow=3, grid=64), tiny_clip)
+    run = Synthesizer(
+        Generate(prompts=[PROMPT], steps=6, views=2, init="noise", grow=3, grid=64), tiny_clip
+    )
     assert run.grids == [16, 32, 64]
     shapes = []
     for _ in run:
@@ -235,9 +246,11 @@ def test_growing_goes_on_from_the_same_picture(tiny_clip: Any) -> None:
 
 def test_an_ensemble_averages_its_losses(tiny_clip: Any) -> None:
     other = make_tiny(seed=1, image_size=32)
-    run = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0), tiny_clip)
-    second = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0, size="64"), other)
-    both = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0), tiny_clip)
+    run = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0, init="noise"), tiny_clip)
+    second = Synthesizer(
+        Generate(prompts=[PROMPT], steps=1, views=0, init="noise", size="64"), other
+    )
+    both = Synthesizer(Generate(prompts=[PROMPT], steps=1, views=0, init="noise"), tiny_clip)
     both.objective.guides = [*both.objective.guides, *second.objective.guides]
     both.objective.targets = [*both.objective.targets, *second.objective.targets]
     for each in (run, second, both):
@@ -261,10 +274,10 @@ def test_features_that_are_not_finite_stop_the_run(tiny_clip: Any) -> None:
             return tiny_clip.encode_image(images) * (float("nan") if len(calls) > 3 else 1)
 
     with pytest.raises(NotFiniteError, match="step 3.*not finite") as caught:
-        synthesize(PROMPT, model=Guide(Breaks(), name="broken"), steps=9, views=1)
+        synthesize(PROMPT, model=Guide(Breaks(), name="broken"), steps=9, views=1, init="noise")
     (result,) = caught.value.results
     assert result.steps == 3 and torch.isfinite(result.image).all()
-    good = synthesize(PROMPT, model=tiny_clip, steps=9, views=1)
+    good = synthesize(PROMPT, model=tiny_clip, steps=9, views=1, init="noise")
     assert result.losses == pytest.approx(good.losses[:3], abs=1e-5)
     assert result.recipe["stopped_after"] == 3
 
@@ -290,7 +303,7 @@ def test_other_models(tiny_config: dict[str, Any]) -> None:
     net.visual.image_mean, net.visual.image_std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     result = synthesize(PROMPT, model=net, **QUICK)
     assert result.image.shape == (3, 64, 64) and result.loss < result.losses[0] + 1e-6
-    run = Synthesizer(Generate(prompts=[PROMPT]), net)
+    run = Synthesizer(Generate(prompts=[PROMPT], init="gray"), net)
     assert run.guides[0].mean.flatten().tolist() == [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="no CLIP"):
         synthesize(PROMPT, model=torch.nn.Linear(2, 2))
@@ -300,7 +313,9 @@ def test_other_models(tiny_config: dict[str, Any]) -> None:
 def test_low_precision_follows_fp32(tiny_clip: Any, precision: str) -> None:
     gradients = []
     for chosen in ("fp32", precision):
-        run = Synthesizer(Generate(prompts=[PROMPT], views=4, precision=chosen), tiny_clip)
+        run = Synthesizer(
+            Generate(prompts=[PROMPT], views=4, init="noise", precision=chosen), tiny_clip
+        )
         gradients.append(
             run.objective(run.canvas.pixels, run.canvas.shown, run.generators)[2].flatten()
         )
@@ -309,7 +324,9 @@ def test_low_precision_follows_fp32(tiny_clip: Any, precision: str) -> None:
 
 
 def test_fp16_scaling_backs_off_when_it_overflows(tiny_clip: Any) -> None:
-    run = Synthesizer(Generate(prompts=[PROMPT], views=2, precision="fp16"), tiny_clip)
+    run = Synthesizer(
+        Generate(prompts=[PROMPT], views=2, init="noise", precision="fp16"), tiny_clip
+    )
     _, _, wanted = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
     again = Synthesizer(run.options, tiny_clip)
     again.objective.scale = 2.0**40
@@ -327,6 +344,8 @@ def test_threshold_equals_its_definition() -> None:
 
 
 def test_total_variation_smooths(tiny_clip: Any) -> None:
-    rough = synthesize(PROMPT, model=tiny_clip, steps=10, views=2, grid=0).image
-    smooth = synthesize(PROMPT, model=tiny_clip, steps=10, views=2, grid=0, tv=20.0).image
+    rough = synthesize(PROMPT, model=tiny_clip, steps=10, views=2, init="noise", grid=0).image
+    smooth = synthesize(
+        PROMPT, model=tiny_clip, steps=10, views=2, init="noise", grid=0, tv=20.0
+    ).image
     assert smooth.diff(dim=-1).abs().mean() < rough.diff(dim=-1).abs().mean()

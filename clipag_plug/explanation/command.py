@@ -13,7 +13,7 @@ from ..synthesis.guides import Guide, frozen, guide_for
 from . import scores
 from .attack import negation_attack
 from .figure import attack_sheet, text_sheet
-from .maps import heatmaps, squash, text_features
+from .maps import heatmaps, resized, squash, text_features
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,6 @@ def _attacked(options: Explain, picture: Tensor) -> Tensor:
             notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
     sizes = [stack.shape[-1] for stack in maps]
     if len(set(sizes)) > 1:
-        from .maps import resized
-
         maps = [resized(stack, max(sizes), max(sizes)) for stack in maps]
     return attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
 
@@ -92,16 +90,10 @@ def attacked_maps(
             step_size=options.step_size,
         )
     clean = _maps(options, guide, image, features)[0]
-    after = torch.stack(
-        [
-            _maps(options, guide, attacked[i : i + 1], features[i : i + 1])[0, 0]
-            for i in range(len(features))
-        ]
-    )
-    moved = torch.stack(
-        [_cosines(guide, attacked[i : i + 1], features[i : i + 1])[0] for i in range(len(features))]
-    )
-    return clean.cpu(), after.cpu(), (_cosines(guide, image, features), moved)
+    after = _maps(options, guide, attacked, features[:, None])[:, 0]
+    with torch.no_grad():
+        moved = (guide.features(attacked) * features).sum(1).cpu()
+    return clean, after, (_cosines(guide, image, features), moved)
 
 
 def counterpart(model: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..synthesis.guides import Guide
-from .layers import Layer, cut_at, find_layer
+from .layers import Layer, cut_at
 
 CHANNELS = 300
 
@@ -115,14 +115,3 @@ def _weights(layer: Layer, gradient: Tensor) -> Tensor:
 def _logit_scale(guide: Guide) -> Tensor:
     scale: Tensor = guide.model.logit_scale  # type: ignore[assignment]
     return scale.detach().float().exp().squeeze()
-
-
-__all__ = [
-    "CHANNELS",
-    "find_layer",
-    "gradcam",
-    "gscorecam",
-    "maps_and_gradients",
-    "masks",
-    "plain_gradcam",
-]

@@ -109,7 +109,8 @@ def as_pictures(image: Any) -> Tensor:
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point() or 0 in batch.shape:
         raise ValueError(
-            f"an image is {image.dtype} of shape {tuple(image.shape)}; floats (3, H, W) or (N, 3, H, W) in [0, 1] are needed"
+            f"an image is {image.dtype} of shape {tuple(image.shape)}; "
+            "floats (3, H, W) or (N, 3, H, W) in [0, 1] are needed"
         )
     if not (batch.min() >= 0 and batch.max() <= 1):
         raise ValueError("an image leaves [0, 1]; give pictures before the model's normalisation")

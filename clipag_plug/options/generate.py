@@ -17,12 +17,12 @@ _COMMON: dict[str, Any] = {
     "schedule": "cosine",
     "clip_gradient": 0.0,
     "threshold": 0.0,
-    "init": "noise",
-    "candidates": 2,
+    "init": "gmm",
+    "candidates": 1,
     "views": 4,
-    "policy": "frame 0.8 1.1 0.05, flip, noise 0.02",
+    "policy": "frame 0.7 1.0 0.1, flip, noise 0.05",
     "patches": 0,
-    "patch_policy": "frame 0.5 0.8, flip, noise 0.02",
+    "patch_policy": "frame 0.4 0.7, flip, noise 0.05",
     "patch_weight": 1.0,
     "reject": 0.0,
     "grid": -1,
@@ -39,7 +39,6 @@ _NOTEBOOK: dict[str, Any] = {
     "schedule": "constant",
     "clip_gradient": 0.001,  # under Adam this changes nothing but the weight of its epsilon
     "threshold": 0.95,
-    "init": "gmm",
     "candidates": 5,
     "views": 32,
     "policy": f"noise 0.01, {_DIFFAUGMENT}",
@@ -58,6 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "gradient",
         "lr": 0.29,
         "schedule": "quarter",
+        "init": "noise",
         "views": 0,
         "grid": 112,
     },
@@ -141,7 +141,10 @@ class Generate(Options):
         None, "coarse-to-fine stages, each doubling the grid" + _PER_PRESET, low=1
     )
     keep: str | None = option(None, "iterate to return" + _PER_PRESET, choices=("best", "last"))
-    quirks: bool | None = option(None, "the slips of the authors' notebook (see the documentation)")
+    quirks: bool | None = option(
+        None,
+        "the authors' slips: candidates of 20 classes, scored unnormalised; the picture after the best step",
+    )
     precision: str = option("fp32", "of the encoder", choices=("fp32", "bf16", "fp16"))
     device: str | None = option(None, "cpu, cuda, mps; default: cuda if there is one")
     memory: int | None = option(

@@ -1,4 +1,4 @@
-"""The text tower's own training: captions of one class together, captions of different classes apart."""
+"""The text tower's own training: captions of one class together, those of different classes apart."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import losses
 from ..model import CLIP
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .text import TextFeatures
 
-SCALE = 20.0
+SCALE = 20.0  # logit scale that the image tower starts with
+SOFT_SCALE = (
+    8.0  # of the spreading: the lower it is, the longer close classes go on repelling each other
+)
 
 
 def train_text(
@@ -23,14 +27,13 @@ def train_text(
     steps: int,
     *,
     lr: float = 2e-3,
-    group_share: float = 0.03,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Trains the text tower alone and leaves it frozen, with the logit scale at `SCALE`.
 
-    Each step writes two captions for every class, with words and templates drawn afresh; those whose words share a
-    class are positives of the multi-positive contrastive loss (Khosla et al. 2020). A fresh text tower gives all
+    Each step writes two captions for every class, with names and templates drawn afresh, and sets them apart from
+    those of other classes. A fresh text tower gives all
     captions nearly the same feature, and image and text towers that start together keep the classes in a few
     dimensions for a long time; spread apart first, the classes are as far from each other as a classifier's weights.
     """
@@ -43,7 +46,7 @@ def train_text(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        loss = pair_loss(encode, vocabulary, group_share, rng)
+        loss = spreading_loss(encode, vocabulary, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -53,24 +56,27 @@ def train_text(
         model.logit_scale.fill_(math.log(SCALE))
 
 
-def pair_loss(
-    encode: Callable[[list[str]], Tensor],
-    vocabulary: Vocabulary,
-    group_share: float,
-    rng: random.Random,
+def spreading_loss(
+    encode: Callable[[list[str]], Tensor], vocabulary: Vocabulary, rng: random.Random
 ) -> Tensor:
-    """The contrastive loss between two sets of captions, one caption of each class in either set."""
-    draws = [[vocabulary.sample_word(c, rng, group_share) for c in range(len(vocabulary.names))]
-             for _ in range(2)]  # fmt: skip
+    """The contrastive loss between two captions of every class, plus the distance of every group word to its classes.
+
+    A group word follows the mean of its classes, which are constants to it: pulled by their groups, classes of one
+    group would end up close together, and a model could hardly tell them apart.
+    """
+    classes = range(len(vocabulary.names))
     first, second = (
-        encode([sentence(word, rng.choice(TEMPLATES)) for word in words]) for words in draws
+        encode([_caption(vocabulary.sample_word(c, rng, 0.0), rng) for c in classes])
+        for _ in range(2)
     )
-    a, b = (_covers(vocabulary, words).to(first.device) for words in draws)
-    return losses.contrastive(first, second, SCALE, (a @ b.T) > 0)
+    same = torch.eye(len(vocabulary.names), dtype=torch.bool, device=first.device)
+    members = torch.zeros(len(vocabulary.groups), len(vocabulary.names), device=first.device)
+    for row, group in enumerate(vocabulary.groups.values()):
+        members[row, list(group)] = 1
+    groups = encode([_caption(word, rng) for word in vocabulary.groups])
+    means = members @ F.normalize(second.detach(), dim=-1)
+    return losses.contrastive(first, second, SOFT_SCALE, same) + losses.cosine(groups, means).mean()
 
 
-def _covers(vocabulary: Vocabulary, words: list[str]) -> Tensor:
-    table = torch.zeros(len(words), len(vocabulary.names))
-    for row, word in enumerate(words):
-        table[row, list(vocabulary.cover[word])] = 1
-    return table
+def _caption(word: str, rng: random.Random) -> str:
+    return sentence(word, rng.choice(TEMPLATES))

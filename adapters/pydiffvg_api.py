@@ -1,0 +1,337 @@
+"""pydiffvg's surface over `clipag_plug.strokes`, for scripts that draw open cubic strokes.
+
+Covers what CLIPDraw, CLIPasso and StyleCLIPDraw call. Pixels follow diffvg's definition but are computed exactly
+instead of sampled, so numbers of samples and seeds are accepted and have no effect. Whatever diffvg can draw beyond
+open cubic strokes is refused by name.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+import torch
+from torch import Tensor
+
+from ..images import write_atomically, write_text
+from ..strokes import render_strokes
+
+_settings: dict[str, Any] = {"device": None, "print_timing": False}
+
+
+class OutputType(enum.Enum):
+    """What diffvg can render; only colours are supported here."""
+
+    color = 1
+    sdf = 2
+
+
+class Path:
+    """An open path of cubic segments; keeps the very tensors it is given, so that they can be optimised.
+
+    num_control_points: 2 for each segment. points: (3k + 1, 2) pixels. stroke_width: half the visible width.
+    """
+
+    def __init__(
+        self,
+        num_control_points: Tensor,
+        points: Tensor,
+        is_closed: bool,
+        stroke_width: Tensor | None = None,
+        id: str = "",
+        use_distance_approx: bool = False,
+    ) -> None:
+        self.num_control_points = num_control_points
+        self.points = points
+        self.is_closed = is_closed
+        self.stroke_width = torch.tensor(1.0) if stroke_width is None else stroke_width
+        self.id = id
+        self.use_distance_approx = use_distance_approx
+
+
+class ShapeGroup:
+    """One shape with its stroke colour, RGBA (4,) in [0, 1]."""
+
+    def __init__(
+        self,
+        shape_ids: Tensor,
+        fill_color: Tensor | None,
+        use_even_odd_rule: bool = True,
+        stroke_color: Tensor | None = None,
+        shape_to_canvas: Tensor | None = None,
+        id: str = "",
+    ) -> None:
+        self.shape_ids = shape_ids
+        self.fill_color = fill_color
+        self.use_even_odd_rule = use_even_odd_rule
+        self.stroke_color = stroke_color
+        self.shape_to_canvas = torch.eye(3) if shape_to_canvas is None else shape_to_canvas
+        self.id = id
+
+
+class _Refused:
+    """A class of pydiffvg that scripts may test against but not make."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        raise _refusal(f"pydiffvg.{type(self).__name__}")
+
+
+class Circle(_Refused):
+    """Refused: a filled or closed shape."""
+
+
+class Ellipse(_Refused):
+    """Refused: a filled or closed shape."""
+
+
+class Polygon(_Refused):
+    """Refused: a filled or closed shape."""
+
+
+class Rect(_Refused):
+    """Refused: a filled or closed shape."""
+
+
+class LinearGradient(_Refused):
+    """Refused: strokes have one colour."""
+
+
+class RadialGradient(_Refused):
+    """Refused: strokes have one colour."""
+
+
+@dataclass(frozen=True)
+class _Scene:
+    width: int
+    height: int
+    points: list[Tensor]
+    widths: list[Tensor]
+    colors: list[Tensor]
+
+
+class RenderFunction:
+    """Rendering by `RenderFunction.apply(width, height, samples_x, samples_y, seed, None, *serialized)`."""
+
+    @staticmethod
+    def serialize_scene(
+        canvas_width: int,
+        canvas_height: int,
+        shapes: Sequence[Path],
+        shape_groups: Sequence[ShapeGroup],
+        filter: Any = None,
+        output_type: OutputType = OutputType.color,
+        use_prefiltering: bool = False,
+        eval_positions: Tensor | None = None,
+    ) -> list[Any]:
+        """Arguments for `apply`; ValueError names the first shape or option that is not supported."""
+        if output_type is not OutputType.color:
+            raise _refusal(f"output_type {output_type}")
+        if eval_positions is not None and len(eval_positions):
+            raise _refusal("eval_positions")
+        scene = _Scene(canvas_width, canvas_height, [], [], [])
+        for number, group in enumerate(shape_groups):
+            shape = _stroke_of(group, shapes, number)
+            if group.stroke_color is not None:
+                scene.points.append(shape.points)
+                scene.widths.append(shape.stroke_width)
+                scene.colors.append(group.stroke_color)
+        return [scene]
+
+    @staticmethod
+    def apply(
+        width: int,
+        height: int,
+        num_samples_x: int,
+        num_samples_y: int,
+        seed: int,
+        background_image: Tensor | None,
+        scene: _Scene,
+    ) -> Tensor:
+        """Straight RGBA (height, width, 4) on the set device."""
+        if background_image is not None:
+            raise _refusal(
+                "a background image", "pass None and blend: alpha * rgb + (1 - alpha) * background"
+            )
+        if (width, height) != (scene.width, scene.height):
+            raise ValueError(
+                f"apply was given a canvas of {width} x {height}, and serialize_scene one of "
+                f"{scene.width} x {scene.height}; give both the same"
+            )
+        device = get_device()
+        if not scene.points:
+            return torch.zeros(height, width, 4, device=device)
+        return render_strokes(
+            torch.cat(scene.points).to(device),
+            torch.stack([stroke_width.reshape(()) for stroke_width in scene.widths]).to(device),
+            torch.stack(scene.colors).to(device),
+            width,
+            height,
+            counts=[len(points) for points in scene.points],
+        )
+
+
+def _stroke_of(group: ShapeGroup, shapes: Sequence[Path], number: int) -> Path:
+    """The one shape of a group that can be drawn, or a ValueError."""
+    if len(group.shape_ids) != 1:
+        raise _refusal(
+            f"shape group {number} with {len(group.shape_ids)} shapes", "give each its own group"
+        )
+    if group.fill_color is not None:
+        raise _refusal(
+            f"the fill_color of shape group {number}", "set it to None to draw the outline only"
+        )
+    if isinstance(group.stroke_color, _Refused):
+        raise _refusal(f"the gradient of shape group {number}")
+    if not torch.equal(group.shape_to_canvas.detach().cpu().float(), torch.eye(3)):
+        raise _refusal(
+            f"the shape_to_canvas of shape group {number}", "transform the points instead"
+        )
+    index = int(group.shape_ids[0])
+    shape = shapes[index]
+    if not isinstance(shape, Path):
+        raise _refusal(f"shape {index}, a {type(shape).__name__},")
+    if shape.is_closed:
+        raise _refusal(f"shape {index}, a closed path,", "make it with is_closed=False")
+    if shape.num_control_points.numel() == 0 or bool((shape.num_control_points != 2).any()):
+        raise _refusal(
+            f"shape {index} with lines or quadratic curves", "use two control points a segment"
+        )
+    if shape.stroke_width.numel() != 1:
+        raise _refusal(f"shape {index} with a width that varies along it", "give it one width")
+    return shape
+
+
+def _refusal(what: str, instead: str = "") -> ValueError:
+    return ValueError(
+        f"{what} cannot be drawn: this renderer does open cubic strokes of one colour and width"
+        f"{'; ' + instead if instead else ''}. For the rest install the original pydiffvg"
+    )
+
+
+def set_use_gpu(value: bool) -> None:
+    """Render on the GPU or on the CPU."""
+    set_device(torch.device("cuda" if value else "cpu"))
+
+
+def get_use_gpu() -> bool:
+    """Whether rendering is on a GPU."""
+    return get_device().type == "cuda"
+
+
+def set_device(device: torch.device | str) -> None:
+    """Device of the rendered images; the scene may live elsewhere."""
+    _settings["device"] = torch.device(device)
+
+
+def get_device() -> torch.device:
+    """The set device, or a GPU if there is one."""
+    return _settings["device"] or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_print_timing(value: bool) -> None:
+    """Accepted; nothing is printed either way."""
+    _settings["print_timing"] = value
+
+
+def imwrite(img: Any, filename: str, gamma: float = 2.2, normalize: bool = False) -> None:
+    """Writes an image (H, W), (H, W, 3) or (H, W, 4) in [0, 1], each channel to the power of 1 / gamma.
+
+    Makes the folder. normalize: stretch the values to [0, 1] first.
+    """
+    from PIL import Image
+
+    image = torch.as_tensor(img).detach().float().cpu()
+    if normalize:
+        image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
+    levels = image.clamp(0, 1).pow(1 / gamma).mul(255).round().to(torch.uint8).numpy()
+    os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
+    write_atomically(filename, lambda temporary: Image.fromarray(levels).save(temporary))
+
+
+def save_svg(
+    filename: str,
+    width: int,
+    height: int,
+    shapes: Sequence[Path],
+    shape_groups: Sequence[ShapeGroup],
+    use_gamma: bool = False,
+    background: str | None = None,
+) -> None:
+    """Writes the strokes as SVG, one path element a group, colours with 8 bits a channel.
+
+    use_gamma: colours to the power of 1 / 2.2. background: a colour of CSS for the whole canvas.
+    """
+    lines = []
+    if background is not None:
+        lines.append(f'<rect width="100%" height="100%" fill={quoteattr(background)}/>')
+    for number, group in enumerate(shape_groups):
+        shape = _stroke_of(group, shapes, number)
+        if group.stroke_color is not None:
+            lines.append(_path_element(shape, group.stroke_color.detach().cpu(), use_gamma))
+    body = "\n".join(f"    {line}" for line in lines)
+    os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
+    write_text(
+        filename,
+        f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width}" height="{height}">\n'
+        f"  <g>\n{body}\n  </g>\n</svg>\n",
+    )
+
+
+def _path_element(shape: Path, color: Tensor, use_gamma: bool) -> str:
+    rgb = color[:3].clamp(0, 1)
+    levels = (rgb.pow(1 / 2.2) if use_gamma else rgb).mul(255).round().int().tolist()
+    numbers = [f"{x:.6g} {y:.6g}" for x, y in shape.points.detach().cpu().tolist()]
+    curves = " ".join("C " + " ".join(numbers[i : i + 3]) for i in range(1, len(numbers), 3))
+    return (
+        f'<path d="M {numbers[0]} {curves}" fill="none" stroke="rgb({levels[0]}, {levels[1]}, {levels[2]})" '
+        f'stroke-width="{2 * float(shape.stroke_width):.6g}" stroke-opacity="{float(color[3]):.6g}" '
+        'stroke-linecap="round" stroke-linejoin="round"/>'
+    )
+
+
+def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]:
+    """Canvas width and height, shapes and groups from a file that `save_svg` wrote.
+
+    ValueError for elements and paths that are something else than open cubic strokes.
+    """
+    root = ElementTree.parse(filename).getroot()
+    shapes: list[Path] = []
+    groups: list[ShapeGroup] = []
+    for element in root.iter():
+        tag = str(element.tag).rpartition("}")[2]
+        if tag == "path":
+            shape, color = _read_path(element.attrib)
+            groups.append(ShapeGroup(torch.tensor([len(shapes)]), None, stroke_color=color))
+            shapes.append(shape)
+        elif tag not in ("svg", "g", "defs", "title") and element.get("width") != "100%":
+            raise _refusal(f"<{tag}> in {filename}")
+    width, height = (
+        round(float(root.get(side, "0").removesuffix("px"))) for side in ("width", "height")
+    )
+    return width, height, shapes, groups
+
+
+def _read_path(attributes: dict[str, str]) -> tuple[Path, Tensor]:
+    data, color = attributes.get("d", ""), attributes.get("stroke", "")
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    values = [float(x) for x in re.findall(number, data)]
+    commands = re.sub(r"[\s,]+", "", re.sub(number, "", data))
+    channels = re.fullmatch(rf"rgb\(\s*({number})\s*,\s*({number})\s*,\s*({number})\s*\)", color)
+    if not re.fullmatch(r"MC+", commands) or len(values) < 8 or len(values) % 6 != 2:
+        raise _refusal(
+            f"the path {data[:40]!r}", "save_svg writes M x y followed by C and six numbers"
+        )
+    if attributes.get("fill", "none") != "none" or channels is None:
+        raise _refusal(f"a path with fill {attributes.get('fill')!r} and stroke {color!r}")
+    points = torch.tensor(values).view(-1, 2)
+    segments = torch.full((len(points) // 3,), 2, dtype=torch.int32)
+    stroke_width = torch.tensor(float(attributes.get("stroke-width", "1")) / 2)
+    rgba = [float(level) / 255 for level in channels.groups()]
+    rgba.append(float(attributes.get("stroke-opacity", "1")))
+    return Path(segments, points, False, stroke_width), torch.tensor(rgba)

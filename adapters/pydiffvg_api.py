@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 import torch
 from torch import Tensor
 
 from ..images import write_atomically, write_text
-from ..strokes import render_strokes
+from ..strokes import render_strokes, strokes_from_svg, strokes_to_svg
 
 _settings: dict[str, Any] = {"device": None, "print_timing": False}
 
@@ -267,32 +264,13 @@ def save_svg(
 
     use_gamma: colours to the power of 1 / 2.2. background: a colour of CSS for the whole canvas.
     """
-    lines = []
-    if background is not None:
-        lines.append(f'<rect width="100%" height="100%" fill={quoteattr(background)}/>')
-    for number, group in enumerate(shape_groups):
-        shape = _stroke_of(group, shapes, number)
-        if group.stroke_color is not None:
-            lines.append(_path_element(shape, group.stroke_color.detach().cpu(), use_gamma))
-    body = "\n".join(f"    {line}" for line in lines)
+    (scene,) = RenderFunction.serialize_scene(width, height, shapes, shape_groups)
+    colors = [color.detach().clamp(0, 1) for color in scene.colors]
+    if use_gamma:
+        colors = [torch.cat((color[:3].pow(1 / 2.2), color[3:])) for color in colors]
     os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
-    write_text(
-        filename,
-        f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width}" height="{height}">\n'
-        f"  <g>\n{body}\n  </g>\n</svg>\n",
-    )
-
-
-def _path_element(shape: Path, color: Tensor, use_gamma: bool) -> str:
-    rgb = color[:3].clamp(0, 1)
-    levels = (rgb.pow(1 / 2.2) if use_gamma else rgb).mul(255).round().int().tolist()
-    numbers = [f"{x:.6g} {y:.6g}" for x, y in shape.points.detach().cpu().tolist()]
-    curves = " ".join("C " + " ".join(numbers[i : i + 3]) for i in range(1, len(numbers), 3))
-    return (
-        f'<path d="M {numbers[0]} {curves}" fill="none" stroke="rgb({levels[0]}, {levels[1]}, {levels[2]})" '
-        f'stroke-width="{2 * float(shape.stroke_width):.6g}" stroke-opacity="{float(color[3]):.6g}" '
-        'stroke-linecap="round" stroke-linejoin="round"/>'
-    )
+    strokes = zip(scene.points, scene.widths, colors, strict=True)
+    write_text(filename, strokes_to_svg(strokes, width, height, background))
 
 
 def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]:
@@ -300,38 +278,10 @@ def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]
 
     ValueError for elements and paths that are something else than open cubic strokes.
     """
-    root = ElementTree.parse(filename).getroot()
-    shapes: list[Path] = []
-    groups: list[ShapeGroup] = []
-    for element in root.iter():
-        tag = str(element.tag).rpartition("}")[2]
-        if tag == "path":
-            shape, color = _read_path(element.attrib)
-            groups.append(ShapeGroup(torch.tensor([len(shapes)]), None, stroke_color=color))
-            shapes.append(shape)
-        elif tag not in ("svg", "g", "defs", "title") and element.get("width") != "100%":
-            raise _refusal(f"<{tag}> in {filename}")
-    width, height = (
-        round(float(root.get(side, "0").removesuffix("px"))) for side in ("width", "height")
-    )
+    width, height, strokes = strokes_from_svg(filename)
+    shapes, groups = [], []
+    for points, stroke_width, color in strokes:
+        segments = torch.full((len(points) // 3,), 2, dtype=torch.int32)
+        groups.append(ShapeGroup(torch.tensor([len(shapes)]), None, stroke_color=color))
+        shapes.append(Path(segments, points, False, stroke_width))
     return width, height, shapes, groups
-
-
-def _read_path(attributes: dict[str, str]) -> tuple[Path, Tensor]:
-    data, color = attributes.get("d", ""), attributes.get("stroke", "")
-    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-    values = [float(x) for x in re.findall(number, data)]
-    commands = re.sub(r"[\s,]+", "", re.sub(number, "", data))
-    channels = re.fullmatch(rf"rgb\(\s*({number})\s*,\s*({number})\s*,\s*({number})\s*\)", color)
-    if not re.fullmatch(r"MC+", commands) or len(values) < 8 or len(values) % 6 != 2:
-        raise _refusal(
-            f"the path {data[:40]!r}", "save_svg writes M x y followed by C and six numbers"
-        )
-    if attributes.get("fill", "none") != "none" or channels is None:
-        raise _refusal(f"a path with fill {attributes.get('fill')!r} and stroke {color!r}")
-    points = torch.tensor(values).view(-1, 2)
-    segments = torch.full((len(points) // 3,), 2, dtype=torch.int32)
-    stroke_width = torch.tensor(float(attributes.get("stroke-width", "1")) / 2)
-    rgba = [float(level) / 255 for level in channels.groups()]
-    rgba.append(float(attributes.get("stroke-opacity", "1")))
-    return Path(segments, points, False, stroke_width), torch.tensor(rgba)

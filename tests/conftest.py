@@ -130,7 +130,4 @@ def bundled_pair() -> dict[str, CLIP]:
     from clipag_plug import clip
 
     names = ("clip-mini", "clipag-mini")
-    absent = [name for name in names if not (BUNDLED / f"{name}.safetensors").is_file()]
-    if absent:
-        pytest.skip(f"not in this checkout: {', '.join(absent)}")
     return {name: clip.load(name, "cpu")[0].requires_grad_(False) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from conftest import make_tiny
 
 from clipag_plug.bench import heatmaps as bench_heatmaps
-from clipag_plug.bench.registry import Context, find
+from clipag_plug.bench.registry import Context, Measured, find
 from clipag_plug.explanation import command
 from clipag_plug.explanation.command import counterpart, run
 from clipag_plug.explanation.figure import (
@@ -231,29 +232,25 @@ def test_attack_sheet_has_a_row_per_text_and_a_column_per_map() -> None:
 
 
 def test_bench_task_measures_both_places_and_agreement() -> None:
-    photos = bundled_photos()
-    options = bench_heatmaps.Heatmaps(count=6, steps=2, shown=3, batch=4)
-    model = make_tiny()
-    context = Context(
-        model, "tiny", 0, options, torch.device("cpu"), lambda share: None, photos=photos
-    )
-    found = find("heatmaps").run(context)
+    model, photos = make_tiny(), bundled_photos()
+
+    def measure(**changes: Any) -> Measured:
+        options = bench_heatmaps.Heatmaps(count=6, shown=3, **changes)
+        parts = {"model": model, "name": "tiny", "seed": 0, "options": options, "photos": photos}
+        parts |= {"device": torch.device("cpu"), "progress": lambda share: None}
+        # What this task does not use stays None, whatever else a context may hold.
+        empty = dict.fromkeys(field.name for field in dataclasses.fields(Context))
+        return find("heatmaps").run(Context(**{**empty, **parts}))
+
+    found = measure(steps=2, batch=4)
     assert len(found.items) == 6 and set(found.sheets) == {"photographs", "clean", "attacked"}
-    states = [
-        f"{state}_{key}" for state in ("clean", "attacked") for key in ("pointing", "energy", "iou")
-    ]
+    places = ("pointing", "energy", "iou")
+    states = [f"{state}_{key}" for state in ("clean", "attacked") for key in places]
     assert set(found.metrics) == {*states, "spearman", "ssim", "overlap"}
-    unharmed = bench_heatmaps.Heatmaps(count=6, steps=0, shown=3, batch=6)
-    again = find("heatmaps").run(
-        Context(model, "tiny", 0, unharmed, torch.device("cpu"), lambda share: None, photos=photos)
-    )
-    assert again.metrics["spearman"].values == pytest.approx([1] * 6)
-    assert again.metrics["clean_energy"].values == pytest.approx(
-        again.metrics["attacked_energy"].values
-    )
-    assert again.metrics["clean_energy"].values == pytest.approx(
-        found.metrics["clean_energy"].values, abs=1e-4
-    )
+    unharmed = {key: metric.values for key, metric in measure(steps=0, batch=6).metrics.items()}
+    assert unharmed["spearman"] == pytest.approx([1] * 6)
+    assert unharmed["clean_energy"] == pytest.approx(unharmed["attacked_energy"])
+    assert unharmed["clean_energy"] == pytest.approx(found.metrics["clean_energy"].values, abs=1e-4)
 
 
 def test_bench_negations() -> None:

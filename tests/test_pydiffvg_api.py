@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clipag_plug.adapters import pydiffvg_api as pydiffvg
 from PIL import Image
 
-from clipag_plug.adapters import pydiffvg_api as pydiffvg
 from clipag_plug.strokes import render_strokes
 
 
@@ -79,18 +79,18 @@ def test_a_fit_moves_the_tensors_that_were_handed_in() -> None:
         torch.optim.Adam([g.stroke_color for g in groups], lr=0.01),
     ]
     losses = []
-    for _ in range(30):
+    for _ in range(15):
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss = (render(shapes, groups) - target).square().mean()
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         for optimizer in optimizers:
             optimizer.step()
         for shape, group in zip(shapes, groups, strict=True):
             shape.stroke_width.data.clamp_(1.0, 50.0)
             group.stroke_color.data.clamp_(0.0, 1.0)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert all(s.points is points for s, points in zip(shapes, handed_in, strict=True))
 
 

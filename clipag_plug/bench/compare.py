@@ -122,7 +122,8 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         metric, share = claim.reach
         enough = [r for r in _sweep(rows, metric) if r.ours.value >= share - ROUNDING]
         if not enough:
-            reason = f"the model reaches {share:.0%} of its targets at no radius that was measured"
+            best = max((row.ours.value for row in _sweep(rows, metric)), default=0.0)
+            reason = f"the model reaches {best:.0%} of its targets at most (asked: {share:.0%})"
             return Verdict(claim, None, reason)
         radius = min(row.at for row in enough if row.at is not None)
     found = [row for row in _sweep(rows, claim.metric) if row.at == radius]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..images import contact_sheet, write_image
 from ..model import CLIP
 from ..photos import Photographs, bundled_photos, read_photos
@@ -113,13 +114,17 @@ def run(
 ) -> Iterator[Done]:
     """Runs what has no valid record below `folder`, and yields every job's record in order.
 
-    A record is valid while the weights, the judge, the photographs, the options and the seed are those that it
-    was made with. Interrupted runs continue with the first job that is missing.
+    A record is valid while the weights, the judge, the photographs, the options, the seed and the package's
+    version are those that it was made with. Interrupted runs continue with the first job that is missing.
     """
     for job in plan(suite):
         model, inputs = _inputs(job, resources)
         mark = fingerprint(
-            task=job.entry.task.name, options=job.entry.options.to_dict(), seed=job.seed, **inputs
+            version=__version__,
+            task=job.entry.task.name,
+            options=job.entry.options.to_dict(),
+            seed=job.seed,
+            **inputs,
         )
         record = Record(
             suite.name,

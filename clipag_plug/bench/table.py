@@ -36,7 +36,7 @@ def text_table(result: Result) -> str:
         parts.append("\n".join(_claim(verdict) for verdict in result.verdicts))
     parts.append(
         "Means over n items. Difference: 95 % paired bootstrap interval over items (10,000 resamples, in points for "
-        "shares);\n* marks an interval that excludes zero. 'itself' marks what a guide says of its own work."
+        "shares);\n* marks an interval that excludes zero. 'itself': what a guide says of its own work, not compared."
     )
     return "\n\n".join(parts)
 
@@ -71,15 +71,16 @@ def _block(suite: Suite, model: str, rows: Sequence[Comparison]) -> str:
 def _cells(row: Comparison) -> tuple[str, ...]:
     low, high = (difference(end, row.unit) for end in (row.difference.low, row.difference.high))
     ratio = times(row.ratio.value) if row.ratio else ""
+    means = "  " + row.title, number(row.theirs.value, row.unit), number(row.ours.value, row.unit)
+    if row.diagnostic:
+        return (*means, "", "", "", str(row.count), "itself")
     return (
-        "  " + row.title,
-        number(row.theirs.value, row.unit),
-        number(row.ours.value, row.unit),
+        *means,
         f"{difference(row.difference.value, row.unit)} [{low}, {high}]",
         "*" if row.mark else " ",
         ratio,
         str(row.count),
-        "itself" if row.diagnostic else row.judge,
+        row.judge,
     )
 
 

@@ -38,8 +38,9 @@ class Targeted(Options):
 def run(context: Context) -> Measured:
     """Target recovery and shuffle-corrected margin gain, by the judge, at each radius.
 
-    The guide raises its own log-probability of the target. Whether it then reaches its target by its own
-    classification is kept as a diagnostic: at a radius where it does not, the judge's view says little.
+    The guide raises its own log-probability of the target, and its best step is kept. Whether it then
+    reaches its target by its own classification is a diagnostic: at a radius where it does not, the judge's view
+    says little.
     """
     options: Targeted = context.options
     photos, judge = context.need_photos(), context.need_judge()
@@ -95,7 +96,9 @@ def _push(
         def gain(x: Tensor, y: Tensor = aim) -> Tensor:
             return guide.logits(x).log_softmax(dim=1).gather(1, y[:, None])[:, 0]
 
-        result = pgd(gain, part.to(context.device), eps=radius, norm="l2", steps=options.steps)
+        result = pgd(
+            gain, part.to(context.device), eps=radius, norm="l2", steps=options.steps, best=True
+        )
         with torch.no_grad():
             logits.append(guide.logits(result).cpu())
         moved.append(result.cpu())

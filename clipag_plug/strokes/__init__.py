@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .render import render_strokes
+from .svg import strokes_from_svg, strokes_to_svg
 
-__all__ = ["render_strokes"]
+__all__ = ["render_strokes", "strokes_from_svg", "strokes_to_svg"]

@@ -279,7 +279,8 @@ def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]
     ValueError for elements and paths that are something else than open cubic strokes.
     """
     width, height, strokes = strokes_from_svg(filename)
-    shapes, groups = [], []
+    shapes: list[Path] = []
+    groups: list[ShapeGroup] = []
     for points, stroke_width, color in strokes:
         segments = torch.full((len(points) // 3,), 2, dtype=torch.int32)
         groups.append(ShapeGroup(torch.tensor([len(shapes)]), None, stroke_color=color))

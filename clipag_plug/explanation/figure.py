@@ -171,9 +171,11 @@ def text_sheet(
     heats = [overlay(shown, heat) for heat in shown_maps(maps, shown)]
     cells, names = [shown, *heats], ["picture", *texts]
     across = min(4, len(cells))
-    rows = [list(cells[i : i + across]) for i in range(0, len(cells), across)]
+    rows: list[list[Tensor | None]] = [
+        [*cells[i : i + across]] for i in range(0, len(cells), across)
+    ]
     notes = [names[i : i + across] for i in range(0, len(cells), across)]
-    return Sheet([*rows], title=title, notes=notes).draw()
+    return Sheet(rows, title=title, notes=notes).draw()
 
 
 def attack_sheet(

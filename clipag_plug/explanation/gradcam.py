@@ -113,5 +113,5 @@ def _weights(layer: Layer, gradient: Tensor) -> Tensor:
 
 
 def _logit_scale(guide: Guide) -> Tensor:
-    scale: Tensor = guide.model.logit_scale  # type: ignore[assignment]
+    scale: Tensor = guide.model.logit_scale
     return scale.detach().float().exp().squeeze()

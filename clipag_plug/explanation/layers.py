@@ -69,7 +69,8 @@ def find_layer(guide: Guide, name: str | None = None, *, first_norm: bool = Fals
         raise ValueError(
             f"gradcam-ln1 reads a ViT's last block, and {type(visual).__name__} has none; use gradcam"
         )
-    stages = [(path, _child(visual, path)) for path in STAGES if _child(visual, path) is not None]
+    found = [(path, _child(visual, path)) for path in STAGES]
+    stages = [(path, module) for path, module in found if module is not None]
     if not stages:
         raise ValueError(
             f"no known layer in {type(visual).__name__}; name one of its modules with layer=, "
@@ -78,7 +79,7 @@ def find_layer(guide: Guide, name: str | None = None, *, first_norm: bool = Fals
     path, module = stages[0]
     if not path.endswith("stages"):
         return _probe(guide, path, module)
-    layers = [_probe(guide, f"{path}.{i}", stage) for i, stage in enumerate(module)]  # type: ignore[arg-type]
+    layers = [_probe(guide, f"{path}.{i}", stage) for i, stage in enumerate(module.children())]
     fine = [layer for layer in layers if min(layer.grid) >= SMALLEST_GRID]
     return fine[-1] if fine else layers[0]
 

@@ -12,8 +12,8 @@ folder.mkdir(parents=True, exist_ok=True)
 rows = []
 for model in ("clip-mini", "clipag-mini"):
     pictures = clipag_plug.synthesize(PROMPTS, model=model, seed=0, steps=60)
-    rows += [picture.image for picture in pictures]
+    rows.append([picture.image for picture in pictures])
     print(model, "mean loss", round(sum(p.loss for p in pictures) / len(pictures), 3))
 
-sheet = contact_sheet(rows, columns=len(PROMPTS))
+sheet = contact_sheet(rows, captions=["vanilla", "robust"], headings=PROMPTS)
 print(write_image(folder / "02_text_to_image.png", sheet))

@@ -14,7 +14,7 @@ images = photos.pixels([0, 60, 120, 180, 240, 300], side=224)
 folder = Path("runs/examples")
 folder.mkdir(parents=True, exist_ok=True)
 
-rows = list(images)
+rows = [list(images)]
 for name in ("clip-mini", "clipag-mini"):
     model, _ = clip.load(name)
     model.requires_grad_(False)
@@ -25,8 +25,8 @@ for name in ("clip-mini", "clipag-mini"):
 
     values, gradient = value_and_gradient(likeness, images)
     scale = gradient.abs().flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
-    rows += list((gradient / scale / 2 + 0.5).clamp(0, 1))
+    rows.append(list((gradient / scale / 2 + 0.5).clamp(0, 1)))
     print(name, "cosine with 'a goldfish':", [round(v, 2) for v in values.tolist()])
 
-sheet = contact_sheet(rows, columns=len(images))
+sheet = contact_sheet(rows, captions=["photographs", "vanilla gradients", "robust gradients"])
 print(write_image(folder / "03_input_gradients.png", sheet))

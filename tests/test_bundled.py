@@ -98,7 +98,7 @@ def test_robust_gradients_are_smoother(bundled_pair, sample) -> None:
     for key, model in bundled_pair.items():
         scores = classifier(model)
         _, gradient = value_and_gradient(
-            lambda x, s=scores: s(x)[torch.arange(len(x)), labels], images[:32]
+            lambda x, s=scores: s(x)[torch.arange(len(x)), labels[:32]], images[:32]
         )
         shifted = gradient.roll(7, dims=-1)
         alike[key] = float(F.cosine_similarity(gradient.flatten(1), shifted.flatten(1)).mean())

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from clipag_plug.sampling import axis_weights, fit, resample
-from clipag_plug.views import PARTS, Views, parse
+from clipag_plug.viewparts import PARTS
+from clipag_plug.views import Views, parse
 
 EVERY = ", ".join(name for name in PARTS if name not in ("crop", "frame"))
 

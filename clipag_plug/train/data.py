@@ -154,17 +154,20 @@ def random_crops(
 ) -> Tensor:
     """A random square crop of each image, of between `smallest` and all of its area, resized to `size`.
 
-    images (N, 3, H, W) -> (N, 3, size, size); half of them mirrored when `flip` is on. Bilinear.
+    images (N, 3, H, W) -> (N, 3, size, size); half of them mirrored when `flip` is on. Bilinear at no less than the
+    photographs' own resolution, then averaged: free of aliasing, as the reduction of a picture at use is.
     """
     count = len(images)
+    finer = -(-images.shape[-1] // size)
     draw = torch.rand(4, count, generator=generator)
     side = (smallest + (1 - smallest) * draw[0]).sqrt()
     mirror = torch.where(draw[3] < 0.5, -1.0, 1.0) if flip else torch.ones(count)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side * mirror, side
     theta[:, 0, 2], theta[:, 1, 2] = (2 * draw[1] - 1) * (1 - side), (2 * draw[2] - 1) * (1 - side)
-    grid = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp_(0, 1)
+    grid = F.affine_grid(theta, [count, 3, size * finer, size * finer], align_corners=False)
+    crops = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp_(0, 1)
+    return F.avg_pool2d(crops, finer) if finer > 1 else crops
 
 
 class Batches:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,3 +121,33 @@ class MiniVisual(nn.Module):
         if key not in self._reducers:
             self._reducers[key] = area_weights(size, self.image_size).to(like)
         return self._reducers[key]
+
+
+def grown(
+    config: dict[str, Any], weights: dict[str, Tensor], factor: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same model at `factor` times the internal side: config and weights of one that starts as the same function.
+
+    Kernel and stride of the first convolution grow with the side, and each of its weights is spread over
+    factor x factor pixels, so what it computes at first is what it computed on the averaged image; the detail
+    is there to be learned (progressive resizing). The other layers see maps of the size that they know.
+    Raises ValueError where the config is not of a `MiniVisual` or the factor is below 1.
+    """
+    mini = config.get("vision_cfg", {}).get("mini")
+    if mini is None or factor < 1:
+        raise ValueError(
+            f"only a mini tower can grow, by 1 or more; got {sorted(config)}, {factor}"
+        )
+    stem, patch = mini.get("stem", 4), mini.get("patch", 2)
+    if (stem - patch) % 2:
+        # Only then is the padding, (stem - patch) // 2, whole at every factor.
+        raise ValueError(f"stem {stem} and stride {patch} must differ by an even number")
+    config = copy.deepcopy(config)
+    config["vision_cfg"]["mini"] |= {
+        "image_size": mini["image_size"] * factor,
+        "stem": stem * factor,
+        "patch": patch * factor,
+    }
+    kernel = weights["visual.conv1.weight"]
+    spread = kernel.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
+    return config, {**weights, "visual.conv1.weight": spread}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipag_plug.mini import MiniVisual, area_weights
+from clipag_plug.mini import MiniVisual, area_weights, grown
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,24 @@ def test_samples_are_independent_in_eval_mode() -> None:
     tower = MiniVisual(8).eval()
     x = torch.rand(4, 3, 224, 224)
     assert torch.allclose(tower(x)[1:2], tower(x[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_grown_tower_starts_as_the_same_function(factor) -> None:
+    torch.manual_seed(0)
+    mini = {"image_size": 16, "widths": [8, 12], "depths": [1, 1], "stem": 4, "patch": 2}
+    small = MiniVisual(8, **mini).eval()
+    weights = {f"visual.{name}": value for name, value in small.state_dict().items()}
+    config, grown_weights = grown({"vision_cfg": {"mini": mini}}, weights, factor)
+    large = MiniVisual(8, **config["vision_cfg"]["mini"]).eval()
+    large.load_state_dict({name[7:]: value for name, value in grown_weights.items()})
+    x = torch.rand(3, 3, 96, 96)
+    assert large.image_size == 16 * factor and mini["image_size"] == 16
+    assert torch.allclose(small(x), large(x), atol=1e-5)
+
+
+def test_only_a_mini_tower_grows() -> None:
+    with pytest.raises(ValueError, match="only a mini tower"):
+        grown({"vision_cfg": {"width": 8}}, {}, 2)
+    with pytest.raises(ValueError, match="even number"):
+        grown({"vision_cfg": {"mini": {"image_size": 40, "stem": 3, "patch": 2}}}, {}, 2)

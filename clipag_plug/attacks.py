@@ -38,7 +38,7 @@ def pgd(
     project_range: valid values of a pixel; None for no limit.
     Returns adversarial images, detached. Raises ValueError for an unknown norm, negative eps or steps.
     """
-    _check(eps, norm, steps)
+    check_budget(eps, norm, steps)
     images = images.detach()
     if steps == 0 or eps == 0:
         return images.clone()
@@ -48,7 +48,7 @@ def pgd(
         if random_start
         else torch.zeros_like(images)
     )
-    delta = _into_range(images, delta, project_range)
+    delta = into_range(images, delta, project_range)
     velocity = torch.zeros_like(images)
     keeper = _Best(images) if best else None
     for _ in range(steps):
@@ -58,7 +58,7 @@ def pgd(
         velocity = momentum * velocity + steepest(gradient, norm)
         direction = steepest(velocity, norm) if momentum else velocity
         delta = project(delta + step * direction, eps, norm)
-        delta = _into_range(images, delta, project_range)
+        delta = into_range(images, delta, project_range)
     if keeper is not None:
         with torch.no_grad():
             keeper.update(loss(images + delta), images + delta)
@@ -127,11 +127,13 @@ class _Best:
         self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
 
 
-def _into_range(images: Tensor, delta: Tensor, limits: tuple[float, float] | None) -> Tensor:
+def into_range(images: Tensor, delta: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """The perturbation, cut where `images + delta` would leave the valid values; None sets no limit."""
     return delta if limits is None else (images + delta).clamp(*limits) - images
 
 
-def _check(eps: float, norm: str, steps: int) -> None:
+def check_budget(eps: float, norm: str, steps: int) -> None:
+    """Raises ValueError for an unknown norm, or a negative radius or number of steps."""
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, NORMS))}")
     if eps < 0 or steps < 0:

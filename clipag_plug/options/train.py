@@ -17,7 +17,10 @@ class Train(Options):
     """Adversarial (or, with `attack_steps = 0`, plain) image-text training."""
 
     data: list[str] = option(
-        [], "training shards: paths or globs of WebDataset tar files", short="-d"
+        [],
+        "training data: WebDataset shards, tables, folders, hf:NAME, pipe:COMMAND or synthetic:COUNT, each with "
+        "@SHARE behind it where they are to be mixed by shares",
+        short="-d",
     )
     validation: list[str] = option(
         [], "held-out shards for accuracy; none switches the evaluation off"
@@ -30,12 +33,32 @@ class Train(Options):
     group_share: float = option(
         0.2, "share of vocabulary captions that use a group word such as 'dog'", low=0, high=1
     )
+    image_column: str = option("", "column of a table that holds images; empty: the usual names")
+    caption_column: str = option("", "column of a table that holds captions; likewise")
+    label_column: str = option("", "column of a table that holds class numbers; likewise")
+    memory: float = option(
+        4.0, "GB of decoded images to hold; larger data is decoded when a batch needs it", low=0
+    )
+    shuffle: int = option(
+        2000, "samples that are mixed where data can only be read in order", low=1
+    )
+    decoders: int = option(
+        2, "threads that decode what is not in memory, one batch ahead; 0 does without", low=0
+    )
+    max_bad_fraction: float = option(
+        0.05, "share of the samples that may be unusable before the run stops", low=0, high=1
+    )
 
     init: str = option(
         "", "model to start from: any name that load() takes; empty starts from scratch"
     )
     architecture: str = option(
         "", "JSON model config to build from scratch, a file path or the text itself"
+    )
+    grow: int = option(
+        1,
+        "train at this multiple of a mini tower's internal side, starting as the same function",
+        low=1,
     )
     text: str = option(
         "frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES

@@ -1,24 +1,54 @@
-"""Photographs from WebDataset shards, decoded once into memory, and the random crops taken of them."""
+"""Training data: from the items of --data to batch number `index`, a pure function of the seed.
+
+`open_data` reads a set into memory where it fits and reads it piece by piece where it does not; `Batches` shuffles,
+crops and captions it. What the items may be is described in `sources`, what is skipped in `tally`.
+"""
 
 from __future__ import annotations
 
-import glob
-import io
 import random
-import tarfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
+from .crops import crops, draws, random_crops
+from .decode import Decoder, Sample
+from .feeds import (
+    Feed,
+    IndexedFeed,
+    MemoryFeed,
+    Photos,
+    StreamFeed,
+    in_memory,
+    joined,
+    order,
+    to_float,
+)
+from .loader import Loader
+from .mixture import Mixture
+from .shards import read_tar
+from .sources import Indexed, Source, open_sources, parse
+from .tables import Columns
+from .tally import Tally
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+__all__ = [
+    "Batch",
+    "Batches",
+    "Columns",
+    "Data",
+    "Photos",
+    "Tally",
+    "open_data",
+    "order",
+    "random_crops",
+    "read_shards",
+    "read_tar",
+]
 
 
 @dataclass
@@ -32,150 +62,92 @@ class Batch:
 
 
 @dataclass
-class Photos:
-    """Decoded samples: images uint8 (N, H, W, 3), texts, class labels (-1 unknown), what was skipped."""
+class Data:
+    """An opened data set: one feed for each share, or a single one."""
 
-    images: np.ndarray
-    texts: list[str]
-    labels: Tensor
-    skipped: Counter[str] = field(default_factory=Counter)
+    feeds: list[Feed]
+    shares: list[float]
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @property
+    def photos(self) -> Photos | None:
+        """The samples themselves where all of them are in memory and there is one feed."""
+        only = self.feeds[0]
+        return only.photos if len(self.feeds) == 1 and isinstance(only, MemoryFeed) else None
 
-    def select(self, index: Sequence[int] | Tensor) -> Tensor:
-        """Images (N, 3, H, W) float in [0, 1]."""
-        rows = torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(index)]))
-        return rows.permute(0, 3, 1, 2).float() / 255
+
+def open_data(
+    specs: Sequence[str],
+    size: int,
+    *,
+    need_text: bool = True,
+    classes: int = 0,
+    columns: Columns | None = None,
+    memory: float = 4.0,
+    shuffle: int = 2000,
+    seed: int = 0,
+) -> Data:
+    """The data that the items of --data name; see `sources` for their syntax.
+
+    size: side of the stored square, of which crops are taken. need_text: a sample without a caption is bad.
+    classes: where it is not 0, a sample without a class below it is bad. memory: gigabytes of decoded pixels to hold;
+    what is larger is decoded when a batch needs it. shuffle: samples that a stream mixes. seed: of synthetic
+    images; the order is up to `Batches`.
+    Raises ValueError, FileNotFoundError or ImportError where the data cannot be had.
+    """
+    items, decoder = parse(specs), Decoder(size, need_text, classes)
+    columns = columns or Columns()
+    opened = [open_sources(item.spec, size, columns, seed) for item in items]
+    if items[0].share is None:
+        opened = [[source for sources in opened for source in sources]]
+    feeds: list[Feed] = []
+    for sources in opened:
+        feed = _feed(sources, decoder, memory * 1e9, shuffle)
+        if isinstance(feed, MemoryFeed):
+            memory -= feed.photos.images.nbytes / 1e9
+        feeds.append(feed)
+    return Data(feeds, [item.share or 1.0 for item in items][: len(feeds)])
+
+
+def _feed(sources: list[Source], decoder: Decoder, memory: float, shuffle: int) -> Feed:
+    photos = in_memory(sources, decoder, memory) if memory > 0 else None
+    if photos is not None:
+        return MemoryFeed(photos)
+    indexed = [source for source in sources if isinstance(source, Indexed)]
+    if len(indexed) < len(sources):
+        return StreamFeed(sources, decoder, shuffle)
+    if not sum(map(len, indexed)):
+        raise ValueError(f"no sample in the data; skipped: {joined(sources) or 'nothing'}")
+    return IndexedFeed(indexed, decoder)
 
 
 def read_shards(patterns: Sequence[str], size: int) -> Photos:
-    """Every readable sample of the shards, squared and resized to `size` when it has another size.
+    """Every readable sample of the shards in memory, squared and resized to `size` when it has another size.
 
-    patterns: paths or globs of (compressed) tar files in WebDataset layout: KEY.jpg, KEY.txt, KEY.cls.
-    A sample that cannot be used is counted by cause in `skipped`, never dropped silently.
+    patterns: paths or globs of (compressed) tar files in WebDataset layout, or any other item of --data without a
+    share. Captions and classes may be missing. A sample that cannot be used is counted by cause in `skipped`.
     Raises FileNotFoundError when a pattern matches nothing, ValueError when no sample is readable.
     """
-    images: list[np.ndarray] = []
-    texts: list[str] = []
-    labels: list[int] = []
-    skipped: Counter[str] = Counter()
-    for path in expand(patterns):
-        for sample in read_tar(path, skipped):
-            image = decode(sample, size, skipped)
-            if image is None:
-                continue
-            images.append(image)
-            texts.append(sample.get("txt", b"").decode("utf-8", "replace").strip())
-            labels.append(int(sample.get("cls", b"-1")))
-    if not images:
-        raise ValueError(f"no readable sample in {', '.join(patterns)}; skipped: {dict(skipped)}")
-    return Photos(np.stack(images), texts, torch.tensor(labels), skipped)
-
-
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """The files behind paths and globs, sorted. Raises FileNotFoundError for a pattern without a match."""
-    paths: list[Path] = []
-    for pattern in patterns:
-        found = sorted(glob.glob(pattern))
-        if not found:
-            raise FileNotFoundError(
-                f"no shard matches {pattern!r}; give paths or globs of .tar or .tar.gz files"
-            )
-        paths += map(Path, found)
-    return paths
-
-
-def read_tar(path: Path, skipped: Counter[str]) -> Iterator[dict[str, bytes]]:
-    """Samples of one shard: members that share a key, by suffix. A truncated file ends early and is counted."""
-    sample: dict[str, bytes] = {}
-    key = ""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                stem, _, suffix = Path(member.name).name.partition(".")
-                if stem != key and sample:
-                    yield sample
-                    sample = {}
-                key = stem
-                stream = archive.extractfile(member)
-                if stream is not None:
-                    sample[suffix.lower()] = stream.read()
-    except (tarfile.TarError, EOFError, OSError):
-        # The sample in hand may lack members, so it goes too.
-        skipped["truncated shard"] += 1
-        return
-    if not _is_whole(path):
-        skipped["truncated shard"] += 1
-    elif sample:
-        yield sample
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a tar file ends with its end mark of zeros. `tarfile` takes a file cut inside a header for a whole one;
-    a compressed file needs no check, since decompressing a cut one fails."""
-    with path.open("rb") as stream:
-        plain = stream.read(262)[257:] == b"ustar"
-        stream.seek(-min(1024, path.stat().st_size), 2)
-        return not plain or not any(stream.read())
-
-
-def decode(sample: dict[str, bytes], size: int, skipped: Counter[str]) -> np.ndarray | None:
-    """The sample's image as uint8 (size, size, 3), or None, counted, when it cannot be read."""
-    from PIL import Image
-
-    data = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-    if data is None:
-        skipped["no image"] += 1
-        return None
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except Exception:  # Pillow raises many types for broken data; each is the same to us
-        skipped["broken image"] += 1
-        return None
-    if image.size != (size, size):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
-    return np.asarray(image)
-
-
-def order(count: int, seed: int, epoch: int) -> Tensor:
-    """The shuffled order of one pass over `count` samples; the same for the same seed and epoch."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-def random_crops(
-    images: Tensor, size: int, smallest: float, flip: bool, generator: torch.Generator
-) -> Tensor:
-    """A random square crop of each image, of between `smallest` and all of its area, resized to `size`.
-
-    images (N, 3, H, W) -> (N, 3, size, size); half of them mirrored when `flip` is on. Bilinear at no less than the
-    photographs' own resolution, then averaged: free of aliasing, as the reduction of a picture at use is.
-    """
-    count = len(images)
-    finer = -(-images.shape[-1] // size)
-    draw = torch.rand(4, count, generator=generator)
-    side = (smallest + (1 - smallest) * draw[0]).sqrt()
-    mirror = torch.where(draw[3] < 0.5, -1.0, 1.0) if flip else torch.ones(count)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = side * mirror, side
-    theta[:, 0, 2], theta[:, 1, 2] = (2 * draw[1] - 1) * (1 - side), (2 * draw[2] - 1) * (1 - side)
-    grid = F.affine_grid(theta, [count, 3, size * finer, size * finer], align_corners=False)
-    crops = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp_(0, 1)
-    return F.avg_pool2d(crops, finer) if finer > 1 else crops
+    decoder = Decoder(size, need_text=False)
+    sources = [s for spec in patterns for s in open_sources(spec, size, Columns(), 0)]
+    photos = in_memory(sources, decoder, float("inf"))
+    if photos is None:  # cannot be: there is no limit
+        raise RuntimeError("data without a limit of memory was not read")
+    return photos
 
 
 class Batches:
-    """Batch number `index` of an endless shuffled stream: a pure function of the seed, so resuming needs no state."""
+    """Batch number `index` of an endless shuffled stream: a pure function of the seed, so resuming needs no state.
+
+    worker: (rank, world size). With world size W the batch is this worker's N rows, rank * N to rank * N + N, of what
+    one process with a batch of N * W gets for the same index: shuffle, crops, captions and all.
+    A bad sample's place is taken by the next good one of the whole batch of all workers; it is counted in `tally`.
+    decoders: threads for data that is not in memory; with one or more the next batch is prepared ahead.
+    max_bad_fraction: more bad samples than that are a ValueError, once CHECKED_FROM samples (or all) were seen.
+    """
 
     def __init__(
         self,
-        photos: Photos,
+        data: Photos | Data,
         batch_size: int,
         size: int,
         *,
@@ -184,31 +156,36 @@ class Batches:
         seed: int,
         vocabulary: Vocabulary | None,
         group_share: float,
+        worker: tuple[int, int] = (0, 1),
+        max_bad_fraction: float = 1.0,
+        decoders: int = 0,
     ) -> None:
-        if len(photos) < batch_size:
-            raise ValueError(
-                f"the data holds {len(photos)} samples, fewer than --batch-size {batch_size}"
-            )
-        if vocabulary is not None and int(photos.labels.min()) < 0:
-            raise ValueError(
-                "--captions vocabulary needs a class (KEY.cls) for every sample; use --captions text"
-            )
-        self.photos, self.batch_size, self.size = photos, batch_size, size
+        rank, world = worker
+        if not 0 <= rank < world:
+            raise ValueError(f"worker is {worker}; give (rank, world size) with rank below it")
+        if isinstance(data, Photos):
+            data = Data([MemoryFeed(data)], [1.0])
+        _check_classes(data, vocabulary)
+        self.batch_size, self.size, self.worker = batch_size, size, worker
         self.crop, self.flip, self.seed = crop, flip, seed
         self.vocabulary, self.group_share = vocabulary, group_share
-        self.per_epoch = len(photos) // batch_size
-        self._epoch, self._order = -1, torch.empty(0)
+        self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
+        self.per_epoch = self.mixture.per_epoch
+        self.loader = Loader(self.mixture, (rank * batch_size, batch_size), decoders)
+        self.tally = Tally(self.mixture.bad(), workers=world, limit=max_bad_fraction)
+        if all(feed.whole for feed in data.feeds):
+            self.tally.add({}, self.mixture.seen(None), self.mixture.length)
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, place = divmod(index, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, order(len(self.photos), self.seed, epoch)
-        rows = self._order[place * self.batch_size : (place + 1) * self.batch_size].sort().values
+        samples, bad, seen = self.loader[index]
+        self.tally.add(bad, seen, self.mixture.length)
+        first, total = self.worker[0] * self.batch_size, self.worker[1] * self.batch_size
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        images = random_crops(self.photos.select(rows), self.size, self.crop, self.flip, generator)
-        labels = self.photos.labels[rows]
-        texts, words = self._caption(rows, labels, random.Random(self.seed * 1_000_003 + index))
-        return Batch(images, texts, words, labels)
+        draw = draws(total, generator)[:, first : first + self.batch_size]
+        images = to_float(np.stack([sample.image for sample in samples]))
+        images = crops(images, self.size, self.crop, self.flip, draw)
+        texts, words = self._captions(samples, index, first)
+        return Batch(images, texts, words, torch.tensor([sample.label for sample in samples]))
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions): the same text, or a word that covers the class.
@@ -232,11 +209,24 @@ class Batches:
         names = self.vocabulary.class_names
         return [sentence(name, template) for name in names], names
 
-    def _caption(
-        self, rows: Tensor, labels: Tensor, rng: random.Random
+    def _captions(
+        self, samples: list[Sample], index: int, first: int
     ) -> tuple[list[str], list[str]]:
+        """Captions and their words. Each place of a batch has random numbers of its own, whichever worker fills it."""
         if self.vocabulary is None:
-            texts = [self.photos.texts[int(row)] for row in rows]
+            texts = [sample.text for sample in samples]
             return texts, texts
-        words = [self.vocabulary.sample_word(int(label), rng, self.group_share) for label in labels]
-        return [sentence(word, rng.choice(TEMPLATES)) for word in words], words
+        texts, words = [], []
+        for place, sample in enumerate(samples, start=first):
+            rng = random.Random((self.seed * 1_000_003 + index) * 1_048_583 + place)
+            words.append(self.vocabulary.sample_word(sample.label, rng, self.group_share))
+            texts.append(sentence(words[-1], rng.choice(TEMPLATES)))
+        return texts, words
+
+
+def _check_classes(data: Data, vocabulary: Vocabulary | None) -> None:
+    labels: list[Any] = [f.photos.labels for f in data.feeds if isinstance(f, MemoryFeed)]
+    if vocabulary is not None and any(int(part.min()) < 0 for part in labels):
+        raise ValueError(
+            "--captions vocabulary needs a class (KEY.cls) for every sample; use --captions text"
+        )

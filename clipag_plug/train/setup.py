@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
 from ..vocabulary import Vocabulary, bundled_vocabulary
@@ -66,16 +68,11 @@ def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
 def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, dict[str, Any]]:
     """The model to train and its config: a run folder, any name of load(), or a fresh one from a config."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.init and (Path(options.init) / "model.json").is_file():
-        config, card, weights = read_model(Path(options.init))
-        return build(config, weights, name=card["name"], card=card).to(device), config
     if options.init:
-        from ..checkpoints import open_checkpoint
-
-        opened = open_checkpoint(options.init)
-        return build(opened.config, opened.state_dict, name=options.init, card=opened.card).to(
-            device
-        ), opened.config
+        config, card, weights = _starting_point(options.init)
+        if options.grow > 1:
+            config, weights = grown(config, weights, options.grow)
+        return build(config, weights, name=card["name"], card=card).to(device), config
     if not options.architecture:
         raise ValueError(
             "no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch"
@@ -89,6 +86,16 @@ def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, 
             raise ValueError("--text-steps needs --captions vocabulary")
         train_text(model, vocabulary, options.text_steps, seed=options.seed)
     return model, config
+
+
+def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Config, card and weights of a run folder or of any name that load() takes."""
+    if (Path(name) / "model.json").is_file():
+        return read_model(Path(name))
+    from ..checkpoints import open_checkpoint
+
+    opened = open_checkpoint(name)
+    return opened.config, {**opened.card, "name": name}, opened.state_dict
 
 
 def read_config(text: str) -> dict[str, Any]:

@@ -67,3 +67,15 @@ def fare(image_features: Tensor, original_features: Tensor) -> Tensor:
     The features are raw: neither side is normalised.
     """
     return (image_features - original_features).square().sum(dim=-1)
+
+
+def trades(
+    attacked_features: Tensor, clean_features: Tensor, text_features: Tensor, scale: Tensor | float
+) -> Tensor:
+    """KL(p(clean) || p(attacked)) over the texts (TRADES, Zhang et al. 2019, eq. 5), per image (N,).
+
+    p is the softmax over an image's scaled similarities to the texts (M, D).
+    """
+    clean = logits(clean_features, text_features, scale).log_softmax(dim=1)
+    attacked = logits(attacked_features, text_features, scale).log_softmax(dim=1)
+    return (clean.exp() * (clean - attacked)).sum(dim=1)

@@ -16,7 +16,9 @@ from clipag_plug.cli import main
 from clipag_plug.options.train import Train
 from clipag_plug.train import setup
 from clipag_plug.train.data import read_shards
+from clipag_plug.train.distributed import Workers
 from clipag_plug.train.loop import Trainer
+from clipag_plug.train.running import run
 from clipag_plug.train.state import load_state, read_model
 
 ARCHITECTURE = json.dumps(
@@ -79,8 +81,8 @@ def options(shard: Path, folder: Path, **changes) -> Train:
     return Train(**{**values, **changes})
 
 
-def prepared(shard: Path, folder: Path, **changes) -> Trainer:
-    return setup.prepare(options(shard, folder, **changes))[0]
+def prepared(shard: Path, folder: Path, workers: Workers | None = None, **changes) -> Trainer:
+    return setup.prepare(options(shard, folder, **changes), workers)[0]
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -132,7 +134,7 @@ def test_accumulation_equals_the_single_batch(
 def test_text_tower_is_bit_identical_after_adversarial_training(shard, tmp_path) -> None:
     trainer = prepared(shard, tmp_path, text="frozen")
     before = {n: v.clone() for n, v in trainer.model.state_dict().items()}
-    trainer.run(tmp_path)
+    run(trainer, tmp_path)
     after = trainer.result()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("visual.") for name in changed)
@@ -143,14 +145,14 @@ def test_text_tower_is_bit_identical_after_adversarial_training(shard, tmp_path)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resume_repeats_the_uninterrupted_run(shard, tmp_path, stop, ema) -> None:
     straight = prepared(shard, tmp_path / "a", ema=ema)
-    straight.run(tmp_path / "a")
+    run(straight, tmp_path / "a")
     first = prepared(shard, tmp_path / "b", ema=ema)
     for _ in range(stop):
         first.step()
     first.save(tmp_path / "b")
     second = prepared(shard, tmp_path / "b", ema=ema, seed=0)
     second.restore(tmp_path / "b")
-    second.run(tmp_path / "b")
+    run(second, tmp_path / "b")
     expected, got = straight.result(), second.result()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
@@ -163,9 +165,8 @@ def test_attack_raises_the_inner_loss(shard, tmp_path) -> None:
     attacked = trainer._attack(part, trainer.eps_at(0), 0)
     trainer.model.eval()
     with torch.no_grad():
-        targets = trainer._targets(
-            trainer.text(part.texts), [part], part.images, trainer.model.logit_scale.exp()
-        )
+        scale = trainer.model.logit_scale.exp()
+        targets = trainer._targets(trainer.text(part.texts), part.words, part.labels, None, scale)
         clean, moved = (
             per_image("image_to_text", trainer._encode(x), targets) for x in (part.images, attacked)
         )
@@ -179,7 +180,7 @@ def test_every_objective_trains(shard, tmp_path, objective) -> None:
         shard, tmp_path, objective=objective, attack_objective=objective, samples=16, lr=1e-3
     )
     before = {n: p.clone() for n, p in trainer.weights.items()}
-    trainer.run(tmp_path)
+    run(trainer, tmp_path)
     assert any(not torch.equal(before[n], p) for n, p in trainer.weights.items())
 
 
@@ -200,7 +201,7 @@ def test_bank_adds_negatives_to_the_image_half_alone(shard, tmp_path) -> None:
     trainer = prepared(shard, tmp_path, bank=True, samples=16)
     texts, words = trainer.batches.bank(0)
     assert len(texts) == 202 and words == trainer.batches.vocabulary.class_names
-    trainer.run(tmp_path)
+    run(trainer, tmp_path)
     with pytest.raises(ValueError, match="--bank needs"):
         prepared(shard, tmp_path, bank=True, text="train")
 
@@ -228,7 +229,7 @@ def test_unknown_tokens_stay_silent(shard, tmp_path) -> None:
     from clipag_plug.clip import tokenize
 
     trainer = prepared(shard, tmp_path, text="train", attack_steps=0)
-    trainer.run(tmp_path)
+    run(trainer, tmp_path)
     weight = trainer.result()["token_embedding.weight"]
     unknown, known = (int(tokenize([word])[0, 1]) for word in ("zeppelin", "lemon"))
     assert not weight[unknown].any() and weight[known].any()

@@ -16,6 +16,7 @@ from train_data_helpers import encoded, flat, numbered, write_tar
 
 from clipag_plug.train.data import Batches, open_data
 from clipag_plug.train.decode import pixels
+from clipag_plug.train.running import run
 from clipag_plug.train.tally import CAUSES, BadSample, Tally
 from clipag_plug.vocabulary import bundled_vocabulary
 
@@ -130,7 +131,7 @@ def test_trains_to_the_end_and_counts_by_kind(mixed, where, tmp_path_factory, tm
             assert stream[index].images.isfinite().all()
     else:
         trainer.batches = stream
-        trainer.run(tmp_path / "run")
+        run(trainer, tmp_path / "run")
         assert trainer.index == steps
         assert all(bool(weight.isfinite().all()) for weight in trainer.weights.values())
     assert stream.tally.counts() == dict(sorted(expected.items(), key=lambda i: (-i[1], i[0])))

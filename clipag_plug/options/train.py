@@ -8,6 +8,8 @@ from .base import Options, option
 
 OBJECTIVES = ("contrastive", "image_to_text", "cosine", "fare", "tecoa")
 NORMS = ("l2", "linf")
+PRECISIONS = ("fp32", "bf16", "fp16")
+ATTACKS = ("pgd", "apgd")
 TEXT_MODES = ("train", "frozen")
 SCHEDULES = ("cosine", "constant")
 
@@ -84,6 +86,11 @@ class Train(Options):
     clean_weight: float = option(
         0.0, "weight of the same loss on the clean images, added to the adversarial one", low=0
     )
+    trades: float = option(
+        0.0,
+        "weight of KL(clean || attacked) over the texts; the outer loss is then that of the clean images (TRADES)",
+        low=0,
+    )
     norm: str = option("l2", "ball of the attack", choices=NORMS)
     eps: float = option(1.5, "radius in [0, 1] pixel units at the model's input resolution", low=0)
     eps_ramp: float = option(
@@ -92,6 +99,13 @@ class Train(Options):
     attack_steps: int = option(5, "PGD steps; 0 trains without an attack", low=0)
     step_ratio: float = option(0.0, "PGD step as a multiple of eps; 0 means 2.5 / steps", low=0)
     random_start: bool = option(True, "start the attack at a random point of the ball")
+    attack: str = option(
+        "pgd", "how the inner loss is raised; apgd chooses its own steps", choices=ATTACKS
+    )
+    momentum: float = option(
+        0.0, "decay of the PGD direction's running sum; RobustVLM trains with 0.9", low=0, high=1
+    )
+    best: bool = option(False, "keep each image's PGD iterate of highest loss, not the last one")
 
     resolution: int = option(
         0,
@@ -122,9 +136,19 @@ class Train(Options):
         high=1,
     )
 
+    precision: str = option(
+        "fp32", "number format of the encoder; weights and losses stay in fp32", choices=PRECISIONS
+    )
+    checkpointing: bool = option(
+        False,
+        "recompute a transformer's activations on the way back: less memory, a third more time",
+    )
+    compile: bool = option(False, "compile the image encoder with torch.compile")
+
     output: str = option("runs/train", "folder of the run", short="-o")
     name: str = option("", "name in the exported model's card; empty is the folder's name")
     resume: bool = option(False, "continue from the folder's checkpoint")
+    tensorboard: bool = option(False, "also log to TensorBoard, in the folder; needs tensorboard")
     save_every: float = option(300.0, "seconds between checkpoints", low=0)
     evaluate_every: float = option(600.0, "seconds between evaluations", low=0)
     evaluate_images: int = option(1000, "held-out images in an evaluation during the run", low=1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..options.train import Train
+
+if TYPE_CHECKING:
+    from .distributed import Workers
 
 
 def run(options: Train) -> int:
@@ -15,19 +20,39 @@ def run(options: Train) -> int:
     """
     import torch
 
-    from . import setup, state
+    from .distributed import connect, disconnect
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    workers = connect(options.device)
+    try:
+        return _run(options, workers)
+    finally:
+        disconnect()
+
+
+def _run(options: Train, workers: Workers) -> int:
+    from . import setup, state
+    from .running import run as run_steps
+
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, config, card = setup.prepare(options)
+    trainer, config, card = setup.prepare(options, workers)
     if options.resume:
         trainer.restore(folder)
     text = options.to_json() + "\n"
-    state.replace_file(folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8"))
-    reporter = setup.Reporter(trainer, quiet=options.quiet)
-    trainer.run(folder, reporter)
+    if workers.first:
+        state.replace_file(
+            folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8")
+        )
+    reporter = setup.Reporter(trainer, quiet=options.quiet or not workers.first)
+    run_steps(trainer, folder, reporter)
+    tally = trainer.batches.tally
+    tally.merge(workers.objects(tally.state()))
+    if not workers.first:
+        return 0
+    if summary := tally.summary():
+        print(summary, file=sys.stderr)
     card.update(setup.outcome(trainer, reporter.last))
     state.save_model(folder, trainer.result(), config, card)
     print(folder / "model.safetensors")

@@ -10,11 +10,12 @@ from typing import Any
 
 
 class Log:
-    """Appends one row per step to both files of the folder."""
+    """Appends one row per step to both files of the folder, and to TensorBoard's where it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.board = _board(folder) if tensorboard else None
 
     def write(self, step: Any) -> None:
         """step: a dataclass; nested ones are flattened into the CSV with a dotted name."""
@@ -33,3 +34,16 @@ class Log:
             if new:
                 writer.writeheader()
             writer.writerow(flat)
+        if self.board is not None:
+            for name, value in flat.items():
+                if value is not None and name != "index":
+                    self.board.add_scalar(name, value, record["index"])
+            self.board.flush()
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--tensorboard needs tensorboard: pip install tensorboard") from error
+    return SummaryWriter(str(folder))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import losses
+from ..apgd import apgd
 from ..attacks import pgd
 from ..options.train import Train
 
@@ -57,6 +59,25 @@ def whole_batch(objective: str, features: Tensor, targets: Targets) -> Tensor:
     return per_image(objective, features, targets).mean()
 
 
+def outer_loss(features: list[Tensor], targets: Targets, options: Train) -> Tensor:
+    """The loss that the weights lower, a scalar. features: of the attacked images and, where it needs them, the clean.
+
+    Plain: the objective of the attacked images. With `clean_weight` w: its mean with that of the clean ones, which
+    count w. With `trades` b: that of the clean ones plus b * KL(clean || attacked) over the texts (Zhang et al. 2019).
+    """
+    attacked = features[0]
+    if len(features) == 1:
+        return whole_batch(options.objective, attacked, targets)
+    clean_loss = whole_batch(options.objective, features[1], targets)
+    if options.trades:
+        text = targets.text if targets.prompts is None else targets.prompts
+        text = text if targets.bank is None else targets.bank
+        gap = losses.trades(attacked, features[1], text, targets.scale).mean()
+        return clean_loss + options.trades * gap
+    weight = options.clean_weight
+    return (whole_batch(options.objective, attacked, targets) + weight * clean_loss) / (1 + weight)
+
+
 def attack_images(
     encode: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -64,20 +85,33 @@ def attack_images(
     options: Train,
     eps: float,
     generator: torch.Generator,
+    loss_scale: float = 1.0,
 ) -> Tensor:
-    """Adversarial images for a micro-batch, by PGD on the inner objective (supplement of CLIPAG, section 1.1).
+    """Adversarial images for a micro-batch, by PGD or APGD on the inner objective (supplement of CLIPAG, section 1.1).
 
     encode: images in [0, 1] -> features. The targets are constants: the attack never leaves its micro-batch.
+    loss_scale: factor on the inner loss for number formats that need it; it changes no direction.
     """
+
+    def inner(x: Tensor) -> Tensor:
+        return loss_scale * per_image(options.attack_objective, encode(x), targets)
+
+    ball: dict[str, Any] = {
+        "eps": eps,
+        "norm": options.norm,
+        "steps": options.attack_steps,
+        "random_start": options.random_start,
+        "generator": generator,
+    }
+    if options.attack == "apgd":
+        return apgd(inner, images, **ball)
     return pgd(
-        lambda x: per_image(options.attack_objective, encode(x), targets),
+        inner,
         images,
-        eps=eps,
-        norm=options.norm,
-        steps=options.attack_steps,
         step_size=options.step_ratio * eps or None,
-        random_start=options.random_start,
-        generator=generator,
+        momentum=options.momentum,
+        best=options.best,
+        **ball,
     )
 
 

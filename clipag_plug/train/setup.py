@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -15,26 +16,43 @@ from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
 from ..vocabulary import Vocabulary, bundled_vocabulary
-from .data import Batches, read_shards
+from .data import Batches, Columns, open_data, read_shards
+from .distributed import Workers, connect
 from .evaluate import ZeroShot, class_prompts
-from .loop import Step, Trainer
+from .loop import Trainer
+from .running import Step
 from .state import read_model
 from .textual import train_text
 
 
-def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
-    """The trainer, the model's config and the start of its card."""
+def prepare(
+    options: Train, workers: Workers | None = None
+) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
+    """The trainer, the model's config and the start of its card. workers: None for a process of its own."""
+    workers = workers or connect(options.device)
     if not options.data:
         raise ValueError(
-            "no training data; give --data with paths or globs of WebDataset tar files"
+            "no training data; give --data with shards, tables, folders, hf:NAME, pipe:COMMAND or synthetic:COUNT"
         )
     torch.manual_seed(options.seed)  # initial weights of a model from scratch
     vocabulary = bundled_vocabulary() if options.captions == "vocabulary" else None
-    model, config = initial_model(options, vocabulary)
+    model, config = initial_model(options, vocabulary, workers.device)
     size = options.resolution or int(model.visual.input_resolution)
-    stored = 64 if size <= 64 else size
+    # So much that the smallest crop is not enlarged; 64 at least, the side of the bundled models' photographs.
+    stored = max(64, math.ceil(size / math.sqrt(options.crop)))
+    objectives = {options.objective, options.attack_objective}
+    data = open_data(
+        options.data,
+        stored,
+        need_text=vocabulary is None and not objectives <= {"fare", "tecoa"},
+        classes=len(vocabulary.names) if vocabulary is not None else 0,
+        columns=Columns(options.image_column, options.caption_column, options.label_column),
+        memory=options.memory,
+        shuffle=options.shuffle,
+        seed=options.seed,
+    )
     batches = Batches(
-        read_shards(options.data, stored),
+        data,
         options.batch_size,
         size,
         crop=options.crop,
@@ -42,6 +60,9 @@ def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
         seed=options.seed,
         vocabulary=vocabulary,
         group_share=options.group_share,
+        max_bad_fraction=options.max_bad_fraction,
+        decoders=options.decoders,
+        worker=(workers.rank, workers.size),
     )
     # Evaluate against the ball that the run ends with, also where the run trains without an attack.
     evaluate = None
@@ -55,9 +76,9 @@ def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
             options.norm,
             options.evaluate_images,
         )
-    needs_prompts = "tecoa" in (options.objective, options.attack_objective)
+    needs_prompts = "tecoa" in objectives
     prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
-    trainer = Trainer(model, options, batches, evaluate, prompts)
+    trainer = Trainer(model, options, batches, evaluate, prompts, workers)
     return (
         trainer,
         config,
@@ -65,9 +86,10 @@ def prepare(options: Train) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
     )
 
 
-def initial_model(options: Train, vocabulary: Vocabulary | None) -> tuple[CLIP, dict[str, Any]]:
+def initial_model(
+    options: Train, vocabulary: Vocabulary | None, device: str
+) -> tuple[CLIP, dict[str, Any]]:
     """The model to train and its config: a run folder, any name of load(), or a fresh one from a config."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.init:
         config, card, weights = _starting_point(options.init)
         if options.grow > 1:
@@ -168,9 +190,10 @@ def outcome(trainer: Trainer, last: Step | None) -> dict[str, Any]:
     """What the card says of the finished run."""
     held = last.evaluation if last else None
     return {
-        "images_seen": trainer.index * trainer.options.batch_size * trainer.options.accumulation,
+        "images_seen": trainer.index * trainer.batch,
         "held_out": None
         if held is None
         else {"clean": held.clean, "robust": held.robust, "images": held.images},
+        "skipped": trainer.batches.tally.counts(),
         "torch": torch.__version__,
     }

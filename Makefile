@@ -34,7 +34,7 @@ types: venv
 	cd build/types && $(abspath $(PY)) -m mypy -p clipag_plug --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 docs: venv
-	$(PY) -m pytest tests/test_readme.py
+	$(PY) -m pytest tests/test_readme.py tests/test_docs.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

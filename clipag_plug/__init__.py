@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import clip as clip
     from . import model as model
     from . import simple_tokenizer as simple_tokenizer
+    from .adapters.patching import patch as patch
     from .clip import available_models as available_models
     from .clip import load as load
     from .clip import tokenize as tokenize
@@ -36,10 +37,11 @@ _HOME = {
     "available_models": "clip",
     "synthesize": "synthesis",
     "explain": "explanation",
+    "patch": "adapters.patching",
 }
 _SUBMODULES = ("clip", "model", "simple_tokenizer")
 
-__all__ = ["available_models", "explain", "load", "synthesize", "tokenize"]
+__all__ = ["available_models", "explain", "load", "patch", "synthesize", "tokenize"]
 
 # In a checkout adapters/ lies beside this folder; installed, it lies inside it. With the checkout
 # on the path, `clipag_plug.adapters` is found all the same, without an installation.

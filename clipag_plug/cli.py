@@ -26,7 +26,8 @@ class Command:
     """A job: where its option class and its handler live (`module:name`), and what to say of it.
 
     A handler takes the options and returns an exit code, or None for success. `recipes` is a folder
-    of the package whose recipe files can be named without their path and ending.
+    of the package whose recipe files can be named without their path and ending. `passes_on` is the
+    option that takes everything behind the first positional argument, flags included, as it is.
     """
 
     options: str
@@ -34,6 +35,7 @@ class Command:
     help: str
     example: str
     recipes: str = ""
+    passes_on: str = ""
 
 
 COMMANDS = {
@@ -62,6 +64,43 @@ COMMANDS = {
         "measure robustness and perceptual alignment, and write a report",
         "clipag bench --suite quick",
     ),
+    "search": Command(
+        "clipag_plug.options.search:Search",
+        "clipag_plug.search.command:run",
+        "search a class-conditional generator for the picture that fits a sentence",
+        'clipag search "a goldfish" -o goldfish.png',
+    ),
+    "demo": Command(
+        "clipag_plug.options.demo:Demo",
+        "clipag_plug.demo.command:run",
+        "open a page to paint, draw and explain in, two models side by side",
+        "clipag demo --port 8600",
+    ),
+    "run": Command(
+        "clipag_plug.options.run:Run",
+        "clipag_plug.adapters.command:run",
+        "run somebody else's CLIP script or notebook, unmodified, on CLIPAG",
+        "clipag run --model clipag-mini --device cpu generate.py -p 'a goldfish' -i 50",
+        passes_on="arguments",
+    ),
+    "clipdraw": Command(
+        "clipag_plug.options.clipdraw:ClipDraw",
+        "clipag_plug.ports.drawing:run",
+        "draw with strokes towards a sentence (CLIPDraw)",
+        'clipag clipdraw "a goldfish" --preset demo --compare -o goldfish.png --svg goldfish.svg',
+    ),
+    "vqgan": Command(
+        "clipag_plug.options.vqgan:Vqgan",
+        "clipag_plug.ports.latents:run",
+        "steer the codes of a VQGAN with sentences (VQGAN+CLIP)",
+        'clipag vqgan "a lemon | a banana:-0.3" --preset demo --compare -o lemon.png',
+    ),
+    "style": Command(
+        "clipag_plug.options.style:Style",
+        "clipag_plug.ports.styling:run",
+        "give a picture the style that a sentence describes (CLIPStyler)",
+        'clipag style "a coral reef" --image photo.jpg --preset demo --compare -o styled.png',
+    ),
     "models": Command(
         "clipag_plug.options.models:Models",
         "clipag_plug.checkpoints.listing:run",
@@ -73,6 +112,12 @@ COMMANDS = {
         "clipag_plug.checkpoints.export:run",
         "write a model in another library's format",
         "clipag export clipag-mini exported --format bundled",
+    ),
+    "completion": Command(
+        "clipag_plug.options.completion:Completion",
+        "clipag_plug.completion:run",
+        "print the script that lets a shell complete commands and flags",
+        "clipag completion bash",
     ),
     "doctor": Command(
         "clipag_plug.options.doctor:Doctor",
@@ -125,10 +170,15 @@ def parse(argv: Sequence[str]) -> tuple[Command, Options]:
         close = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {chosen!r}; {hint}")
+    behind: list[str] = []
+    if chosen in COMMANDS and COMMANDS[chosen].passes_on:
+        argv, behind = _split(argv, resolve(COMMANDS[chosen].options))
     arguments, unknown = build_parser(chosen).parse_known_args(argv)
     if chosen not in COMMANDS:
         raise UsageError(f"say what to do: {', '.join(COMMANDS)}; see `clipag --help`")
     command = COMMANDS[chosen]
+    if behind:
+        setattr(arguments, command.passes_on, behind)
     if unknown:
         known = [flag(field.name) for field in fields(resolve(command.options))]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
@@ -172,6 +222,20 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
             add_arguments(job, options)
             job.usage = " ".join(["clipag", name, "[options]", *_positionals(options)])
     return parser
+
+
+def _split(argv: list[str], options: type[Options]) -> tuple[list[str], list[str]]:
+    """The command line up to its first positional argument, and what lies behind it."""
+    switches = {"-h", "--help"}
+    for field in fields(options):
+        if isinstance(field.default, bool):
+            switches |= {flag(field.name), "--no-" + flag(field.name)[2:], field.metadata["short"]}
+    place = 1
+    while place < len(argv) and argv[place].startswith("-") and argv[place] != "--":
+        place += 1 if "=" in argv[place] or argv[place] in switches else 2
+    if argv[place : place + 1] == ["--"]:
+        argv = argv[:place] + argv[place + 1 :]
+    return argv[: place + 1], argv[place + 1 :]
 
 
 def find_recipe(name: str, folder: str) -> str:

@@ -20,6 +20,8 @@ RECORD = Path(__file__).with_name("api_surface.json")
 # Beside the top level: modules whose functions other people's code is meant to call.
 MODULES = (
     "clipag_plug.attacks",
+    "clipag_plug.apgd",
+    "clipag_plug.margins",
     "clipag_plug.losses",
     "clipag_plug.images",
     "clipag_plug.adapters",

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -158,6 +160,44 @@ def test_the_command_prints_results_to_stdout_and_chatter_to_stderr(
     turned = json.loads(capsys.readouterr().out)["comparisons"]["plain"]
     for row, mirror in zip(data["comparisons"]["robust"], turned):
         assert row["difference"]["value"] == pytest.approx(-mirror["difference"]["value"])
+
+
+def test_every_format_says_the_same(
+    finished: tuple[Path, Path, list[engine.Done]],
+    served: dict[str, CLIP],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, folder, _ = finished
+
+    def printed(form: str) -> str:
+        assert main(["table", str(path), "-o", str(folder), "--format", form]) == 0
+        return capsys.readouterr().out
+
+    rows = json.loads(printed("json"))["comparisons"]["robust"]
+    lines = list(csv.DictReader(io.StringIO(printed("csv"))))
+    assert [line["metric"] for line in lines] == [row["metric"] for row in rows]
+    for line, row in zip(lines, rows):
+        for key, value in (
+            ("baseline_value", row["theirs"]["value"]),
+            ("model_low", row["ours"]["low"]),
+            ("difference_high", row["difference"]["high"]),
+        ):
+            assert float(line[key]) == value
+        low, high = row["difference"]["low"], row["difference"]["high"]
+        sign = "+" if low > 0 else "-" if high < 0 else ""
+        assert line["significant"] == ("" if row["diagnostic"] else sign)
+    table = [line for line in printed("markdown").splitlines() if line.startswith("|")]
+    assert all(line.replace("\\|", "").count("|") == 9 for line in table if "**" not in line)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    shown = {cell[0]: cell for cell in cells}
+    for line, row in zip(lines, rows):
+        cell = shown[row["title"]]
+        assert cell[3].endswith(" *") == bool(line["significant"]) and cell[6] == str(row["count"])
+    tex = printed("latex")
+    assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 1
+    body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert len(body) == len(rows) + 1 and all(line.count(" & ") == 7 for line in body)
+    assert not re.search(r"(?<!\\)[%_#]", tex)
 
 
 def test_the_report_stands_alone(

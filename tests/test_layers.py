@@ -16,12 +16,15 @@ SOURCES = {"clipag_plug": ROOT / "clipag_plug", "clipag_plug.adapters": ROOT / "
 
 # From top to bottom: a module imports from its own row or from rows below, never from above.
 ROWS = (
-    ("cli", "__main__"),
-    ("bench",),
-    ("adapters", "ports"),
+    ("cli", "__main__", "completion"),
+    ("bench", "demo"),
+    ("adapters", "ports", "search"),
     ("train", "synthesis", "explanation", "gradients"),
     (
         "attacks",
+        "apgd",
+        "ascent",
+        "margins",
         "losses",
         "views",
         "viewparts",
@@ -30,6 +33,7 @@ ROWS = (
         "photos",
         "strokes",
         "sampling",
+        "runs",
     ),
     ("clip",),
     ("model",),
@@ -42,6 +46,7 @@ KNOW_NO_MODEL = ROWS[4]
 NOT_AT_THE_TOP = {
     *("open_clip", "torchvision", "timm", "matplotlib", "webdataset", "huggingface_hub", "foolbox"),
     *("torch_fidelity", "imageio", "av", "pytorch_grad_cam", "kornia", "taming", "pydiffvg"),
+    *("datasets", "pyarrow", "pytorch_pretrained_biggan"),
 }
 
 

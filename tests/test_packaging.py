@@ -21,7 +21,7 @@ FILES = (
     *("pyproject.toml", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"),
     *("CONTRIBUTING.md", "CITATION.cff", "Makefile", "hubconf.py", ".pre-commit-config.yaml"),
 )
-FOLDERS = ("clipag_plug", "adapters", "examples", "benchmarks", "tests", ".ci")
+FOLDERS = ("clipag_plug", "adapters", "examples", "benchmarks", "docs", "tests", ".ci")
 LITTER = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*_cache")
 
 # Everything that must hold of an installation, whatever its kind; torch is not needed for it.

@@ -14,7 +14,7 @@ FOLDER = files("clipag_plug.train") / "recipes"
 NAMES = sorted(
     path.name.removesuffix(".toml") for path in FOLDER.iterdir() if path.name.endswith(".toml")
 )
-BATCH = 40_960
+BATCH, GPUS = 40_960, 8
 
 
 def recipe(name: str) -> Train:
@@ -46,7 +46,8 @@ def test_recipes_of_the_paper(name, start, norm, eps) -> None:
     assert options.init == start and start in available_models()
     assert (options.norm, options.eps) == (norm, pytest.approx(eps))
     assert (options.attack_steps, options.lr, options.weight_decay) == (5, 2e-5, 1e-4)
-    assert options.batch_size * options.accumulation == BATCH
+    assert options.accumulation == 10
+    assert options.batch_size * options.accumulation * GPUS == BATCH
     assert (options.objective, options.clean_weight) == ("contrastive", 0)
 
 

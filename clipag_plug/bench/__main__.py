@@ -3,6 +3,7 @@
 python -m clipag_plug.bench                          # suite quick: table, records, report
 python -m clipag_plug.bench list
 python -m clipag_plug.bench run SUITE --models MY-VANILLA MY-ROBUST
+python -m clipag_plug.bench run SUITE --shard 2/4    # or: torchrun --nproc-per-node 4 -m clipag_plug.bench run SUITE
 python -m clipag_plug.bench table                    # what the records say, without measuring
 python -m clipag_plug.bench compare clip-mini clipag-mini
 """
@@ -35,30 +36,53 @@ def run(options: Bench) -> int:
     if options.request == "list":
         return _list(options)
     result = _compare(options) if options.request in ("table", "compare") else _run(options)
-    from .table import as_data, text_table
-
-    print(
-        json.dumps(as_data(result), indent=1, ensure_ascii=False)
-        if options.json
-        else text_table(result)
-    )
+    if result is not None:
+        print(_printed(result, "json" if options.json else options.format))
     return 0
 
 
-def _run(options: Bench) -> Result:
+def _printed(result: Result, form: str) -> str:
+    from . import formats, table
+
+    if form == "json":
+        return json.dumps(table.as_data(result), indent=1, ensure_ascii=False)
+    forms = {
+        "text": table.text_table,
+        "markdown": formats.markdown,
+        "csv": formats.as_csv,
+        "latex": formats.latex,
+    }
+    return forms[form](result)
+
+
+def _run(options: Bench) -> Result | None:
+    """Runs the suite, or this process's part of it; the table comes from the process that has all records."""
     import torch
 
-    from . import engine
+    from . import engine, shards
 
     suite, folder = _suite(options), Path(options.records)
     _writable(folder)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    resources = engine.Resources(suite, device, options.photos)
-    chatter = Chatter(len(engine.plan(suite)), options.quiet)
+    resources = engine.Resources(suite, device, options.photos, options.classes, options.aesthetic)
+    jobs, ranks = engine.plan(suite), shards.launched()
+    share = shards.read_share(options.shard) or ranks
+    chatter = Chatter(len(share.of(jobs) if share else jobs), options.quiet)
     for done in engine.run(
-        suite, folder, resources, again=options.again, progress=chatter.progress
+        suite, folder, resources, again=options.again, share=share, progress=chatter.progress
     ):
         chatter.finished(done.job, done.record.seconds, done.skipped)
+    if ranks:
+        shards.wait_for_all()
+        if ranks.number:
+            return None
+    missing = _missing(suite, folder) if options.shard else []
+    if missing:
+        chatter.say(
+            f"{len(missing)} of {len(jobs)} records are other parts' to make; with all parts done: "
+            f"python -m clipag_plug.bench table {suite.name} --merge FOLDER FOLDER"
+        )
+        return None
     result = _result(suite, folder)
     if options.report:
         from .report import write_report
@@ -71,7 +95,32 @@ def _run(options: Bench) -> Result:
 def _compare(options: Bench) -> Result:
     if options.request == "compare":
         options = options.replace(request="run", names=[], models=options.names)
-    return _result(_suite(options), Path(options.records))
+    suite, folder = _suite(options), Path(options.records)
+    if options.merge:
+        from .shards import merge
+
+        _writable(folder)
+        merge(options.merge, folder, suite.name)
+        missing = _missing(suite, folder)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} records are in none of the folders, as {missing[0]}; run their part first"
+            )
+    return _result(suite, folder)
+
+
+def _missing(suite: Suite, folder: Path) -> list[str]:
+    """The jobs of a suite that have no record."""
+    from . import engine
+    from .records import read_records
+
+    there = {(r.entry, r.model, r.seed) for r in read_records(folder, suite.name)}
+    jobs = ((job.entry.name, job.model, job.seed) for job in engine.plan(suite))
+    return [
+        f"{entry} on {model}, seed {seed}"
+        for entry, model, seed in jobs
+        if (entry, model, seed) not in there
+    ]
 
 
 def _result(suite: Suite, folder: Path) -> Result:

@@ -89,3 +89,51 @@ def curves(
             f'<text class="{kind}" x="{width - right + 10}" y="{y + 4:.1f}">{escape(name)}</text>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def running(series: dict[str, Sequence[float]], bar: float, *, across: str, up: str) -> str:
+    """Running-best curves against the number of pictures, and a level line `bar`: what the data itself scores."""
+    width, height, left, right, top, bottom = 640, 320, 60, 170, 14, 40
+    values = [value for curve in series.values() for value in curve] + [bar]
+    low, high = min(values), max(values)
+    longest = max(len(curve) for curve in series.values())
+
+    def at(step: int, value: float) -> tuple[float, float]:
+        x = left + step / max(longest - 1, 1) * (width - left - right)
+        return round(x, 1), round(
+            top + (high - value) / ((high - low) or 1) * (height - top - bottom), 1
+        )
+
+    parts = [
+        f'<svg class="curves" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(up)}">'
+    ]
+    for value in (low, (low + high) / 2, high):
+        y = at(0, value)[1]
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:.3f}</text>')
+    for step in (0, longest - 1):
+        x = at(step, low)[0]
+        parts.append(
+            f'<text x="{x}" y="{height - bottom + 18}" text-anchor="middle">{step + 1}</text>'
+        )
+    middle = (left + width - right) / 2
+    parts.append(
+        f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>'
+    )
+    y = at(0, bar)[1]
+    parts.append(f'<line class="chosen" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
+    ends = [(y, "photographs", 0)]
+    for number, (name, curve) in enumerate(series.items()):
+        hue = round(360 * number / len(series))
+        points = " ".join("{},{}".format(*at(step, value)) for step, value in enumerate(curve))
+        parts.append(
+            f'<polyline points="{points}" style="fill:none;stroke-width:2;stroke:hsl({hue} 60% 42%)"/>'
+        )
+        ends.append((at(0, curve[-1])[1], name, hue))
+    floor = height - bottom + 16.0
+    for wanted, name, hue in sorted(ends, reverse=True):
+        y = floor = min(wanted, floor - 14)
+        parts.append(
+            f'<text x="{width - right + 10}" y="{y + 4:.1f}" style="fill:hsl({hue} 60% 32%)">{escape(name)}</text>'
+        )
+    return "".join([*parts, "</svg>"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,25 @@ def _rows(entry: str, theirs: list[Record], ours: list[Record]) -> list[Comparis
                 paired_ratio(after, before) if first["unit"] == "share" else None,
             )
         )
+        if key == "aesthetic":
+            rows.append(_preference(rows[-1], before, after))
     return rows
+
+
+def _preference(row: Comparison, before: list[float], after: list[float]) -> Comparison:
+    """Pairwise preference (supplement 1.2): share of items on which a model has the higher score; a tie is a half."""
+    ours = [0.5 + 0.5 * ((b > a) - (b < a)) for a, b in zip(before, after)]
+    theirs = [1 - value for value in ours]
+    return dataclasses.replace(
+        row,
+        metric=f"{row.metric}_preferred",
+        title=f"preferred by {row.title}",
+        unit="share",
+        theirs=mean(theirs),
+        ours=mean(ours),
+        difference=paired_difference(ours, theirs),
+        ratio=None,
+    )
 
 
 def judge_claims(claims: Sequence[Claim], rows: Sequence[Comparison]) -> list[Verdict]:
@@ -164,7 +183,7 @@ def number(value: float, unit: str) -> str:
         f"{100 * value:.1f} %"
         if unit == "share"
         else f"{value:.3f}"
-        if unit == "cosine"
+        if unit in ("cosine", "distance")
         else f"{value:.2f}"
     )
 
@@ -173,7 +192,7 @@ def difference(value: float, unit: str) -> str:
     """A difference with its sign; of shares in percentage points."""
     if unit == "share":
         return f"{100 * value:+.1f}"
-    return f"{value:+.3f}" if unit == "cosine" else f"{value:+.2f}"
+    return f"{value:+.3f}" if unit in ("cosine", "distance") else f"{value:+.2f}"
 
 
 def times(ratio: float) -> str:

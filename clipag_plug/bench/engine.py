@@ -13,8 +13,9 @@ import torch
 from .. import __version__
 from ..images import contact_sheet, write_image
 from ..model import CLIP
-from ..photos import Photographs, bundled_photos, read_photos
-from ..vocabulary import bundled_vocabulary
+from ..photos import Photographs
+from .aesthetics import Predictor, find_predictor
+from .datasets import Dataset, read_dataset
 from .judge import Classifier, Judge
 from .records import (
     Pictures,
@@ -27,6 +28,7 @@ from .records import (
     weights_hash,
 )
 from .registry import Context, Measured, Sheet, Task
+from .shards import Share, sweep
 from .suites import Entry, Suite
 
 COLUMNS = 8
@@ -53,10 +55,19 @@ class Done:
 class Resources:
     """Models, judge and photographs, loaded once and when first asked for."""
 
-    def __init__(self, suite: Suite, device: torch.device, photos: str = "") -> None:
-        self.suite, self.device, self._photos_path = suite, device, photos
+    def __init__(
+        self,
+        suite: Suite,
+        device: torch.device,
+        photos: str = "",
+        classes: str = "",
+        aesthetic: str = "",
+    ) -> None:
+        self.suite, self.device, self._paths = suite, device, (photos, classes)
+        self._aesthetic_folder = aesthetic
+        self._aesthetic: Predictor | str | None = None
         self._models: dict[str, tuple[CLIP, str]] = {}
-        self._photos: Photographs | None = None
+        self._dataset: Dataset | None = None
         self._judge: Judge | None = None
         self._classifiers: dict[str, Classifier] = {}
 
@@ -74,21 +85,37 @@ class Resources:
         """A model as a classifier over the vocabulary's classes."""
         if name not in self._classifiers:
             model, _ = self.model(name)
-            self._classifiers[name] = Classifier(model, bundled_vocabulary().class_names)
+            self._classifiers[name] = Classifier(model, self.dataset().classes)
         return self._classifiers[name]
 
     def judge(self) -> tuple[Judge, str]:
         """The judge and the hash of its weights."""
         model, weights = self.model(self.suite.judge)
         if self._judge is None:
-            self._judge = Judge(model, self.suite.judge, bundled_vocabulary().class_names)
+            self._judge = Judge(model, self.suite.judge, self.dataset().classes)
         return self._judge, weights
+
+    def other_judge(self, name: str, task: Task, guide: str) -> Judge:
+        """A further judge, by key. ValueError where it is the guide."""
+        model, weights = self.model(name)
+        check_judge(task, guide, self.model(guide)[1], name, weights)
+        return Judge(model, name, self.dataset().classes)
+
+    def aesthetic(self) -> Predictor | str:
+        """The aesthetic predictor, or the reason why there is none."""
+        if self._aesthetic is None:
+            self._aesthetic = find_predictor(self._aesthetic_folder, self.device)
+        return self._aesthetic
 
     def photos(self) -> Photographs:
         """The labelled photographs."""
-        if self._photos is None:
-            self._photos = read_photos(self._photos_path) if self._photos_path else bundled_photos()
-        return self._photos
+        return self.dataset().photos
+
+    def dataset(self) -> Dataset:
+        """The photographs with their classes and captions."""
+        if self._dataset is None:
+            self._dataset = read_dataset(*self._paths)
+        return self._dataset
 
 
 Progress = Callable[[Job, float], None]
@@ -110,14 +137,17 @@ def run(
     resources: Resources,
     *,
     again: bool = False,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Done]:
     """Runs what has no valid record below `folder`, and yields every job's record in order.
 
     A record is valid while the weights, the judge, the photographs, the options, the seed and the package's
     version are those that it was made with. Interrupted runs continue with the first job that is missing.
+    share: the part of the jobs to run; None for all.
     """
-    for job in plan(suite):
+    sweep(folder, suite.name)
+    for job in share.of(plan(suite)) if share else plan(suite):
         model, inputs = _inputs(job, resources)
         mark = fingerprint(
             version=__version__,
@@ -173,11 +203,15 @@ def _inputs(job: Job, resources: Resources) -> tuple[CLIP, dict[str, dict[str, s
     """The model, and the hashes of all that the job reads; refuses a judge that guides."""
     needs = job.entry.task.needs
     model, weights = resources.model(job.model)
-    inputs = {"model": {"name": job.model, "weights": weights}}
+    named = fingerprint(classes=resources.dataset().classes)
+    inputs = {"model": {"name": job.model, "weights": weights}, "classes": {"sha256": named}}
     if "judge" in needs:
         judge, judge_weights = resources.judge()
         check_judge(job.entry.task, job.model, weights, judge.name, judge_weights)
         inputs["judge"] = {"name": judge.name, "weights": judge_weights}
+        predictor = resources.aesthetic()
+        if not isinstance(predictor, str):
+            inputs["aesthetic"] = {"name": predictor.name, "sha256": predictor.sha256}
     if "photos" in needs:
         inputs["photos"] = {"sha256": resources.photos().sha256}
     return model, inputs
@@ -201,6 +235,9 @@ def _measure(
         resources.device,
         lambda share: report(job, share),
         lambda: resources.classifier(job.model),
+        dataset=resources.dataset(),
+        aesthetic=resources.aesthetic(),
+        other_judge=lambda name: resources.other_judge(name, task, job.model),
         photos=resources.photos() if "photos" in task.needs else None,
         judge=resources.judge()[0] if "judge" in task.needs else None,
     )

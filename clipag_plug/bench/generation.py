@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..options.base import Options, option
 from ..synthesis import Step, synthesize
-from ..vocabulary import bundled_vocabulary, sentence
+from ..vocabulary import sentence
 from .judge import Judge
 from .metrics import r_precision, ranks, similarity
 from .records import Metric
@@ -38,7 +38,7 @@ def run(context: Context) -> Measured:
     """Recognition by the judge among all classes, R-Precision among the prompts, and similarity to the prompt."""
     options: Generation = context.options
     judge = context.need_judge()
-    names = bundled_vocabulary().class_names
+    names = context.classes
     classes = list(range(0, len(names), options.every))
     prompts = [sentence(names[index], options.template) for index in classes]
     images = draw(context, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,12 @@ def run(context: Context) -> Measured:
     """
     options: Heatmaps = context.options
     photos = context.need_photos()
+    if not context.boxed:
+        raise ValueError(
+            "heatmaps are scored against boxes, which these photographs lack; leave the entry out"
+        )
     guide = Guide(context.model, name=context.name)
-    texts, negations = sentences(options)
+    texts, negations = sentences(options, context.classes)
     wanted, unwanted = text_features(guide, texts), text_features(guide, negations)
     rows = spread(len(photos), options.count or len(photos))
     values: dict[str, list[Tensor]] = {}
@@ -98,10 +103,9 @@ def run(context: Context) -> Measured:
     return Measured([photos.keys[row] for row in rows], metrics, sheets, notes)
 
 
-def sentences(options: Heatmaps) -> tuple[list[str], list[str]]:
+def sentences(options: Heatmaps, names: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """For each class its text and what the attack drives it towards; `{other}` is half the classes away."""
-    names = bundled_vocabulary().class_names
-    texts = [sentence(name, options.template) for name in names]
+    texts = [sentence(name, options.template) for name in names or bundled_vocabulary().class_names]
     half = len(texts) // 2
     others = [texts[(number + half) % len(texts)] for number in range(len(texts))]
     negations = [

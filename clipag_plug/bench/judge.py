@@ -19,12 +19,14 @@ BATCH = 256
 class Classifier:
     """Zero-shot classification: logits are scaled cosines to the mean unit feature of each class's prompts."""
 
-    def __init__(self, model: CLIP, classes: Sequence[str]) -> None:
+    def __init__(
+        self, model: CLIP, classes: Sequence[str], templates: Sequence[str] = PROMPTS
+    ) -> None:
         self.model, self.classes = model.eval(), list(classes)
         self._texts = TextFeatures(model, trained=False)
         with torch.no_grad():
             prompts = [
-                self.texts([sentence(name, form) for name in self.classes]) for form in PROMPTS
+                self.texts([sentence(name, form) for name in self.classes]) for form in templates
             ]
             self.prompts = F.normalize(torch.stack(prompts).mean(0), dim=-1)
             self.scale = float(model.logit_scale.exp())
@@ -49,6 +51,7 @@ class Judge(Classifier):
     def __init__(self, model: CLIP, name: str, classes: Sequence[str]) -> None:
         super().__init__(model, classes)
         self.name = name
+        self.side = int(model.visual.input_resolution)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

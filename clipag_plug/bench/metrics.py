@@ -30,6 +30,16 @@ def r_precision(image_features: Tensor, text_features: Tensor) -> Tensor:
     return top(scores, torch.arange(len(scores), device=scores.device), 1)
 
 
+def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
+    """1.0 for each query (row) where a relevant column is among the first `k` of scores (Q, M). Shape (Q,).
+
+    relevant: bool (Q, M), with at least one in a row. Irrelevant columns that tie with the best relevant one count as
+    before it, so that a scorer which says the same of everything finds nothing.
+    """
+    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    return (((scores >= best) & ~relevant).sum(dim=1) < k).float()
+
+
 def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Cosine of picture i and caption i, (N, D), (N, D) -> (N,)."""
     return F.cosine_similarity(image_features, text_features, dim=-1)

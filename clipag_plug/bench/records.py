@@ -21,7 +21,7 @@ from ..images import write_text
 from .statistics import mean
 
 FORMAT = 1
-UNITS = ("share", "cosine", "nats", "ratio")
+UNITS = ("share", "cosine", "nats", "ratio", "score", "count", "distance")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,14 @@ def read_record(path: Path) -> Record | None:
 
 def read_records(folder: Path, suite: str) -> list[Record]:
     """All records of a suite, in the order of their paths."""
-    found = [read_record(path) for path in sorted((folder / suite).glob("*/*.json"))]
+    found = map(read_record, record_paths(folder, suite))
     return [record for record in found if record is not None]
+
+
+def record_paths(folder: Path, suite: str) -> list[Path]:
+    """The files of a suite's records; not the temporary ones, which begin with a dot."""
+    paths = sorted((folder / suite).glob("*/*.json"))
+    return [path for path in paths if not path.name.startswith(".")]
 
 
 def fingerprint(**parts: Any) -> str:

@@ -14,10 +14,16 @@ from torch import Tensor
 from ..model import CLIP
 from ..options.base import Options
 from ..photos import Photographs
+from ..vocabulary import bundled_vocabulary
+from .aesthetics import Predictor
+from .datasets import Dataset
 from .judge import Classifier, Judge
 from .records import Metric
 
-MODULES = ("zeroshot", "generation", "targeted", "gradients", "heatmaps")
+MODULES = (
+    *("zeroshot", "robustness", "retrieval", "generation", "targeted", "gradients", "heatmaps"),
+    *("gan_search", "paper"),
+)
 NEEDS = ("photos", "judge")
 
 
@@ -41,11 +47,16 @@ class Measured:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def _no_judge(name: str) -> Judge:
+    raise RuntimeError(f"this run has no second judge {name!r}")
+
+
 @dataclass
 class Context:
     """What a task works with. `photos` and `judge` are there only where the task says that it needs them.
 
-    classifier: the model itself over the vocabulary's classes, built once for all tasks.
+    classifier: the model itself over the classes, built once for all tasks. aesthetic: the predictor, or why there is
+    none. other_judge: a further judge by key; refuses the guide.
     """
 
     model: CLIP
@@ -57,6 +68,25 @@ class Context:
     classifier: Callable[[], Classifier]
     photos: Photographs | None = None
     judge: Judge | None = None
+    dataset: Dataset | None = None
+    aesthetic: Predictor | str = "this run has no aesthetic predictor"
+    other_judge: Callable[[str], Judge] = _no_judge
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of the photographs; those of the bundled vocabulary without photographs."""
+        return self.dataset.classes if self.dataset else bundled_vocabulary().class_names
+
+    @property
+    def captions(self) -> list[str]:
+        """A caption for each photograph."""
+        self.need_photos()
+        return self.dataset.captions if self.dataset else []
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the photographs have boxes around their objects."""
+        return self.dataset is None or self.dataset.boxed
 
     def generator(self, stream: int = 0) -> torch.Generator:
         """A fresh random stream of this job's seed: the same for every model."""

@@ -12,7 +12,7 @@ from .charts import whisker
 from .compare import Comparison, Verdict, difference, number, times
 from .registry import find
 from .sheets import about, sections
-from .table import Result
+from .table import Result, empty_columns
 
 
 def write_report(result: Result, path: Path, folder: Path) -> Path:
@@ -118,6 +118,11 @@ _LEGEND = (
 )
 
 
+def _empty(result: Result) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in empty_columns(result))
+    return f"<ul class=note>{lines}</ul>" if lines else ""
+
+
 def _method(result: Result) -> str:
     rows = []
     for record in result.records:
@@ -137,7 +142,7 @@ def _method(result: Result) -> str:
         f"<dt>{escape(find(name).title)}</dt><dd>{about(find(name))}</dd>" for name in tasks
     )
     return (
-        f"<section><h2>How it was measured</h2><dl>{described}</dl><p class=note>{escape(machine)}; "
+        f"<section><h2>How it was measured</h2><dl>{described}</dl>{_empty(result)}<p class=note>{escape(machine)}; "
         f"{result.seconds:.0f} s in all. Every number is in a JSON record beside this file, with a value per item.</p>"
         "<table class=small><thead><tr><th>entry</th><th>model</th><th>seed</th><th>settings</th>"
         f"<th>SHA-256 of weights and photographs</th><th>time</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .charts import curves
+from .charts import curves, running
 from .compare import number
 from .records import Record
 from .registry import Task
@@ -38,7 +38,7 @@ def sections(result: Result, folder: Path) -> Iterator[str]:
         shown = next((key for key, _ in panels if key == chosen), panels[-1][0])
         judged = any(sheet["notes"] for record in records for sheet in record.pictures.values())
         yield f"<section><h2>{escape(capital(entry.title))}</h2>{_figures(result, entry.name)}"
-        yield f"<p class=note>{about(entry.task)}{LEGEND if judged else ''}</p>{chart}"
+        yield f"<p class=note>{about(entry.task)}{LEGEND if judged else ''}</p>{chart}{_search_charts(records)}"
         for key, panel in panels:
             if key == shown:
                 yield f"<h3>{escape(key)}</h3>{panel}" if len(panels) > 1 else panel
@@ -119,6 +119,22 @@ def _sweep_chart(result: Result, entry: str) -> tuple[str, str]:
         f"<figure class=chart>{svg}<figcaption>{note}</figcaption></figure>",
         f"radius {radius:g}" if radius else "",
     )
+
+
+def _search_charts(records: Sequence[Record]) -> str:
+    """The running-best curves of the records that hold some, a chart for each model."""
+    figures = []
+    for record in records:
+        if "curves" in record.notes:
+            names = {name.replace("_k", ", k = "): v for name, v in record.notes["curves"].items()}
+            svg = running(
+                names, record.notes["data_score"], across="pictures made", up="best score so far"
+            )
+            note = f"{record.model}: its own best score so far, mean over prompts; the line is what photographs score."
+            figures.append(
+                f"<figure class=chart>{svg}<figcaption>{escape(note)}</figcaption></figure>"
+            )
+    return "".join(figures)
 
 
 def _panel(records: Sequence[Record], key: str, folder: Path) -> str:

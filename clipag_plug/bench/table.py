@@ -27,6 +27,16 @@ class Result:
         return sum(record.seconds for record in self.records)
 
 
+def empty_columns(result: Result) -> list[str]:
+    """What could not be measured, each with the reason, as the records say."""
+    said = {
+        f"{what}: empty; {reason}": None
+        for record in result.records
+        for what, reason in record.notes.get("empty", {}).items()
+    }
+    return list(said)
+
+
 def text_table(result: Result) -> str:
     """The comparisons of each model with the baseline, then the claims."""
     parts = []
@@ -34,6 +44,7 @@ def text_table(result: Result) -> str:
         parts.append(_block(result.suite, model, rows))
     if result.verdicts:
         parts.append("\n".join(_claim(verdict) for verdict in result.verdicts))
+    parts += ["\n".join(empty_columns(result))] if empty_columns(result) else []
     parts.append(
         "Means over n items. Difference: 95 % paired bootstrap interval over items (10,000 resamples, in points for "
         "shares);\n* marks an interval that excludes zero. 'itself': what a guide says of its own work, not compared."

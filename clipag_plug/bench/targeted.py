@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..attacks import pgd
 from ..options.base import Options, option
-from ..vocabulary import bundled_vocabulary
 from .generation import marks, verdicts
 from .judge import Classifier, Judge
 from .metrics import ranks, shuffled_targets, target_effect, top
@@ -44,7 +43,7 @@ def run(context: Context) -> Measured:
     """
     options: Targeted = context.options
     photos, judge = context.need_photos(), context.need_judge()
-    names = bundled_vocabulary().class_names
+    names = context.classes
     guide = context.classifier()
     side = int(context.model.visual.input_resolution)
     rows = spread(len(photos), options.count)

@@ -30,7 +30,7 @@ class ZeroShot(Options):
 
 @task("zeroshot", "zero-shot classification of photographs", ZeroShot, needs=("photos",))
 def run(context: Context) -> Measured:
-    """Top-1 and top-5 among the 202 classes, clean and under PGD (Madry et al. 2018) on the cross-entropy."""
+    """Top-1 and top-5 among all classes, clean and under PGD (Madry et al. 2018) on the cross-entropy."""
     options: ZeroShot = context.options
     photos = context.need_photos()
     classifier = context.classifier()

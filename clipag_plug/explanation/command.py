@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,50 +23,64 @@ logger = logging.getLogger(__name__)
 def run(options: Explain) -> None:
     """Writes the sheet and prints, for each text, the cosine and what the attack left of the map."""
     picture = read_image(options.image)
-    if options.attack:
-        sheet = _attacked(options, picture)
-    else:
-        sheet = _plain(options, picture)
-    print(write_image(options.output, sheet, options.to_dict()))
+    sheet, rows = (_attacked if options.attack else _plain)(options, picture)
+    # Where the sheet goes and how the numbers are printed does not change the sheet.
+    recipe = {k: v for k, v in options.to_dict().items() if k not in ("json", "quiet")}
+    path = write_image(options.output, sheet, recipe)
+    if options.json:
+        print(json.dumps({"files": [str(path)], "texts": rows}, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        print(_line(row))
+    print(path)
 
 
-def _plain(options: Explain, picture: Tensor) -> Tensor:
+def _line(row: dict[str, Any]) -> str:
+    if "attacked" not in row:
+        return f"{row['cosine']:+.3f}  {row['text']}"
+    return (
+        f"{row['model']}  {row['text']}: cosine {row['cosine']:+.3f} -> {row['attacked']:+.3f}, "
+        f"clean against attacked map: Spearman {row['spearman']:.2f}, SSIM {row['ssim']:.2f}, IoU {row['iou']:.2f}"
+    )
+
+
+def _plain(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     guide = guide_for(options.model, device=options.device or None)
     features = text_features(guide, options.texts)
     image = squash(picture[None], guide)
     maps = _maps(options, guide, image, features)[0]
-    for text, cosine in zip(options.texts, _cosines(guide, image, features)):
-        print(f"{cosine:+.3f}  {text}")
+    cosines = _cosines(guide, image, features).tolist()
+    rows: list[dict[str, Any]] = [
+        {"model": options.model, "text": text, "cosine": cosine}
+        for text, cosine in zip(options.texts, cosines)
+    ]
     for text, heat in zip(options.texts, maps):
         if not heat.any():
             logger.info("nothing in the picture raises the score of %r: its map is empty", text)
-    return text_sheet(
-        picture, maps, options.texts, cell=options.cell, title=f"{options.model}, {options.method}"
-    )
+    title = f"{options.model}, {options.method}"
+    return text_sheet(picture, maps, options.texts, cell=options.cell, title=title), rows
 
 
-def _attacked(options: Explain, picture: Tensor) -> Tensor:
+def _attacked(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     names = [options.against or counterpart(options.model), options.model]
     maps, notes = [], [[""] for _ in options.texts]
+    rows: list[dict[str, Any]] = []
     for name in names:
         guide = guide_for(name, device=options.device or None)
         clean, attacked, cosines = attacked_maps(options, guide, squash(picture[None], guide))
         maps.append(torch.stack([clean, attacked]))
         agreement = scores.agreement(clean, attacked)
         for number, text in enumerate(options.texts):
-            rank, similar, overlap = (
-                float(agreement[key][number]) for key in ("spearman", "ssim", "iou")
-            )
             before, after = (float(cosine[number]) for cosine in cosines)
-            print(
-                f"{name}  {text}: cosine {before:+.3f} -> {after:+.3f}, clean against attacked map: "
-                f"Spearman {rank:.2f}, SSIM {similar:.2f}, IoU {overlap:.2f}"
-            )
+            same = {key: float(agreement[key][number]) for key in ("spearman", "ssim", "iou")}
+            rows.append({"model": name, "text": text, "cosine": before, "attacked": after, **same})
+            rank = same["spearman"]
             notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
     sizes = [stack.shape[-1] for stack in maps]
     if len(set(sizes)) > 1:
         maps = [resized(stack, max(sizes), max(sizes)) for stack in maps]
-    return attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
+    sheet = attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
+    return sheet, rows
 
 
 def attacked_maps(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .base import Options, option
 
 REQUESTS = ("run", "list", "table", "compare")
+FORMATS = ("text", "markdown", "csv", "latex", "json")
 
 
 @dataclass
@@ -29,13 +30,29 @@ class Bench(Options):
     judge: str = option(
         "", "model that judges pictures instead of the suite's; it may not be one of the models"
     )
-    photos: str = option("", "zip of labelled photographs; default: the sample in the package")
+    photos: str = option(
+        "",
+        "labelled photographs: a zip with boxes, WebDataset shards, a folder, or hf:NAME:SPLIT; "
+        "default: the sample in the package",
+    )
+    classes: str = option("", "file with a class name a line, in the order of the class numbers")
+    aesthetic: str = option(
+        "",
+        "folder with the aesthetic predictor's head and OpenAI's ViT-L-14.pt; without it that column is empty",
+    )
     only: list[str] = option([], "measure only these entries of the suite")
     seeds: list[int] = option([], "seeds instead of the suite's", low=0)
     records: str = option("runs/bench", "folder of the records and of the report", short="-o")
     again: bool = option(False, "measure again what has a record")
     report: bool = option(True, "write the HTML report")
-    json: bool = option(False, "print the result as JSON instead of a table")
+    format: str = option("text", "how the result is printed", choices=FORMATS)
+    json: bool = option(False, "the same as --format json")
+    shard: str = option(
+        "", "run part I of N of the jobs, as 2/4; under torchrun each process takes its own"
+    )
+    merge: list[str] = option(
+        [], "with table: folders of records to copy into --records first, as those of the shards"
+    )
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
     quiet: bool = option(False, "no progress on stderr", short="-q")
@@ -50,6 +67,10 @@ class Bench(Options):
         if len(self.names) > wanted:
             raise ValueError(
                 f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file"
+            )
+        if self.merge and self.request != "table":
+            raise ValueError(
+                f"--merge goes with table, not with {self.request}: table SUITE --merge DIR DIR"
             )
         if self.request != "compare" and self.names:
             self.suite, self.names = self.names[0], []

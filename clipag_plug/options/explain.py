@@ -53,6 +53,7 @@ class Explain(Options):
 
     cell: int = option(256, "longer side of each picture on the sheet", low=32, high=2048)
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
+    json: bool = option(False, "print the path and the cosines as JSON")
     quiet: bool = option(False, "no remarks on stderr", short="-q")
 
     def __post_init__(self) -> None:

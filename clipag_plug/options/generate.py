@@ -75,7 +75,9 @@ class Generate(Options):
         positional=True,
         metavar="PROMPT",
     )
-    output: str = option("out.png", "picture (.png) or folder to write", short="-o")
+    output: str = option(
+        "", "picture (.png) or folder to write; default: runs/DATE-PROMPT-SEED", short="-o"
+    )
     model: str = option("clipag-mini", "key or file of the guiding model", short="-m")
     ensemble: list[str] = option(
         [], "further models whose losses are averaged with the first one's"
@@ -162,6 +164,9 @@ class Generate(Options):
     replay: str | None = option(
         None, "draw this picture again from the recipe inside it", short="--from"
     )
+
+    json: bool = option(False, "print paths, seeds and losses as JSON instead of the paths")
+    quiet: bool = option(False, "no bar and no remarks on stderr", short="-q")
 
     def __post_init__(self) -> None:
         super().__post_init__()

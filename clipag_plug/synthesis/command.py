@@ -12,6 +12,7 @@ from typing import Any
 
 from ..images import read_recipe, write_animation, write_image, write_text
 from ..options.generate import Generate
+from ..runs import ROOT, new_run
 from .loop import Step, Synthesis, Synthesizer
 from .objective import NotFiniteError
 from .recipes import replay_options
@@ -30,21 +31,39 @@ def run(options: Generate) -> int:
         recipe = read_recipe(options.replay)
         options = replay_options(recipe, options)
     options = with_frames(options)
-    check_targets(options)
+    if options.output:
+        check_targets(options)
+    else:
+        check_targets(dataclasses.replace(options, output=ROOT))
     drawing = Synthesizer(options)
     code = draw(drawing, recipe.get("stopped_after"))
     results = drawing.results()
     if recipe and len(results) > 1 and options.prompts == recipe["options"]["prompts"]:
         results = results[recipe["index"] : recipe["index"] + 1]
-    for path in write_results(options, results):
-        sys.stdout.write(f"{path}\n")
+    if not options.output:
+        folder = new_run(results[0].prompt, results[0].seed)
+        options = dataclasses.replace(options, output=str(folder))
+    report(options, results, write_results(options, results))
     return code
+
+
+def report(options: Generate, results: Sequence[Synthesis], paths: Sequence[Path]) -> None:
+    """Prints the paths, the pictures first, or with --json what was painted too."""
+    if not options.json:
+        sys.stdout.writelines(f"{path}\n" for path in paths)
+        return
+    painted = [
+        {"prompt": each.prompt, "seed": each.seed, "loss": each.loss, "steps": each.steps}
+        for each in results
+    ]
+    content = {"files": [str(path) for path in paths], "pictures": painted}
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def draw(drawing: Synthesizer, stop: int | None = None) -> int:
     """Runs to the end, or to step `stop`, with a bar on a terminal; returns the exit code."""
     try:
-        for step in _progress(drawing, drawing.steps):
+        for step in _progress(drawing, drawing.steps, drawing.options.quiet):
             if stop is not None and step.index + 1 >= stop:
                 break
     except KeyboardInterrupt:
@@ -60,10 +79,11 @@ def draw(drawing: Synthesizer, stop: int | None = None) -> int:
     return 0
 
 
-def _progress(steps: Iterable[Step], total: int) -> Iterable[Step]:
+def _progress(steps: Iterable[Step], total: int, quiet: bool = False) -> Iterable[Step]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, file=sys.stderr, disable=not sys.stderr.isatty(), unit="step") as bar:
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(total=total, file=sys.stderr, disable=hidden, unit="step") as bar:
         for step in steps:
             bar.set_postfix_str(f"loss {step.losses.mean():.4f}", refresh=False)
             bar.update()
@@ -73,7 +93,7 @@ def _progress(steps: Iterable[Step], total: int) -> Iterable[Step]:
 def with_frames(options: Generate) -> Generate:
     """The options with enough frames for the animation or the trajectory they ask for."""
     wanted = options.frames
-    if not wanted and (options.animation or is_folder(options.output)):
+    if not wanted and (options.animation or not options.output or is_folder(options.output)):
         wanted = _FRAMES
     if options.sheet == "trajectory":
         wanted = max(options.frames, TRAJECTORY)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .loop import Synthesizer
 
 # Where a result goes does not change it: two pictures drawn alike have the same bytes wherever they are written.
-PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames")
+PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames", "json", "quiet")
 
 
 def recipe_of(run: Synthesizer, index: int) -> dict[str, Any]:

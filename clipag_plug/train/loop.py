@@ -249,12 +249,18 @@ class Trainer:
             "average": self.average or {},
             "scaler": self.precision.scaler.state_dict(),
             "tally": self.batches.tally.state(),
+            "batch": self.batch,
         }
         save_state(folder, self.model.state_dict(), rest)
 
     def restore(self, folder: Path) -> None:
         """Continues from the folder's checkpoint as if never stopped."""
         state = load_state(folder)
+        if state.get("batch", self.batch) != self.batch:
+            raise ValueError(
+                f"the checkpoint was made with {state['batch']} images a step and this run takes {self.batch}; "
+                "set --batch-size and --accumulation so that their product times the workers is the same"
+            )
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):

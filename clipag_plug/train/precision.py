@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 2.0**-10  # a run that gets here has skipped dozens of steps in a row
 ATTACK_SCALE = 2.0**10  # fp16 holds gradients of single pixels only when they are enlarged
 
 
@@ -50,3 +51,8 @@ class Precision:
         """Steps, or in fp16 leaves a step with overflown gradients out and lowers the scale."""
         self.scaler.step(optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                "gradients overflow fp16 at every loss scale, so the model or the data is not finite; "
+                "the last checkpoint is kept. Use --precision bf16 or fp32"
+            )

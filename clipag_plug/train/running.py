@@ -15,7 +15,7 @@ from .loop import Trainer
 
 @dataclass
 class Step:
-    """What one optimiser step did. `loss` is the outer loss, `seconds` the step's wall time."""
+    """What one optimiser step did. `loss` is the outer loss."""
 
     index: int
     samples: int
@@ -54,5 +54,5 @@ def run(trainer: Trainer, folder: Path, report: Callable[[Step], None] = lambda 
             if last or stop or now - saved > options.save_every:
                 trainer.save(folder)
                 saved = time.monotonic()
-            if stop:
+            if stop and not last:
                 raise KeyboardInterrupt(f"stopped after step {trainer.index}; --resume continues")

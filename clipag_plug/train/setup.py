@@ -175,6 +175,7 @@ class Reporter:
             f"step {step.index}/{self.trainer.steps}  loss {step.loss:.3f}  lr {step.lr:.1e}  "
             f"{step.images_per_second:.0f} images/s  {left / 60:.0f} min left"
         )
+        line += f"  {_memory() / 2**30:.1f} GiB"
         if self.evaluated and self.evaluated.evaluation:
             held = self.evaluated.evaluation
             line += f"  held-out clean {held.clean:.1%} robust {held.robust:.1%} (step {self.evaluated.index})"
@@ -184,6 +185,18 @@ class Reporter:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _memory() -> int:
+    """Largest memory so far in bytes: of the GPU where one is used, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def outcome(trainer: Trainer, last: Step | None) -> dict[str, Any]:

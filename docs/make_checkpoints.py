@@ -1,0 +1,67 @@
+"""Writes docs/checkpoints.md from the registry: `python docs/make_checkpoints.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipag_plug.checkpoints.listing import training
+from clipag_plug.checkpoints.registry import Checkpoint, checkpoints
+from clipag_plug.images import write_text
+
+PAGE = Path(__file__).with_name("checkpoints.md")
+HEAD = """# Checkpoints
+
+Written by `python docs/make_checkpoints.py` from `clipag_plug/checkpoints/registry.json`; edit that.
+
+Load one by its name, `clipag_plug.load(NAME)`, or give it to any command as `--model NAME`. `clipag models` also says
+which are on this machine, `clipag doctor NAME` checks one. Accuracies are those that their authors report, in percent.
+"""
+
+
+def page() -> str:
+    """The Markdown of the page: a table for the bundled models, one for each training method, then the sources."""
+    records = checkpoints()
+    groups: dict[str, list[Checkpoint]] = {"In the package": [r for r in records if r.bundled]}
+    for record in records:
+        if not record.bundled:
+            title = "Not adversarial" if record.method == "vanilla" else record.method
+            groups.setdefault(title, []).append(record)
+    parts = [HEAD]
+    for title, found in groups.items():
+        parts.append(f"## {title}\n\n{_table(found)}\n")
+    parts.append(f"## Sources\n\n{_sources(records)}\n")
+    return "\n".join(parts)
+
+
+def _table(records: list[Checkpoint]) -> str:
+    lines = [
+        "| name | architecture | training | fine-tuned from | licence | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        names = ", ".join(f"`{name}`" for name in (record.key, *record.aliases))
+        cells = (names, record.arch or "?", training(record), record.base or "")
+        cells += (record.licence or "not stated", _accuracy(record))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _accuracy(record: Checkpoint) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in record.results.items())
+
+
+def _sources(records: list[Checkpoint]) -> str:
+    lines = []
+    for record in records:
+        facts = [record.note, record.paper, f"trained on {record.data}" if record.data else None]
+        facts.append(record.results_note)
+        if record.sources:
+            facts.append(f"from `{record.sources[0]}`")
+        lines.append(
+            f"- `{record.key}`: {'; '.join(filter(None, facts)) or 'nothing more is known'}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(write_text(PAGE, page()))

@@ -1,0 +1,23 @@
+"""CLIPStyler: a bundled photograph in the style of a sentence, by a network, by its pixels, and by a fast network."""
+
+from pathlib import Path
+
+from clipag_plug.images import contact_sheet, write_image
+from clipag_plug.photos import bundled_photos
+from clipag_plug.ports import clipstyler, fast_style, train_fast_style
+from clipag_plug.synthesis.starts import fitted
+
+STYLE = "a coral reef"
+folder = Path("runs/examples")
+folder.mkdir(parents=True, exist_ok=True)
+photo = fitted(bundled_photos().pixels([0])[0], (64, 64))
+quick = {"preset": "demo", "size": "64", "crop_size": 32, "crops": 8, "steps": 10}
+
+pictures = [photo]
+for mode in ("network", "pixels"):
+    pictures.append(clipstyler(STYLE, photo, mode=mode, **quick)[0].image)
+network = train_fast_style(STYLE, folder / "08_coral_reef.safetensors", **quick)
+pictures.append(fast_style(network, photo))
+sheet = contact_sheet([pictures], headings=["photograph", "network", "pixels", "fast"])
+print(write_image(folder / "08_clipstyler.png", sheet))
+print(network)

@@ -1,0 +1,162 @@
+"""Runs what the pages in docs/ tell people to type, and keeps what is generated current."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_readme import FENCE, ROOT, check_arguments, check_install, check_make
+
+import clipag_plug
+from clipag_plug import cli
+from clipag_plug.images import read_image, read_recipe
+from clipag_plug.options.base import flag
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PIPELINES = (
+    *("clipdraw", "vqgan-clip", "clipstyler", "clipasso", "styleclip", "deep-daze"),
+    *("open_clip", "transformers"),
+)
+
+
+def blocks(kind: str) -> list[Any]:
+    """Every fenced block of a kind, with the page it stands on."""
+    found = []
+    for page in PAGES:
+        for match in FENCE.finditer(page.read_text(encoding="utf-8")):
+            if match["kind"] == kind:
+                line = page.read_text(encoding="utf-8").count("\n", 0, match.start("text")) + 1
+                place = f"{page.relative_to(DOCS)}:{line}"
+                found.append(pytest.param(match["text"], match["test"] or "", id=place))
+    return found
+
+
+@pytest.mark.parametrize(("text", "test"), blocks("sh"))
+def test_commands(
+    text: str,
+    test: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":
+            check_make(words)
+        elif words[:2] == ["pip", "install"]:
+            check_install(words)
+        elif test == "parse":
+            check_arguments(words)
+        else:
+            for part in line.split("&&"):
+                ending = shlex.split(test.removeprefix("append"))
+                execute([*shlex.split(part), *ending], monkeypatch, capsys)
+
+
+def execute(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs `clipag ...` or `python docs/...`, in this process: torch is loaded once."""
+    capsys.readouterr()
+    if words[0] == "python":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    else:
+        assert words[0] == "clipag"
+        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    if "-o" in words:
+        assert Path(words[words.index("-o") + 1]).exists(), f"{words} wrote nothing"
+    if "--json" in words:
+        json.loads(out)
+
+
+@pytest.mark.parametrize(("text", "test"), blocks("python"))
+def test_snippets(text: str, test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "a page of docs/", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_block_says_what_it_is_and_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert {match["kind"] for match in FENCE.finditer(text)} <= {"sh", "console", "python", "text"}
+    assert text.count("```") == 2 * len(FENCE.findall(text)), "a block that is not tested"
+    for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_listed() -> None:
+    text = (DOCS / "README.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        if page.name != "README.md":
+            assert f"({page.relative_to(DOCS).as_posix()})" in text, page
+    assert {page.stem for page in (DOCS / "pipelines").glob("*.md")} == set(PIPELINES)
+
+
+def test_flags_that_the_pages_mention_exist() -> None:
+    known = {"--help", "--version", "--recipe", "--upgrade"}
+    for command in cli.COMMANDS.values():
+        fields = dataclasses.fields(cli.resolve(command.options))
+        known |= {flag(field.name) for field in fields} | {"--from"}
+    for name in ("demo", "command-line", "training", "faq"):
+        text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+        for found in re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text):
+            assert found in known, f"{name}.md: {found}"
+
+
+def test_the_table_of_checkpoints_is_current() -> None:
+    make = runpy.run_path(str(DOCS / "make_checkpoints.py"))
+    written = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    assert written == make["page"](), "run: python docs/make_checkpoints.py"
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    make = runpy.run_path(str(DOCS / "make_reference.py"))
+    text = make["page"]()
+    for name in clipag_plug.__all__:
+        docstring = (getattr(clipag_plug, name).__doc__ or "").strip().splitlines()[0]
+        assert f"### `{name}`" in text and docstring in text
+    for name, command in cli.COMMANDS.items():
+        section = text.partition(f"### `clipag {name}`")[2].partition("\n### ")[0]
+        for field in dataclasses.fields(cli.resolve(command.options)):
+            spelled = field.name if field.metadata.get("positional") else flag(field.name)
+            assert f"| `{spelled}` |" in section, f"{name} {spelled}"
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    book = json.loads((ROOT / "examples" / "colab.ipynb").read_text(encoding="utf-8"))
+    assert book["nbformat"] == 4 and all(cell.get("outputs", []) == [] for cell in book["cells"])
+    names: dict[str, Any] = {"__name__": "__main__"}
+    ran = 0
+    for cell in book["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        lines = "".join(cell["source"]).splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("%"))
+        text = re.sub(r"^steps = \d+", "steps = 2", text, flags=re.MULTILINE)  # a form field
+        exec(compile(text, "colab.ipynb", "exec"), names)
+        ran += 1
+    assert ran >= 5 and names["pictures"]["clipag-mini"].steps == 2
+    assert read_recipe(tmp_path / "picture.png")["prompt"] == names["prompt"]
+
+
+def test_the_picture_of_the_readme_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "picture.png"
+    words = ["a lemon", "a goldfish", "--steps", "1", "--cell", "64", "-o", str(target)]
+    monkeypatch.setattr(sys, "argv", ["make_readme_picture.py", *words])
+    runpy.run_path(str(ROOT / "benchmarks" / "make_readme_picture.py"), run_name="__main__")
+    assert read_recipe(target)["models"] == {"vanilla": "clip-mini", "CLIPAG": "clipag-mini"}
+    assert read_image(target).std() > 0.05

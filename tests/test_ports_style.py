@@ -1,0 +1,298 @@
+"""CLIPStyler and the weights of the pipelines: published losses, networks, files that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from clipag_plug import cli
+from clipag_plug.checkpoints import tensorfile
+from clipag_plug.checkpoints.errors import FetchError
+from clipag_plug.images import write_image
+from clipag_plug.options.style import Style
+from clipag_plug.ports import (
+    clipstyler,
+    fast_style,
+    faststyle,
+    stylelosses,
+    train_fast_style,
+    weights,
+)
+from clipag_plug.ports.autoencoder import Shape, VQModel
+from clipag_plug.ports.content import VggContent
+from clipag_plug.ports.stylenets import padded, seeded_unet
+from clipag_plug.ports.styling import Styling
+from clipag_plug.sampling import fit
+from clipag_plug.synthesis import Guide
+
+QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
+
+
+class Identity(nn.Module):
+    """Content features that are the pixels."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images, images.mean((2, 3))]
+
+
+@pytest.fixture
+def photo() -> torch.Tensor:
+    """A smooth picture (3, 48, 48)."""
+    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, 48, mode="bicubic")[0].clamp(0, 1)
+
+
+def test_paper_presets_are_the_published_recipes() -> None:
+    single = Style(image="x").resolved()
+    published = {
+        "size": "512",
+        "steps": 201,
+        "lr": 5e-4,
+        "crops": 64,
+        "crop_size": 128,
+        "patch": 9000,
+        "direction": 500,
+    }
+    published |= {
+        "content": 150,
+        "tv": 2e-3,
+        "threshold": 0.7,
+        "distortion": 0.5,
+        "source": "a Photo",
+        "width": 16,
+    }
+    assert {name: getattr(single, name) for name in published} == published
+    fast = Style(mode="train", network="n.safetensors").resolved()
+    published = {
+        "steps": 200,
+        "lr": 1e-4,
+        "crops": 16,
+        "crop_size": 224,
+        "batch": 4,
+        "patch": 10,
+        "direction": 1,
+    }
+    published |= {"content": 1, "tv": 1e-4, "threshold": 0.7}
+    assert {name: getattr(fast, name) for name in published} == published
+    assert len(stylelosses.templates()) == 79
+
+
+@pytest.mark.parametrize("mode", ["network", "pixels"])
+def test_loss_equals_a_transcription(tiny_clip: Any, photo: torch.Tensor, mode: str) -> None:
+    options = Style(prompts=["Fire"], image="x", mode=mode, **QUICK).resolved()
+    run = Styling(options, Guide(tiny_clip), "Fire", photo, Identity())
+    if mode == "pixels":
+        run.pixels.data += 0.05 * torch.randn(run.pixels.shape)
+    state = run.generator.get_state()
+    ours = run.loss(0)
+    run.generator.set_state(state)
+    with torch.no_grad():
+        image = run.image()
+        patches = run.patches(image)
+
+        def text(words: str) -> torch.Tensor:
+            tokens = tiny_clip.tokenize([form.format(words) for form in stylelosses.templates()])
+            mean = tiny_clip.encode_text(tokens).mean(0, keepdim=True)
+            return mean / mean.norm(dim=-1, keepdim=True)
+
+        def seen(images: torch.Tensor) -> torch.Tensor:
+            found = tiny_clip.encode_image((images - run.guide.mean) / run.guide.std)
+            return found / found.norm(dim=-1, keepdim=True)
+
+        target = text("Fire") - text("a Photo")
+        source = seen(fit(run.content, 64))
+        step = seen(patches) - source
+        step /= step.clone().norm(dim=-1, keepdim=True)
+        losses = 1 - torch.cosine_similarity(step, target.repeat(3, 1), dim=1)
+        losses[losses < 0.7] = 0
+        whole = seen(fit(image, 64)) - source
+        glob = (1 - torch.cosine_similarity(whole, target, dim=1)).mean()
+        content = ((image - run.content) ** 2).mean()
+        content = content + ((image.mean((2, 3)) - run.content.mean((2, 3))) ** 2).mean()
+        x = image
+        tv = sum(
+            torch.sqrt((a - b).square().sum())
+            for a, b in (
+                (x[:, :, :, :-1], x[:, :, :, 1:]),
+                (x[:, :, :-1, :], x[:, :, 1:, :]),
+                (x[:, :, 1:, :-1], x[:, :, :-1, 1:]),
+                (x[:, :, :-1, :-1], x[:, :, 1:, 1:]),
+            )
+        )
+        total = 9000 * losses.mean() + 150 * content + 2e-3 * tv + 500 * glob
+    assert float(ours.detach()) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_step_size_halves_one_update_early(tiny_clip: Any, photo: torch.Tensor) -> None:
+    options = Style(prompts=["Fire"], image="x", **QUICK).resolved()
+    run = Styling(options, Guide(tiny_clip), "Fire", photo, Identity())
+    rates = [run.update(index, run.loss(index)) for index in (0, 98, 99, 199)]
+    assert rates == [5e-4, 5e-4, 2.5e-4, 1.25e-4]
+
+
+def test_styling_is_repeatable_and_leaves_the_model_alone(
+    tiny_clip: Any, photo: torch.Tensor
+) -> None:
+    before = {name: value.clone() for name, value in tiny_clip.state_dict().items()}
+    state = torch.get_rng_state()
+    works = [
+        clipstyler("Fire", photo, model=tiny_clip, seed=seed, preset="demo", **QUICK)[0]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in tiny_clip.state_dict().items())
+    assert all(parameter.requires_grad for parameter in tiny_clip.parameters())
+    assert torch.equal(works[0].image, works[1].image)
+    assert not torch.equal(works[0].image, works[2].image)
+    assert works[0].image.min() == 0 and works[0].image.max() == 1
+
+
+def test_pixels_alone_keep_the_photograph_where_nothing_pulls(
+    tiny_clip: Any, photo: torch.Tensor
+) -> None:
+    still = {"patch": 0.0, "direction": 0.0, "tv": 0.0, "finish": False}
+    (work,) = clipstyler("Fire", photo, model=tiny_clip, mode="pixels", **QUICK, **still)
+    assert torch.allclose(work.image, photo, atol=1e-6)
+
+
+def test_fast_network(tiny_clip: Any, photo: torch.Tensor, tmp_path: Path) -> None:
+    unet = seeded_unet(4, 0, residual=True)
+    assert torch.allclose(unet(photo[None]), photo[None].clamp(0.02, 0.98), atol=1e-5)
+    settings = {"preset": "demo", "width": 4, "crop_size": 24, "crops": 2, "steps": 2}
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in paths:
+        train_fast_style("Fire", path, model=tiny_clip, photos=photo.repeat(3, 1, 1, 1), **settings)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    styled = fast_style(paths[0], photo[:, :45, :41], finish=False)
+    assert styled.shape == (3, 45, 41) and not torch.equal(styled, photo[:, :45, :41])
+    with pytest.raises(ValueError, match="no style network"):
+        tensorfile.write(tmp_path / "c.safetensors", {"x": torch.zeros(1)})
+        fast_style(tmp_path / "c.safetensors", photo)
+    two = Style(prompts=["a", "b"], mode="train", network=str(tmp_path / "d.safetensors"))
+    with pytest.raises(ValueError, match="learns one"):
+        faststyle.train(two, tiny_clip)
+
+
+def test_unet_keeps_any_size() -> None:
+    image = torch.rand(1, 3, 21, 30)
+    assert padded(image).shape == (1, 3, 24, 32)
+    assert torch.equal(padded(image)[..., :21, :30], image)
+
+
+def test_vgg_layers_are_those_of_torchvision() -> None:
+    from torchvision.models import vgg
+
+    layers = vgg.make_layers(vgg.cfgs["E"])
+    content = VggContent({f"features.{key}": value for key, value in layers.state_dict().items()})
+    image = torch.rand(1, 3, 40, 40)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    x = (image - mean) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    wanted = {}
+    for name, layer in layers.named_children():
+        x = layer(x)
+        if name in ("21", "31"):
+            wanted[name] = x  # the in-place ReLU behind 21 rectifies it
+    found = content(image)
+    assert torch.allclose(found[0], wanted["21"]) and torch.allclose(found[1], wanted["31"])
+    with pytest.raises(ValueError, match="VGG19"):
+        VggContent({})
+
+
+def test_downloads_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = weights.Weight("a net", "net.pth", ("https://one/x", "https://two/x"), None, "abc")
+    asked = []
+
+    def fake(url: str, target: Path, **_: Any) -> str:
+        asked.append(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"1")
+        return "abcd" if "two" in url else "ffff"
+
+    monkeypatch.setattr(weights, "fetch", fake)
+    path = weights.obtain(weight, str(tmp_path))
+    assert path.read_bytes() == b"1" and asked == list(weight.sources)
+    assert weights.obtain(weight, str(tmp_path)) == path and len(asked) == 2
+    wrong = weights.Weight("a net", "other.pth", ("https://one/x",), None, "abc")
+    with pytest.raises(FetchError, match="ffff, not abc"):
+        weights.obtain(wrong, str(tmp_path))
+    assert not list(tmp_path.glob("other.pth*[!k]"))
+
+
+def test_autoencoder_files(tmp_path: Path) -> None:
+    shape = Shape(
+        ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(32,), resolution=64, embed_dim=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = VQModel(shape).eval()
+    path = tmp_path / "own.ckpt"
+    torch.save({"state_dict": {**model.state_dict(), "loss.x": torch.zeros(2)}}, path)
+    with pytest.raises(FileNotFoundError, match="--config"):
+        weights.load_autoencoder(str(path))
+    config = tmp_path / "own.yaml"
+    target = {"target": "taming.models.vqgan.VQModel", "params": shape.params()}
+    config.write_text(json.dumps({"model": target}))
+    loaded = weights.load_autoencoder(str(path))
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert torch.equal(loaded(image)[0], model(image)[0])
+    config.write_text(json.dumps({"model": {**target, "target": "taming.models.vqgan.GumbelVQ"}}))
+    with pytest.raises(ValueError, match="GumbelVQ"):
+        weights.load_autoencoder(str(path))
+    config.write_text(json.dumps({"params": Shape(ch=64).params()}))
+    with pytest.raises(ValueError, match="does not fit"):
+        weights.load_autoencoder(str(path))
+    with pytest.raises(FileNotFoundError, match="vqgan-mini"):
+        weights.load_autoencoder(str(tmp_path / "absent.ckpt"))
+
+
+def test_bundled_autoencoder_reconstructs_photographs() -> None:
+    from clipag_plug.photos import bundled_photos
+
+    model = weights.load_autoencoder("vqgan-mini")
+    images = bundled_photos().pixels(range(0, 505, 25)) * 2 - 1
+    with torch.no_grad():
+        again = model(images)[0].clamp(-1, 1)
+    error = ((again - images) / 2).square().mean((1, 2, 3))
+    assert float((-10 * error.log10()).mean()) > 18
+    assert sum(parameter.numel() for parameter in model.parameters()) * 2 < 6e6
+
+
+def test_our_autoencoder_is_that_of_taming() -> None:
+    pytest.importorskip("taming")
+    pytest.importorskip("pytorch_lightning")
+    ours, theirs = (
+        weights.load_autoencoder("vqgan-mini", backend=name) for name in ("own", "taming")
+    )
+    image = torch.rand(2, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        codes = ours.encode(image)
+        assert torch.allclose(theirs.quant_conv(theirs.encoder(image)), codes, atol=1e-4)
+        nearest, loss, _ = theirs.quantize(codes)
+        assert torch.allclose(ours.quantize(codes), nearest, atol=1e-5)
+        assert torch.allclose(ours.decode(nearest), theirs.decode(nearest), atol=1e-4)
+
+
+def test_command_line_refuses_what_cannot_be_done(
+    tmp_path: Path, photo: torch.Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(write_image(tmp_path / "photo.png", photo))
+    for arguments, words in (
+        (["a"], "--image"),
+        (["-i", picture], "prompt"),
+        (["a", "-i", str(tmp_path / "none.png")], "does not exist"),
+        (["a", "-i", picture, "--mode", "fast"], "--network"),
+        (["a", "-i", picture, "--size", "64"], "--crop-size"),
+        (["a", "-i", picture, "--features", "vgg19", "--vgg", "none.pth"], "none.pth"),
+        (
+            ["a", "-i", picture, "--mode", "fast", "--network", "none.safetensors"],
+            "none.safetensors",
+        ),
+    ):
+        assert cli.main(["style", *arguments, "-o", str(tmp_path / "out.png")]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()

@@ -5,6 +5,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXTRAS := test,dev
+# Processes that share the suite. Its models are too small to gain from more threads.
+WORKERS ?= 2
 INSTALL := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
 
 .PHONY: bench test dev lint format types docs clean venv
@@ -13,7 +15,7 @@ bench: venv
 	$(PY) -m clipag_plug.bench $(ARGS)
 
 test: venv
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 dev: venv
 	$(PY) -m pre_commit install

@@ -83,7 +83,7 @@ def _run(options: Bench) -> Result | None:
             f"python -m clipag_plug.bench table {suite.name} --merge FOLDER FOLDER"
         )
         return None
-    result = _result(suite, folder)
+    result = result_of(suite, folder)
     if options.report:
         from .report import write_report
 
@@ -106,7 +106,7 @@ def _compare(options: Bench) -> Result:
             raise ValueError(
                 f"{len(missing)} records are in none of the folders, as {missing[0]}; run their part first"
             )
-    return _result(suite, folder)
+    return result_of(suite, folder)
 
 
 def _missing(suite: Suite, folder: Path) -> list[str]:
@@ -123,7 +123,8 @@ def _missing(suite: Suite, folder: Path) -> list[str]:
     ]
 
 
-def _result(suite: Suite, folder: Path) -> Result:
+def result_of(suite: Suite, folder: Path) -> Result:
+    """What the records in a folder say; FileNotFoundError where there is none of the suite."""
     from .compare import compare, judge_claims
     from .records import read_records
     from .table import Result

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .blocks import Blocks, Patches
 from .mini import MiniVisual
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -21,49 +22,6 @@ EXTRAS = (
     "nonscalar_logit_scale",
 )
 NAMED_AT_MOST = 8
-
-
-class Block(nn.Module):
-    """A residual attention block of open_clip's image tower behind OpenAI's axis order.
-
-    forward: (L, N, D) -> (L, N, D), so a hook sees what it sees in `clip`. The inside works on the
-    same contiguous (N, L, D) tensors as open_clip's block: the features stay bit-identical.
-    """
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
-        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose(0, 1)
-        y = self.ln_1(x)
-        x = x + self.ls_1(self.attn(y, y, y, need_weights=False)[0])
-        x = x + self.ls_2(self.mlp(self.ln_2(x)))
-        return x.transpose(0, 1)
-
-
-class Blocks(nn.Module):
-    """The `transformer` of an image tower: open_clip's (N, L, D) outside, OpenAI's order at the blocks."""
-
-    batch_first = False  # of what the blocks, and hooks on them, receive; open_clip's own says True
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.width, self.layers = transformer.width, transformer.layers
-        self.grad_checkpointing = False
-        self.resblocks = nn.Sequential(*(Block(block) for block in transformer.resblocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        from torch.utils.checkpoint import checkpoint
-
-        x = x.transpose(0, 1)
-        for block in self.resblocks:
-            if self.grad_checkpointing:
-                x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
-            else:
-                x = block(x)
-        return x.transpose(0, 1)
 
 
 def build_network(
@@ -147,6 +105,8 @@ def _construct(config: Mapping[str, Any], low: torch.dtype | None) -> nn.Module:
     blocks = list(getattr(transformer, "resblocks", ()))
     if blocks and all(type(block) is _open_clip_block() for block in blocks):
         net.visual.transformer = Blocks(transformer)
+        if Patches.fits(net.visual.conv1):
+            Patches.of(net.visual.conv1)
     return cast(nn.Module, net)
 
 

@@ -37,7 +37,7 @@ ROWS = (
     ),
     ("clip",),
     ("model",),
-    ("towers", "mini", "simple_tokenizer"),
+    ("towers", "mini", "blocks", "simple_tokenizer"),
     ("checkpoints",),
     ("options", "vocabulary", "bundled"),
 )

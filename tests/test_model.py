@@ -116,6 +116,36 @@ def test_features_gradients_and_keys_are_open_clips_to_the_last_bit(name: str) -
     assert not ours.training and all(parameter.requires_grad for parameter in ours.parameters())
 
 
+@pytest.mark.parametrize("name", ["vit", "vit with QuickGELU", "CLIPA", "custom text"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_quicker_way_to_the_pixels_is_the_same_function(name: str, training: bool) -> None:
+    """Frozen, or in training mode, the towers use larger matrix products than open_clip's."""
+    theirs = open_clip_model(ARCHITECTURES[name]).train(training)
+    ours = build(ARCHITECTURES[name], theirs.state_dict(), name="x").train(training)
+    ours.requires_grad_(training)
+    image, _ = inputs(ours)
+    found = []
+    for model in (ours, theirs):
+        leaf = image.clone().requires_grad_()
+        features = model.encode_image(leaf)
+        features.square().sum().backward()
+        found.append((features.detach(), leaf.grad))
+    for mine, other in zip(*found, strict=True):
+        assert (mine - other).norm() < 1e-5 * other.norm()
+    if training:
+        for mine, other in zip(ours.visual.parameters(), theirs.visual.parameters(), strict=True):
+            assert mine.grad is None or (mine.grad - other.grad).norm() < 1e-4 * other.grad.norm()
+
+
+def test_a_hooked_attention_is_called_as_it_is(tiny_clip: CLIP) -> None:
+    seen: list[int] = []
+    block = tiny_clip.requires_grad_(False).visual.transformer.resblocks[1]
+    block.attn.register_forward_hook(lambda *_: seen.append(1))
+    image, _ = inputs(tiny_clip)
+    tiny_clip.encode_image(image.requires_grad_())
+    assert seen == [1]
+
+
 def test_the_given_tensors_become_the_parameters_without_a_copy(tiny_clip: CLIP) -> None:
     weights = {name: tensor.detach().clone() for name, tensor in tiny_clip.state_dict().items()}
     again = build(TINY, weights)

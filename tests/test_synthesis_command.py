@@ -85,7 +85,10 @@ def test_mask_leaves_the_rest_bit_for_bit(tmp_path: Path) -> None:
     write_image(tmp_path / "photo.png", picture)
     write_image(tmp_path / "mask.png", mask)
     generate(
-        tmp_path / "out.png", image=str(tmp_path / "photo.png"), mask=str(tmp_path / "mask.png")
+        tmp_path / "out.png",
+        image=str(tmp_path / "photo.png"),
+        mask=str(tmp_path / "mask.png"),
+        keep="last",
     )
     found = read_image(tmp_path / "out.png")
     assert found.shape == picture.shape

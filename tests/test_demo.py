@@ -6,8 +6,11 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -348,6 +351,41 @@ def test_a_body_must_say_its_length(client: Client) -> None:
             b"Content-Type: application/octet-stream\r\n\r\n"
         )
         assert b"411" in sender.recv(1000)
+
+
+def test_the_command_opens_the_page_before_it_loads_torch(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    program = subprocess.Popen(
+        [sys.executable, "-m", "clipag_plug", "demo", "--port", "0", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None
+        port = int(program.stdout.readline().strip().rpartition(":")[2].strip("/"))
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/api/state")
+        assert json.loads(connection.getresponse().read())["pair"] == ["clip-mini", "clipag-mini"]
+    finally:
+        program.kill()
+        program.wait(20)
+    light = "import sys; from clipag_plug.demo.server import App; from clipag_plug.options.demo import Demo; "
+    light += "App(Demo()).state(); assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", light], cwd=tmp_path, env={"PYTHONPATH": str(root)}, check=True
+    )
+
+
+def test_a_job_goes_before_the_rest_of_the_warm_up() -> None:
+    slow = Slow()
+    queue = Queue(Channel())
+    queue.submit(Task("warm-up", "Loading", slow, yields=True))
+    assert slow.begun.wait(10)
+    queue.submit(Task("paint", "a goldfish", lambda job: "run"))
+    until(queue, ["stopped", "done"])
+    queue.close()
 
 
 def test_the_default_is_the_loopback() -> None:

@@ -24,11 +24,12 @@ def run(options: Demo) -> int:
             f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
             "choose another: clipag demo --port 8601"
         ) from error
-    app.queue.submit(Task("warm-up", "Loading the models", app.studio.warm_up))
     if app.guard.open:
         log.warning("everybody who reaches %s can use this page", options.host)
     sys.stdout.write(f"{address(server)}\n")
     sys.stdout.flush()
+    # Only now: loading keeps the interpreter busy for seconds, in which the address would not be printed.
+    app.queue.submit(Task("warm-up", "Loading the models", app.studio.warm_up, yields=True))
     log.info("open it in a browser; runs are kept in %s; Ctrl-C ends it", options.output)
     try:
         server.serve_forever(poll_interval=0.2)

@@ -19,12 +19,13 @@ _REMEMBERED = 8  # jobs that are over and still listed
 
 @dataclass(frozen=True)
 class Task:
-    """What a job does: `work` takes the job and returns the id of its run, or nothing."""
+    """What a job does: `work` takes the job and returns the id of its run, or nothing. yields: ends for the next."""
 
     kind: str
     title: str
     work: Callable[[Job], str]
     models: list[str] = field(default_factory=list)
+    yields: bool = False
 
 
 class QueueFullError(ValueError):
@@ -75,6 +76,8 @@ class Queue:
             job = Job(next(self._numbers), task)
             job.changed = self.announce
             self._waiting.append(job)
+            if self._running and self._running.task.yields:
+                self._running.stopping.set()
             self._filled.notify()
         self.announce()
         return job

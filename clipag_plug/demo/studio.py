@@ -96,7 +96,7 @@ class Studio:
         return self._guides[name]
 
     def warm_up(self, job: Job) -> str:
-        """Loads the models that the page opens with, and paints one step with each."""
+        """Loads the models that the page opens with, and paints one step with each; a job that comes goes first."""
         from ..synthesis import Synthesizer
 
         for number, name in enumerate([model["key"] for model in self.models][:2]):

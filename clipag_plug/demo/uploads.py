@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..images import as_rgb, write_atomically
-
 FORMATS = ("PNG", "JPEG", "WEBP")
 LONGEST = 1024  # px; models see 224, and a larger one only costs time
 
@@ -30,6 +28,8 @@ class Uploads:
 
     def add(self, data: bytes) -> dict[str, Any]:
         """Checks, decodes and keeps a picture; its id and its size. UploadError where it is none."""
+        from ..images import write_atomically
+
         picture = self.decode(data)
         name = hashlib.sha256(data).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,8 @@ class Uploads:
     def decode(self, data: bytes) -> Any:
         """An upright RGB picture of at most LONGEST pixels a side. The header is judged before the pixels are read."""
         from PIL import Image
+
+        from ..images import as_rgb  # loads torch, and the page is to open before that
 
         if len(data) > self.most_bytes:
             raise UploadError(self.too_large(), 413)

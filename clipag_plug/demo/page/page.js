@@ -6,6 +6,12 @@ import { chosen, choose, connectUploads, showMaps } from "./look.js";
 import { play, prepare, preview, runOnStage, scrub, showRun } from "./paint.js";
 
 const EXAMPLES = ["a goldfish", "a lemon", "a school bus", "a jellyfish", "a king penguin", "a brown bear"];
+const FIRST = {  // what the empty stage says
+  paint: "Write some words and press Paint: both pictures grow here, side by side.",
+  style: "Choose a picture, write a style as words, and press Restyle.",
+  draw: "Write some words and press Draw: both drawings grow here, stroke by stroke.",
+  explain: "Choose a picture and write what to look for: a map for every line and every model.",
+};
 const WORDS = { paint: "Paint", style: "Restyle", draw: "Draw", explain: "Explain" };
 const seen = new Set();  // runs that the gallery has been asked for
 const OVER = ["done", "stopped", "failed"];
@@ -27,6 +33,19 @@ function go(tab) {
   const usual = tab === "draw" ? 100 : tab === "style" && $("way").value === "style" ? 80 : null;
   $("steps").placeholder = usual || (shared.state ? shared.state.presets[$("preset").value] : "");
   problem("");
+  note();
+}
+
+function note() {
+  const mine = shared.jobs.find((job) => job.id === shared.watched);
+  const waits = Boolean(mine) && mine.state === "waiting";
+  const ahead = waits ? shared.jobs.filter((job) => !OVER.includes(job.state)).indexOf(mine) : 0;
+  const loading = shared.jobs.some((job) => job.state === "running" && job.kind === "warm-up");
+  const empty = !document.body.matches(".busy, .shown");
+  $("note").textContent = waits && loading && ahead === 1 ? "The models are loading, once after each start. This comes next."
+    : waits ? `Waits in the queue, ${ahead} before it.` : empty ? FIRST[shared.tab] : "";
+  $("note").hidden = !$("note").textContent;
+  document.body.classList.toggle("waiting", waits);
 }
 
 function fill(select, values, chosenValue) {
@@ -58,9 +77,16 @@ async function submit(content) {
     const job = await post("/api/jobs", content);
     watch(job);
     queue(shared.jobs);
+    reveal($("stage"));
   } catch (error) {
     problem(error.message);
   }
+}
+
+// On a narrow screen what happens next may be out of sight.
+function reveal(element) {
+  const { top } = element.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) element.scrollIntoView();
 }
 
 function watch(job) {
@@ -85,7 +111,7 @@ async function open(run) {
   } else {
     showRun(run);
     $("actions").hidden = false;
-    $("again").textContent = run.kind === "draw" ? "Draw it again" : "Paint it again";
+    $("again").textContent = `${WORDS[run.kind]} it again`;
     await recipe(run);
   }
   queue(shared.jobs);
@@ -136,6 +162,7 @@ async function queue(jobs) {
   $("stop").disabled = false;
   if (mine && mine.total) $("bar").firstElementChild.style.width = `${100 * mine.step / mine.total}%`;
   list(jobs, running, mine);
+  note();
   if (mine && OVER.includes(mine.state)) await finish(mine);
   else if (jobs.some((job) => job.run && !seen.has(job.run))) await refresh();
   for (const job of jobs) if (job.run) seen.add(job.run);
@@ -143,8 +170,9 @@ async function queue(jobs) {
 
 function list(jobs, running, mine) {
   const rows = jobs.filter((job) => (job.state === "running" && job !== mine && job.kind !== "warm-up") || job.state === "waiting");
+  if (rows.length === 1 && rows[0] === mine) rows.pop();  // the stage says it all
   $("queue").replaceChildren(...rows.map((job) => make("li", { "data-job": job.id },
-    make("span", {}, `${job === running ? "now" : "waits"}: ${job.title}`),
+    make("span", {}, `${job === running ? "Now" : job === mine ? "This one" : "Waits"}: ${job.title}`),
     job === running ? make("button", { type: "button", onclick: () => watch(job) }, "watch") : null,
     make("button", { type: "button", "aria-label": `Stop ${job.title}`, onclick: () => stop(job.id) }, "stop"))));
 }
@@ -158,6 +186,10 @@ async function finish(job) {
   await refresh();
   const run = shared.runs.find((each) => each.id === job.run);
   if (run && shared.watched === null) await open(run);
+  if (!job.run && !job.message) {  // taken out before its turn
+    $("title").textContent = "What shall it be?";
+    shared.viewing = false;  // and so the next message shows what runs
+  }
 }
 
 async function stop(id) {
@@ -206,9 +238,10 @@ function connect() {
     choose(`${run.id}/${side.key}`, address(run.id, side.key, "image.png"));
     $("texts").value = $("texts").value || run.title;
     go("explain");
+    reveal($("form"));
   });
   connectUploads();
-  connectGallery(open);
+  connectGallery((run) => { open(run); reveal($("stage")); });
 }
 
 async function start() {

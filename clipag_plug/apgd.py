@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import margins
 from .ascent import Ball, Evaluate, Range, ascend
-from .attacks import Loss, check_budget
+from .attacks import Loss, check_budget, check_range
 
 Classifier = Callable[[Tensor], Tensor]
 # (scores, labels, numbers of their samples) -> losses
@@ -37,9 +37,10 @@ def apgd(
     which, the step is halved. restarts: runs from random points, of which each sample keeps its best.
     project_range: valid values of a pixel; None for no limit.
     Returns images, detached, with no lower loss than at the start. Raises ValueError for an unknown norm, a negative
-    eps or steps, restarts without a random start, or a loss that is no vector of N.
+    eps or steps, images outside `project_range`, restarts without a random start, or a loss that is no vector of N.
     """
     check_budget(eps, norm, steps)
+    check_range(images, project_range)
     _check_restarts(restarts, random_start)
     images = images.detach()
     if steps == 0 or eps == 0:
@@ -78,6 +79,7 @@ def apgd_ce(
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(map(repr, LOSSES))}")
     check_budget(eps, norm, steps)
+    check_range(images, project_range)
     _check_restarts(restarts, random_start)
     per_sample = margins.ce if loss == "ce" else margins.dlr
     ball = Ball(eps, norm, steps, rho, random_start, project_range, generator)
@@ -109,6 +111,7 @@ def apgd_targeted(
     target comes back as it was after the last one.
     """
     check_budget(eps, norm, steps)
+    check_range(images, project_range)
     _check_restarts(restarts, random_start)
     ball = Ball(eps, norm, steps, rho, random_start, project_range, generator)
 

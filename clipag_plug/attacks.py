@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 NORMS = ("l2", "linf")
+OVERSHOOT = 1e-3  # what a sharp resampling may leave beyond the limits
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -36,10 +37,12 @@ def pgd(
     2.5 * eps / steps. momentum: decay of the accumulated direction (Dong et al. 2018), 0 is plain PGD.
     best: keep each sample's highest-loss iterate instead of the last one (needs per-sample losses).
     project_range: valid values of a pixel; None for no limit.
-    Returns adversarial images, detached. Raises ValueError for an unknown norm, negative eps or steps.
+    Returns adversarial images, detached. Raises ValueError for an unknown norm, negative eps or steps, and images
+    outside `project_range`.
     """
     check_budget(eps, norm, steps)
     images = images.detach()
+    check_range(images, project_range)
     if steps == 0 or eps == 0:
         return images.clone()
     step = 2.5 * eps / steps if step_size is None else step_size
@@ -130,6 +133,19 @@ class _Best:
 def into_range(images: Tensor, delta: Tensor, limits: tuple[float, float] | None) -> Tensor:
     """The perturbation, cut where `images + delta` would leave the valid values; None sets no limit."""
     return delta if limits is None else (images + delta).clamp(*limits) - images
+
+
+def check_range(images: Tensor, limits: tuple[float, float] | None) -> None:
+    """Raises ValueError for images beyond their limits: cutting them back would change them by more than eps."""
+    if limits is None or not images.numel():
+        return
+    low, high = limits  # numbers, or tensors of limits per channel
+    if bool(((images < low - OVERSHOOT) | (images > high + OVERSHOOT)).any()):
+        least, most = (float(end) for end in images.aminmax())
+        raise ValueError(
+            f"the images span {least:.3g} to {most:.3g}, beyond the valid values; give them in [0, 1], before "
+            "normalisation, which belongs inside the loss, or set project_range"
+        )
 
 
 def check_budget(eps: float, norm: str, steps: int) -> None:

@@ -154,3 +154,16 @@ def test_project_and_steepest_conventions() -> None:
 def test_bad_settings_are_named(images, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         pgd(lambda x: x.flatten(1).sum(1), images, **settings)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd"])
+def test_normalised_images_are_refused(attack: str) -> None:
+    """Cut back into [0, 1] they would leave the ball."""
+    from clipag_plug import apgd as auto
+
+    run = pgd if attack == "pgd" else auto.apgd
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="before normalisation"):
+        run(lambda x: x.sum((1, 2, 3)), images, eps=0.1, steps=1)
+    moved = run(lambda x: x.sum((1, 2, 3)), images, eps=0.1, steps=1, project_range=None)
+    assert float((moved - images).flatten(1).norm(dim=1).max()) <= 0.1 + 1e-5

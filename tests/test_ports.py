@@ -232,6 +232,21 @@ def test_cutouts(method: str) -> None:
     assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
 
 
+def test_moved_cutouts_keep_the_colours() -> None:
+    flat = torch.tensor([0.9, 0.5, 0.1]).view(1, 3, 1, 1).expand(1, 3, 48, 48)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (
+        cuts.cutouts(flat, 200, 16, method, 1.0, generator)[:, :, 4:12, 4:12].mean((2, 3))
+        for method in ("moved", "latest")
+    )
+    shift = [
+        (seen / seen[:, :1] - torch.tensor([1, 5 / 9, 1 / 9])).abs().amax(1)
+        for seen in (ours, theirs)
+    ]
+    lit = ours[:, 0] > 0.3  # a view can miss the picture, and is black there
+    assert lit.float().mean() > 0.8 and shift[0][lit].max() < 0.1 < shift[1].quantile(0.75)
+
+
 def test_warps() -> None:
     image = torch.rand(2, 3, 9, 12)
     frame = warps.moved_corners(torch.zeros(2, 8), 9, 12, 0.5)
@@ -239,6 +254,9 @@ def test_warps() -> None:
     inward = warps.moved_corners(torch.full((2, 8), 0.99), 9, 12, 0.5)
     for fill in (0.0, 1.0):
         assert torch.allclose(warps.perspective(image, inward, fill)[..., 0, 0], torch.tensor(fill))
+    horizon = torch.tensor([[[8.0, 3.0], [27.0, 14.0], [36.0, 31.0], [7.0, 26.0]]])
+    seen = warps.perspective(torch.rand(1, 3, 40, 40), horizon, 1.0)  # passes through a pixel
+    assert ((seen >= 0) & (seen <= 1)).all()
     still = warps.random_affine(image, torch.Generator(), 0, 0, 0)
     assert torch.allclose(still, image, atol=1e-5)
     boxes = warps.crop_boxes(torch.rand(200, 4), 40, 30, 0.7, 0.9)
@@ -270,8 +288,9 @@ def test_drawing_is_its_svg_and_leaves_the_model_alone(tiny_clip: Any, tmp_path:
 
 
 def test_loss_falls_on_the_bundled_pair(bundled_pair: dict[str, Any]) -> None:
-    (work,) = clipdraw("a lemon", model=bundled_pair["clipag-mini"], **{**QUICK, "steps": 25})
-    assert work.losses[-1] < work.losses[0] - 0.05
+    quick = {**QUICK, "steps": 25, "preset": "predict"}
+    (work,) = clipdraw("a lemon", model=bundled_pair["clipag-mini"], **quick)
+    assert min(work.losses[-3:]) < work.losses[0] - 0.05
     (work,) = vqgan_clip("a lemon", model=bundled_pair["clipag-mini"], preset="demo", steps=12)
     assert min(work.losses[-3:]) < work.losses[0]
     assert work.image.shape == (3, 64, 64)

@@ -66,6 +66,8 @@ def test_paper_presets_are_the_published_recipes() -> None:
         "distortion": 0.5,
         "source": "a Photo",
         "width": 16,
+        "residual": False,
+        "finish": True,
     }
     assert {name: getattr(single, name) for name in published} == published
     fast = Style(mode="train", network="n.safetensors").resolved()
@@ -141,9 +143,9 @@ def test_styling_is_repeatable_and_leaves_the_model_alone(
 ) -> None:
     before = {name: value.clone() for name, value in tiny_clip.state_dict().items()}
     state = torch.get_rng_state()
+    settings = {"preset": "demo", "finish": True, **QUICK}
     works = [
-        clipstyler("Fire", photo, model=tiny_clip, seed=seed, preset="demo", **QUICK)[0]
-        for seed in (1, 1, 2)
+        clipstyler("Fire", photo, model=tiny_clip, seed=seed, **settings)[0] for seed in (1, 1, 2)
     ]
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in tiny_clip.state_dict().items())
@@ -159,6 +161,18 @@ def test_pixels_alone_keep_the_photograph_where_nothing_pulls(
     still = {"patch": 0.0, "direction": 0.0, "tv": 0.0, "finish": False}
     (work,) = clipstyler("Fire", photo, model=tiny_clip, mode="pixels", **QUICK, **still)
     assert torch.allclose(work.image, photo, atol=1e-6)
+
+
+def test_residual_network_starts_at_the_photograph(tiny_clip: Any, photo: torch.Tensor) -> None:
+    for residual in (True, False):
+        settings = {**QUICK, "residual": residual}
+        options = Style(prompts=["Fire"], image="x", **settings).resolved()
+        run = Styling(options, Guide(tiny_clip), "Fire", photo, Identity())
+        start = (run.image()[0].detach() - photo.clamp(0.02, 0.98)).abs().max()
+        assert bool(start < 1e-5) is residual
+        before = run.image().detach()
+        run.update(0, run.loss(0))
+        assert not torch.equal(run.image(), before)
 
 
 def test_fast_network(tiny_clip: Any, photo: torch.Tensor, tmp_path: Path) -> None:
@@ -239,7 +253,8 @@ def test_autoencoder_files(tmp_path: Path) -> None:
     config.write_text(json.dumps({"model": target}))
     loaded = weights.load_autoencoder(str(path))
     image = torch.rand(1, 3, 64, 64) * 2 - 1
-    assert torch.equal(loaded(image)[0], model(image)[0])
+    ours, theirs = (each.decode(each.encode(image)) for each in (loaded, model))
+    assert torch.allclose(ours, theirs, atol=1e-4)  # before the codebook, where rounding can decide
     config.write_text(json.dumps({"model": {**target, "target": "taming.models.vqgan.GumbelVQ"}}))
     with pytest.raises(ValueError, match="GumbelVQ"):
         weights.load_autoencoder(str(path))

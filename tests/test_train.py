@@ -122,7 +122,7 @@ def test_accumulation_equals_the_single_batch(
         torch.cat([p.labels for p in parts]),
     )
     whole.batches = type(
-        "Fixed", (), {"__getitem__": lambda self, i: merged, "positives": split.batches.positives}
+        "Fixed", (), {"__getitem__": lambda self, i: merged, "matches": split.batches.matches}
     )()
     expected, got = gradients(whole), gradients(split)
     assert expected.keys() == got.keys()
@@ -166,7 +166,8 @@ def test_attack_raises_the_inner_loss(shard, tmp_path) -> None:
     trainer.model.eval()
     with torch.no_grad():
         scale = trainer.model.logit_scale.exp()
-        targets = trainer._targets(trainer.text(part.texts), part.words, part.labels, None, scale)
+        matches = trainer.batches.matches(part.words, part.labels)
+        targets = trainer._targets(trainer.text(part.texts), matches, part.labels, None, scale)
         clean, moved = (
             per_image("image_to_text", trainer._encode(x), targets) for x in (part.images, attacked)
         )
@@ -261,7 +262,7 @@ def test_command_line_trains_and_writes_everything(shard, tmp_path, capsys) -> N
     assert main(["train", "--recipe", str(recipe)]) == 0
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
-        "checkpoint.pt",
+        "checkpoint.safetensors",
         "log.csv",
         "log.jsonl",
         "model.json",

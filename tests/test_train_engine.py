@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from test_train import gradients, options, prepared, shard  # noqa: F401
 from torch.nn import functional as F
+from train_processes import started
 
 from clipag_plug import losses
-from clipag_plug.cli import main
 from clipag_plug.train.running import run
+from clipag_plug.train.state import load_state
 
 
 def test_bf16_gradients_point_where_fp32_ones_do(shard, tmp_path) -> None:  # noqa: F811
@@ -58,7 +57,7 @@ def test_fp16_leaves_out_steps_that_overflow(shard, tmp_path) -> None:  # noqa: 
 def test_a_broken_layer_is_named_and_the_checkpoint_stays(shard, tmp_path) -> None:  # noqa: F811
     trainer = prepared(shard, tmp_path, samples=16)
     run(trainer, tmp_path)
-    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    kept = (tmp_path / "checkpoint.safetensors").read_bytes()
     broken = prepared(shard, tmp_path, attack_steps=0)
     with torch.no_grad():
         broken.model.visual.stages[1][0].conv2.weight[0, 0] = torch.nan
@@ -66,7 +65,7 @@ def test_a_broken_layer_is_named_and_the_checkpoint_stays(shard, tmp_path) -> No
         FloatingPointError, match=r"batch 0 .*'contrastive'.*visual\.stages\.1\.0\.conv2"
     ):
         run(broken, tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
 
 
 def test_an_overflown_gradient_is_named(shard, tmp_path) -> None:  # noqa: F811
@@ -95,7 +94,8 @@ def test_trades_is_the_divergence_of_clean_from_attacked() -> None:
         {"trades": 6.0},
         {"attack": "apgd"},
         {"momentum": 0.9, "best": True},
-        {"trades": 1.0, "objective": "tecoa", "accumulation": 2},
+        {"trades": 1.0, "objective": "tecoa", "accumulation": 2, "attack_objective": "kl"},
+        {"trades": 6.0, "bank": True, "accumulation": 2, "keep": "disk"},
     ],
 )
 def test_variants_train_on_finite_losses(shard, tmp_path, changes) -> None:  # noqa: F811
@@ -122,34 +122,40 @@ def test_apgd_raises_the_loss_as_far_as_pgd(shard, tmp_path) -> None:  # noqa: F
     assert reached["apgd"] > 0.97 * reached["pgd"]
 
 
-def test_checkpointing_is_refused_where_the_tower_cannot(shard, tmp_path) -> None:  # noqa: F811
-    with pytest.raises(ValueError, match="--checkpointing"):
-        prepared(shard, tmp_path, checkpointing=True)
-
-
 def test_killed_at_random_moments_it_ends_with_the_same_weights(shard, tmp_path) -> None:  # noqa: F811
-    """kill -9 five times; whatever the moment, the resumed run equals the one that nobody stopped, bit for bit."""
-    settings = {"samples": 8 * 400, "save_every": 0.02, "attack_steps": 1, "ema": 0.9}
+    """kill -9 five times; whatever the moment, the resumed run equals the one that nobody stopped, bit for bit, and
+    its log has one row for every step."""
+    settings = {"samples": 8 * 150, "save_every": 0.01, "attack_steps": 1, "ema": 0.9, "threads": 1}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert main(["train", "--recipe", _recipe(tmp_path, shard, straight, settings)]) == 0
-    recipe = _recipe(tmp_path, shard, killed, settings)
-    rng = random.Random(0)
-    command = [sys.executable, "-m", "clipag_plug.train", "--recipe", recipe]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    log = killed / "log.jsonl"
-    for _ in range(5):
-        resume = ["--resume"] if (killed / "checkpoint.pt").is_file() else []
-        before = len(log.read_bytes()) if log.is_file() else 0
-        process = subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (not log.is_file() or len(log.read_bytes()) == before):
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert main(["train", "--recipe", recipe, "--resume"]) == 0
+    first = started(["--recipe", _recipe(tmp_path, shard, straight, settings)])
+    first.join()
+    assert first.exitcode == 0
+    arguments = ["--recipe", _recipe(tmp_path, shard, killed, settings), "--resume", "latest"]
+    rng, log = random.Random(0), killed / "log.jsonl"
+    reached = []
+    for turn in range(5):
+        process = started(arguments)
+        wanted = 150 * (turn + 1) // 8
+        while process.is_alive() and (not log.is_file() or log.read_bytes().count(b"\n") < wanted):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        reached.append(load_state(killed)["index"])
+    assert reached == sorted(reached) and reached[0] > 0 and reached[-1] < 150
+    last = started(arguments)
+    last.join()
+    assert last.exitcode == 0
     found, expected = (load_file(each / "model.safetensors") for each in (killed, straight))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not list(killed.glob(".*")), "no temporary file is left"
+    rows = [json.loads(row) for row in log.read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(1, 151))
+    table = [row.split(",")[0] for row in (killed / "log.csv").read_text().splitlines()]
+    assert table == ["index", *map(str, range(1, 151))]
+    losses_of = [json.loads(r)["loss"] for r in (straight / "log.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == losses_of
 
 
 def _recipe(folder: Path, data: Path, output: Path, settings: dict[str, object]) -> str:

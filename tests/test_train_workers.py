@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import gradients, prepared, shard  # noqa: F401
-from workers_gradients import NUMBER, SETTINGS
+from safetensors import safe_open
+from test_train import gradients, options, prepared, shard, write_shard  # noqa: F401
+from train_data_helpers import encoded
+from train_processes import torchrun, train
+from workers_gradients import NUMBER, SETTINGS, write_gradients
+
+from clipag_plug.train.state import load_state
 
 ACCUMULATIONS = (1, 2, 5)
-HERE = Path(__file__).parent
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+TRADES = {"trades": 3.0, "train_scale": True}
+FARE = {"objective": "fare", "text": "frozen", "clean_weight": 0.0}
+CASES = [
+    *((f"plain-{n}", n, {}) for n in ACCUMULATIONS),
+    ("trades", 2, TRADES),
+    ("fare", 2, FARE),
+    ("disk", 2, {"keep": "disk"}),
+]
 
 
 @pytest.fixture(scope="module")
 def two_workers(shard, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("workers")
-    numbers = map(str, ACCUMULATIONS)
-    torchrun(str(HERE / "workers_gradients.py"), str(shard), str(folder), *numbers)
-    return {n: torch.load(folder / f"gradients-{n}.pt") for n in ACCUMULATIONS}
+    torchrun(write_gradients, shard, folder, CASES)
+    return {name: torch.load(folder / f"gradients-{name}.pt") for name, *_ in CASES}
 
 
-@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
+@pytest.mark.parametrize("name, accumulation, changes", CASES)
 def test_two_workers_give_the_gradient_of_the_whole_batch(
     two_workers,
     shard,  # noqa: F811
     tmp_path,
+    name,
     accumulation,
+    changes,
 ) -> None:
-    parts = prepared(shard, tmp_path, batch_size=2 * NUMBER, accumulation=accumulation, **SETTINGS)
+    settings = {**SETTINGS, **changes}
+    parts = prepared(shard, tmp_path, batch_size=2 * NUMBER, accumulation=accumulation, **settings)
     batches = [parts.batches[place] for place in range(accumulation)]
     merged = type(batches[0])(
         torch.cat([b.images for b in batches]),
@@ -55,24 +51,35 @@ def test_two_workers_give_the_gradient_of_the_whole_batch(
         sum((b.words for b in batches), []),
         torch.cat([b.labels for b in batches]),
     )
-    whole = prepared(shard, tmp_path, batch_size=2 * NUMBER, **SETTINGS)
-    fixed = {"__getitem__": lambda self, i: merged, "positives": parts.batches.positives}
+    whole = prepared(shard, tmp_path, batch_size=2 * NUMBER, **settings)
+    fixed = {"__getitem__": lambda self, i: merged, "matches": parts.batches.matches}
     whole.batches = type("Fixed", (), fixed)()
-    expected, found = gradients(whole), two_workers[accumulation]
+    expected, found = gradients(whole), two_workers[name]
     assert expected.keys() == found.keys() and len(found) > 5
     total = torch.cat([g.flatten() for g in expected.values()])
     difference = total - torch.cat([found[name].flatten() for name in expected])
     assert float(difference.norm() / total.norm()) < 1e-5
 
 
-def test_a_run_of_two_workers_leaves_one_model_and_resumes(shard, tmp_path) -> None:  # noqa: F811
-    from test_train import options
-
+def test_a_run_of_two_workers_leaves_one_model_and_resumes(tmp_path) -> None:
+    """One row a step, from one worker; and what either of them had to skip is counted, also behind a resume."""
+    samples = [{"jpg": encoded(seed=n), "cls": b"1"} for n in range(24)]
+    for place in (2, 9, 14, 21):
+        samples[place]["jpg"] = b"no image at all"
+    data = write_shard(tmp_path / "data.tar", samples)
+    settings = {"batch_size": 2, "memory": 0.0, "max_bad_fraction": 0.5}
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(options(shard, tmp_path / "run", batch_size=4, samples=32).to_json())
-    done = torchrun("-m", "clipag_plug.train", "--recipe", str(recipe))
-    assert done.stdout.strip() == str(tmp_path / "run" / "model.safetensors")
-    log = (tmp_path / "run" / "log.csv").read_text().splitlines()
-    assert len(log) == 1 + 32 // 8, "one row a step, from one worker"
-    torchrun("-m", "clipag_plug.train", "--recipe", str(recipe), "--samples", "48", "--resume")
-    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 1 + 48 // 8
+    recipe.write_text(options(data, tmp_path / "run", samples=48, **settings).to_json())
+    torchrun(train, ["--recipe", str(recipe), "--samples", "24"])
+    log = tmp_path / "run" / "log.csv"
+    assert len(log.read_text().splitlines()) == 1 + 24 // 4
+    skipped = {"not an image": 4}
+    card = json.loads((tmp_path / "run" / "model.json").read_text())["card"]
+    assert card["skipped"] == skipped
+    assert len(load_state(tmp_path / "run")["tally"]["bad"]) == 4, "of both workers"
+    with safe_open(str(tmp_path / "run" / "checkpoint.safetensors"), "pt") as file:
+        assert "weights/visual.proj.weight" in file.keys()  # noqa: SIM118
+    torchrun(train, ["--recipe", str(recipe), "--resume", "latest"])
+    assert len(log.read_text().splitlines()) == 1 + 48 // 4
+    card = json.loads((tmp_path / "run" / "model.json").read_text())["card"]
+    assert card["skipped"] == skipped and Path(log).is_file()

@@ -1,11 +1,8 @@
-"""Run under torchrun by test_train_workers: the summed gradients of one step, written by the first worker.
-
-torchrun --nproc-per-node 2 tests/workers_gradients.py SHARD FOLDER ACCUMULATION [ACCUMULATION ...]
-"""
+"""Run on every worker by test_train_workers: the summed gradients of one step, written by the first worker."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,19 +20,16 @@ SETTINGS = {
 NUMBER = 4  # images of a worker's micro-batch
 
 
-def main() -> None:
-    shard, folder = Path(sys.argv[1]), Path(sys.argv[2])
+def write_gradients(shard: Path, folder: Path, cases: Sequence[tuple[str, int, dict]]) -> None:
+    """cases: the file's name, the number of accumulation steps, and settings beside SETTINGS."""
     torch.set_num_threads(1)
     workers = connect("cpu")
-    for accumulation in map(int, sys.argv[3:]):
+    for name, accumulation, changes in cases:
+        settings = {**SETTINGS, **changes}
         trainer = prepared(
-            shard, folder, workers, batch_size=NUMBER, accumulation=accumulation, **SETTINGS
+            shard, folder, workers, batch_size=NUMBER, accumulation=accumulation, **settings
         )
         found = gradients(trainer)
         if workers.first:
-            torch.save(found, folder / f"gradients-{accumulation}.pt")
+            torch.save(found, folder / f"gradients-{name}.pt")
     disconnect()
-
-
-if __name__ == "__main__":
-    main()

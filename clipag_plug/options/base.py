@@ -22,10 +22,12 @@ def option(
     short: str | None = None,
     positional: bool = False,
     metavar: str | None = None,
+    bare: str | None = None,
 ) -> Any:
     """A dataclass field that also carries its help text, its choices and its range.
 
-    `low` and `high` are inclusive. A list default is copied for each instance.
+    `low` and `high` are inclusive. A list default is copied for each instance. `bare` is what the flag means where
+    it stands without a value.
     """
     metadata = {
         "help": help,
@@ -35,6 +37,7 @@ def option(
         "short": short,
         "positional": positional,
         "metavar": metavar,
+        "bare": bare,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -137,6 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
             keywords["metavar"] = meta.get("metavar") or field.name.upper()
             if is_list:
                 keywords["nargs"] = "+"
+            elif meta.get("bare"):
+                keywords |= {"nargs": "?", "const": meta["bare"]}
         parser.add_argument(*names, dest=field.name, **keywords)
 
 

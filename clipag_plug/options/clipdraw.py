@@ -31,11 +31,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "predict": {**_PAPER, "normalize": True},
     "demo": {
         **_PAPER,
-        "steps": 250,
-        "strokes": 96,
+        "steps": 400,
+        "strokes": 128,
         "canvas": 112,
         "max_width": 12.0,
+        "lr_width": 0.2,
         "lr_color": 0.03,
+        "views": 12,
+        "crop_low": 0.5,
+        "crop_high": 1.0,
         "normalize": True,
     },
 }

@@ -21,6 +21,8 @@ _PAPER: dict[str, Any] = {
     "direction": 500.0,
     "content": 150.0,
     "tv": 2e-3,
+    "residual": False,
+    "finish": True,
 }
 _FAST: dict[str, Any] = {
     "size": "512",
@@ -33,14 +35,18 @@ _FAST: dict[str, Any] = {
     "direction": 1.0,
     "content": 1.0,
     "tv": 1e-4,
+    "finish": True,
 }
 _DEMO: dict[str, Any] = {
     **_PAPER,
-    "size": "96",
-    "steps": 80,
-    "lr": 2e-3,
-    "crops": 12,
-    "crop_size": 48,
+    "size": "64",
+    "steps": 120,
+    "lr": 5e-3,
+    "crops": 16,
+    "crop_size": 32,
+    "tv": 1.0,
+    "residual": True,
+    "finish": False,
 }
 # By preset, then by mode; pixels differ from the network in their step size alone.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -103,7 +109,12 @@ class Style(Options):
     threshold: float = option(0.7, "patches with a loss below it count as done", low=0, high=2)
     distortion: float = option(0.5, "of a patch's perspective", low=0, high=1)
     width: int = option(16, "of the network's first level", low=1)
-    finish: bool = option(True, "raise the contrast at the end, as the published script does")
+    residual: bool | None = option(
+        None, "the network of one picture changes it, else it makes one anew" + _PER_PRESET
+    )
+    finish: bool | None = option(
+        None, "raise the contrast at the end, as the published script does" + _PER_PRESET
+    )
     frames: int = option(0, "pictures of the course to keep", low=0)
     device: str | None = option(None, "cpu, cuda, mps; default: cuda if there is one")
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from .base import Options, option
 
 OBJECTIVES = ("contrastive", "image_to_text", "cosine", "fare", "tecoa")
+ATTACK_OBJECTIVES = (*OBJECTIVES, "kl")
 NORMS = ("l2", "linf")
+EPS_SPACES = ("pixel", "normalized")
+KEEP = ("auto", "memory", "disk")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ATTACKS = ("pgd", "apgd")
 TEXT_MODES = ("train", "frozen")
@@ -75,8 +78,9 @@ class Train(Options):
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)
     attack_objective: str = option(
         "image_to_text",
-        "inner loss that the attack raises: the texts of the micro-batch are its negatives",
-        choices=OBJECTIVES,
+        "inner loss that the attack raises: the texts of the micro-batch are its negatives. kl is that of the TRADES "
+        "paper, the divergence from the clean image's distribution over texts; it needs a random start",
+        choices=ATTACK_OBJECTIVES,
     )
     bank: bool = option(
         False,
@@ -93,6 +97,11 @@ class Train(Options):
     )
     norm: str = option("l2", "ball of the attack", choices=NORMS)
     eps: float = option(1.5, "radius in [0, 1] pixel units at the model's input resolution", low=0)
+    eps_space: str = option(
+        "pixel",
+        "units of eps: [0, 1] pixels, or pixels divided by the normalisation's standard deviations",
+        choices=EPS_SPACES,
+    )
     eps_ramp: float = option(
         0.0, "share of the run over which eps grows from 0 to its value", low=0, high=1
     )
@@ -123,6 +132,12 @@ class Train(Options):
     accumulation: int = option(
         1, "micro-batches in an optimiser step; they share their negatives", low=1
     )
+    keep: str = option(
+        "auto",
+        "where the adversarial images of a step's micro-batches wait for the second pass: memory, disk (a file in the "
+        "run's folder), or disk above 256 MB",
+        choices=KEEP,
+    )
     lr: float = option(2e-5, "peak learning rate", low=0)
     weight_decay: float = option(1e-4, "decoupled weight decay of matrices and kernels", low=0)
     beta2: float = option(0.98, "second AdamW decay", low=0, high=1)
@@ -147,7 +162,12 @@ class Train(Options):
 
     output: str = option("runs/train", "folder of the run", short="-o")
     name: str = option("", "name in the exported model's card; empty is the folder's name")
-    resume: bool = option(False, "continue from the folder's checkpoint")
+    resume: str = option(
+        "",
+        "continue: latest, from the folder's checkpoint, or from the start where it has none yet; or the path of a "
+        "checkpoint or of a run's folder",
+        bare="latest",
+    )
     tensorboard: bool = option(False, "also log to TensorBoard, in the folder; needs tensorboard")
     save_every: float = option(300.0, "seconds between checkpoints", low=0)
     evaluate_every: float = option(600.0, "seconds between evaluations", low=0)
@@ -156,3 +176,9 @@ class Train(Options):
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     quiet: bool = option(False, "no progress on stderr", short="-q")
+
+    def __post_init__(self) -> None:
+        given: object = self.resume
+        if isinstance(given, bool):  # what recipes of earlier versions say
+            self.resume = "latest" if given else ""
+        super().__post_init__()

@@ -8,7 +8,7 @@ from typing import Any
 from .base import Options, option
 from .generate import parse_size
 
-CUTS = ("latest", "original", "updated", "pooling", "plain")
+CUTS = ("latest", "original", "updated", "pooling", "moved", "plain")
 # VQGAN+CLIP (Crowson et al. 2022) with the defaults of its most used script, nerdyrodent/VQGAN-CLIP. `style` is that
 # script's advice for changing a given picture. Its size is 512 where there is a large GPU and 256 without one.
 _PAPER: dict[str, Any] = {
@@ -25,7 +25,7 @@ _PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "style": {**_PAPER, "steps": 81, "optimizer": "adamw", "lr": 0.25},
-    "demo": {**_PAPER, "steps": 120, "cuts": 8, "size": "64"},
+    "demo": {**_PAPER, "steps": 150, "cuts": 12, "cut_method": "moved", "size": "64"},
 }
 _PER_PRESET = "; the preset decides"
 

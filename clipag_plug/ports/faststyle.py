@@ -90,7 +90,7 @@ def run(options: Style) -> list[Path]:
         written.append(train(options, bar=True))
     if options.image:
         size = str(resolved.size)
-        styled = fast_style(network, options.image, size, resolved.finish)
+        styled = fast_style(network, options.image, size, bool(resolved.finish))
         recipe = {"clipag_plug": __version__, "network": read_network(network)[1], "size": size}
         written.append(write_image(options.output, styled, recipe))
     return written

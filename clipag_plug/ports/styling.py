@@ -110,7 +110,8 @@ class Styling(Run):
         self.direction = stylelosses.text_direction(guide, prompt, options.source)
         self.unet, self.pixels = None, self.content.clone()
         if options.mode == "network":
-            self.unet = seeded_unet(options.width, options.seed).to(guide.device)
+            unet = seeded_unet(options.width, options.seed, bool(options.residual))
+            self.unet = unet.to(guide.device)
             leaves: list[Tensor] = list(self.unet.parameters())
         else:
             leaves = [self.pixels.requires_grad_(True)]

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from ..sampling import resample
 
+FAR = 1e5  # pixels: outside of every picture
+
 
 def uniform(generator: torch.Generator, *shape: int, like: Tensor | None = None) -> Tensor:
     """Numbers in [0, 1) drawn on the CPU, so that every device sees the same, and moved to `like`."""
@@ -61,7 +63,8 @@ def warp(views: Tensor, maps: Tensor, fill: float = 0.0) -> Tensor:
         [*torch.meshgrid(xs, ys, indexing="xy"), torch.ones_like(xs.expand(height, -1))]
     )
     places = maps @ grid.flatten(1)
-    places = places[:, :2] / places[:, 2:]
+    # A strong perspective has its horizon inside the frame; what lies on it is infinitely far, which is outside.
+    places = (places[:, :2] / places[:, 2:]).nan_to_num(FAR).clamp(-FAR, FAR)
     scale = torch.tensor([2 / width, 2 / height], device=views.device, dtype=views.dtype)
     places = (places * scale[:, None] - 1).transpose(1, 2).view(len(views), height, width, 2)
     if fill:  # outside is 0 for grid_sample: shift the values so that 0 is what should come in

@@ -10,6 +10,7 @@ from ..options.train import Train
 
 if TYPE_CHECKING:
     from .distributed import Workers
+    from .loop import Trainer
 
 
 def run(options: Train) -> int:
@@ -39,9 +40,10 @@ def _run(options: Train, workers: Workers) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     trainer, config, card = setup.prepare(options, workers)
     if options.resume:
-        trainer.restore(folder)
+        _resume(trainer, options, folder)
     text = options.to_json() + "\n"
     if workers.first:
+        state.sweep(folder)
         state.replace_file(
             folder / "recipe.json", lambda path: path.write_text(text, encoding="utf-8")
         )
@@ -57,3 +59,16 @@ def _run(options: Train, workers: Workers) -> int:
     state.save_model(folder, trainer.result(), config, card)
     print(folder / "model.safetensors")
     return 0
+
+
+def _resume(trainer: Trainer, options: Train, folder: Path) -> None:
+    """Restores the checkpoint that --resume names. A job that a cluster starts again and again can say `latest`
+    from the first time on."""
+    from .state import find_state
+
+    if options.resume != "latest":
+        trainer.restore(Path(options.resume))
+    elif find_state(folder) is not None:
+        trainer.restore(folder)
+    elif trainer.workers.first and not options.quiet:
+        print(f"no checkpoint in {str(folder)!r} yet; starting from step 0", file=sys.stderr)

@@ -30,6 +30,7 @@ from .feeds import (
     to_float,
 )
 from .loader import Loader
+from .matches import Matches
 from .mixture import Mixture
 from .shards import read_tar
 from .sources import Indexed, Source, open_sources, parse
@@ -188,18 +189,22 @@ class Batches:
         return Batch(images, texts, words, torch.tensor([sample.label for sample in samples]))
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
-        """Which caption describes which image, bool (images, captions): the same text, or a word that covers the class.
+        """Which caption describes which image, bool (images, captions); see `matches`."""
+        return self.matches(words, labels)[:]
+
+    def matches(self, words: list[str], labels: Tensor) -> Matches:
+        """Which caption describes which image: the same text, or a word that covers the class.
 
         Several images of one class share a batch; without this they would be each other's negatives.
         """
         if self.vocabulary is None:
             numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
             codes = torch.tensor([numbers[word] for word in words])
-            return codes[:, None] == codes[None, :]
+            return Matches(codes, codes)
         covers = torch.zeros(len(words), len(self.vocabulary.names), dtype=torch.bool)
         for row, word in enumerate(words):
             covers[row, list(self.vocabulary.cover[word])] = True
-        return covers[:, labels].T
+        return Matches(labels.cpu(), covers)
 
     def bank(self, index: int) -> tuple[list[str], list[str]]:
         """For optimiser step `index`: the first name of every class in one random template, and the names."""

@@ -1,9 +1,9 @@
 """Several workers on one job: who am I, what do the others have. Everything is a no-op for a single process.
 
-The workers of `torchrun` share a batch: each encodes and attacks its own images, all see every feature, and the
-weights' gradients are summed. The loss is the same function of all features everywhere, so the sum is the gradient
-of the one big batch. The collectives a step needs are few and small (the features) but for that sum, so a plain
-all-reduce behind the backward pass does; wrapping the model (DDP) would repeat it for every micro-batch.
+The workers of `torchrun` share a batch: each encodes and attacks its own images, sees every feature, and computes
+its rows of the loss. The features' gradients are summed, then the weights', which gives those of the one big batch.
+The collectives a step needs are few and small (the features) but for that last sum, so a plain all-reduce behind the
+backward pass does; wrapping the model (DDP) would repeat it for every micro-batch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ class Workers:
         return self.rank == 0
 
     def all(self, mine: Tensor) -> Tensor:
-        """Everybody's rows, by rank: (N, ...) each -> (size * N, ...). Only the rows of this worker carry a graph."""
+        """Everybody's rows, by rank, without a graph: (N, ...) each -> (size * N, ...)."""
         if self.size == 1:
-            return mine
+            return mine.detach()
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine.detach().contiguous())
-        rows[self.rank] = mine
         return torch.cat(rows)
+
+    def sum(self, mine: Tensor) -> Tensor:
+        """The sum of everybody's tensor; the given one is overwritten."""
+        if self.size > 1:
+            dist.all_reduce(mine)
+        return mine
 
     def objects(self, mine: Any) -> list[Any]:
         """Everybody's picklable object, by rank."""
@@ -52,31 +57,25 @@ class Workers:
         """Replaces the `.grad` of each weight by its sum over the workers, in buckets of one dtype."""
         if self.size == 1:
             return
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+        _sum_all([weight.grad for weight in weights if weight.grad is not None])
 
     def average_buffers(self, module: torch.nn.Module) -> None:
         """Averages floating-point buffers: the running statistics of batch normalisation, which each worker
         gathers from its own micro-batches, as gradient accumulation does."""
         if self.size == 1:
             return
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.size
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        _sum_all(buffers)
+        for buffer in buffers:
+            buffer /= self.size
 
-    def any(self, mine: bool) -> bool:
-        """Whether it holds for any worker."""
+    def any(self, *mine: bool) -> list[bool]:
+        """Whether each of them holds for any worker."""
         if self.size == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+            return list(mine)
+        flags = torch.tensor([float(flag) for flag in mine], device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in flags]
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -87,15 +86,25 @@ class Workers:
 BUCKET = 25 * 2**20  # bytes: few calls, and no second copy of all gradients
 
 
-def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
+def _sum_all(tensors: list[Tensor]) -> None:
+    """Replaces each tensor by its sum over the workers, in buckets of one dtype."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, piece in zip(bucket, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
-    for gradient in gradients:
-        if bucket and (size > BUCKET or gradient.dtype != bucket[0].dtype):
+    for tensor in tensors:
+        if bucket and (size > BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
-        bucket.append(gradient)
-        size += gradient.numel() * gradient.element_size()
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
     if bucket:
         yield bucket
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor
 def first_bad_layer(
     model: torch.nn.Module, encode: Callable[[Tensor], Tensor], images: Tensor
 ) -> str:
-    """Name of the first layer, in the order of computation, whose output for the images is not finite; '' for none."""
+    """Name of the first layer, in the order of computation, whose output for the images is not finite; '' for none.
+
+    An attack through a broken layer makes broken images: their pixels that are not finite are replaced by grey.
+    """
+    images = torch.where(images.isfinite(), images, 0.5)
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -47,7 +51,7 @@ def bad_gradients(weights: dict[str, torch.nn.Parameter]) -> list[str]:
 def diagnose(
     tower: torch.nn.Module,
     encode: Callable[[Tensor], Tensor],
-    inputs: list[Tensor],
+    inputs: Iterable[Tensor],
     weights: dict[str, torch.nn.Parameter],
 ) -> str:
     """A clause that names the layer at fault: that of the first such output, else of the first such gradient."""

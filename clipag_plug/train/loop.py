@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,17 @@ from .data import Batch, Batches
 from .distributed import Workers
 from .evaluate import Evaluation
 from .finite import diagnose
-from .objective import Targets, attack_images, outer_loss
+from .kept import Kept
+from .matches import Matches
+from .objective import Targets, attack_images
+from .passes import frozen, frozen_statistics, recompute_activations, return_memory
 from .precision import Precision
 from .schedule import learning_rate, radius
 from .state import load_state, save_state
+from .tally import Tally
 from .text import TextFeatures
 from .weights import decay_groups, original_tower, trained_weights, update_average
+from .whole import Part, whole_loss
 
 ALONE = Workers()
 
@@ -53,6 +59,10 @@ class Trainer:
         self.text = TextFeatures(model, trained=options.text == "train")
         if options.bank and (options.text == "train" or batches.vocabulary is None):
             raise ValueError("--bank needs --text frozen and --captions vocabulary")
+        if options.attack_objective == "kl" and not options.random_start:
+            raise ValueError(
+                "--attack-objective kl needs --random-start: at the clean image its gradient is zero"
+            )
         self.weights = trained_weights(model, options)
         self.optimizer = torch.optim.AdamW(
             decay_groups(model, self.weights, options.weight_decay),
@@ -71,7 +81,7 @@ class Trainer:
         self.adversarial = options.attack_steps > 0 and options.eps > 0
         self.precision = Precision(options.precision, str(self.device))
         if options.checkpointing:
-            _set_checkpointing(model.visual)
+            recompute_activations(model.visual)
         self._tower = torch.compile(model.encode_image) if options.compile else model.encode_image
         self.index = 0
 
@@ -90,41 +100,57 @@ class Trainer:
         With accumulation, or several workers, the loss is that of the whole batch, every image against every text:
         the features are computed without a graph, the loss gives each feature its gradient, and a second forward of
         each micro-batch passes that on to the weights (gradient caching, Gao et al. 2021). Exact, in the memory of
-        one micro-batch; the adversarial images of the first pass are kept for the second.
+        one micro-batch; the adversarial images of the first pass are kept for the second, see `Kept`.
         """
         count, eps = self.options.accumulation, self.eps_at(self.index)
         lr = learning_rate(self.options, self.index, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         numbers = range(self.index * count, (self.index + 1) * count)
-        parts = [self.batches[number] for number in numbers]
-        inputs = [self._attack(part, eps, number) for number, part in zip(numbers, parts)]
-        single = count == 1
-        self.model.train()
-        with torch.set_grad_enabled(single):
-            outputs = [
-                self._features(images, part.texts)
-                for images, part in zip(inputs, parts, strict=True)
-            ]
-        leaves = [tuple(f.detach().requires_grad_(True) for f in output) for output in outputs]
-        loss = self._loss(leaves, parts)
-        if not math.isfinite(loss.item()):
-            raise self._not_finite(f"the loss is {loss.item()}", inputs)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for place, (images, part) in enumerate(zip(inputs, parts, strict=True)):
-            output = outputs[place] if single else self._features(images, part.texts)
-            pairs = [
-                (f, leaf.grad)
-                for f, leaf in zip(output, leaves[place], strict=True)
-                if f.requires_grad and leaf.grad is not None
-            ]
-            self.precision.backward([f for f, _ in pairs], [g for _, g in pairs])
-        self._update(inputs)
+        with Kept(self.options.keep, count, Path(self.options.output)) as kept:
+            parts = [self._first_pass(number, eps, kept) for number in numbers]
+            scale = self.model.logit_scale.exp()
+            found = whole_loss(
+                parts,
+                scale,
+                self._targets,
+                self.batches.matches,
+                self.options,
+                self.workers,
+                1 + self._needs_clean,
+            )
+            if count > 1 and self.device.type == "cpu":
+                return_memory()
+            if not math.isfinite(found.loss):
+                raise self._not_finite(f"the loss is {found.loss}", kept)
+            self.optimizer.zero_grad(set_to_none=True)
+            for place, part in enumerate(parts):
+                if count > 1:
+                    part.images, part.text = self._features(kept[place], part.texts, part.number)
+                self._backward((part.images, found.images[place]), (part.text, found.text[place]))
+            self._backward((scale, found.scale))
+            self._update(kept)
         self.index += 1
-        return loss.item(), lr, eps
+        return found.loss, lr, eps
 
-    def _update(self, inputs: list[Tensor]) -> None:
+    def _first_pass(self, number: int, eps: float, kept: Kept) -> Part:
+        """Attacks a micro-batch, keeps its images and encodes them, with a graph where there is no second pass."""
+        batch, single = self.batches[number], self.options.accumulation == 1
+        original = self._original(batch.images.to(self.device))
+        images = self._attack(batch, eps, number, original)
+        kept.append(images)
+        quiet = contextlib.nullcontext() if single else frozen_statistics(self.model.visual)
+        with torch.set_grad_enabled(single), quiet:
+            features, text = self._features(images, batch.texts, number)
+        return Part(number, batch.texts, batch.words, batch.labels, original, features, text)
+
+    def _backward(self, *pairs: tuple[Tensor, Tensor | None]) -> None:
+        """Hands features their gradients, where they have a graph and get any."""
+        needed = [(f, g) for f, g in pairs if f.requires_grad and g is not None]
+        if needed:
+            self.precision.backward([f for f, _ in needed], [g for _, g in needed])
+
+    def _update(self, kept: Kept) -> None:
         """The workers' gradients together, checked and clipped; then the optimiser's step and what follows it."""
         self.workers.sum_gradients(self.weights.values())
         self.precision.unscale(self.optimizer)
@@ -132,7 +158,7 @@ class Trainer:
             [w.grad for w in self.weights.values() if w.grad is not None]
         )
         if not bool(norm.isfinite()) and not self.precision.scaler.is_enabled():
-            raise self._not_finite("a gradient is not finite", inputs)
+            raise self._not_finite("a gradient is not finite", kept)
         if self.options.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(
                 self.weights.values(), self.options.clip_norm, norm
@@ -144,67 +170,70 @@ class Trainer:
         if self.average is not None:
             update_average(self.average, self.weights, self.options.ema, self.index)
 
-    def _not_finite(self, what: str, inputs: list[Tensor]) -> FloatingPointError:
-        where = diagnose(self.model.visual, self._encode, inputs, self.weights)
+    def _not_finite(self, what: str, kept: Kept) -> FloatingPointError:
+        # Eager: hooks on layers do not run in a compiled tower.
+        where = diagnose(
+            self.model.visual,
+            lambda images: self._encode(images, self.model.encode_image),
+            kept,
+            self.weights,
+        )
         return FloatingPointError(
             f"{what} in batch {self.index} with objective {self.options.objective!r}; {where}; the last checkpoint "
             "is kept. Lower --lr, set --clip-norm, or use --precision fp32"
         )
 
-    def _attack(self, part: Batch, eps: float, number: int) -> Tensor:
+    def _attack(
+        self, batch: Batch, eps: float, number: int, original: Tensor | None = None
+    ) -> Tensor:
         """The micro-batch's adversarial images, stacked on its clean ones where the outer loss needs both."""
-        images = part.images.to(self.device)
+        images = batch.images.to(self.device)
         if not self.adversarial:
             return images
         self.model.eval()
         with torch.no_grad():
-            text = self.text(part.texts)
-        targets = self._targets(
-            text,
-            part.words,
-            part.labels,
-            self._original(images),
-            self.model.logit_scale.exp().detach(),
-        )
+            text = self.text(batch.texts)
+            scale = self.model.logit_scale.exp().detach()
+            matches = self.batches.matches(batch.words, batch.labels).to(self.device)
+            targets = self._targets(text, matches, batch.labels.to(self.device), original, scale)
+            if self.options.attack_objective == "kl":
+                targets.clean = self._encode(images)
         # Workers draw other starts for their images, as the micro-batches of one process do.
-        generator = torch.Generator(device=self.device).manual_seed(
-            self.options.seed * 1_000_003 + number * self.workers.size + self.workers.rank
-        )
-        attacked = attack_images(
-            self._encode, images, targets, self.options, eps, generator, self.precision.attack_scale
-        )
+        generator = torch.Generator(device=self.device).manual_seed(self._seed(number))
+        normalized = self.options.eps_space == "normalized"
+        with frozen(self.weights.values()):
+            attacked = attack_images(
+                self._encode,
+                images,
+                targets,
+                self.options,
+                eps,
+                generator,
+                self.precision.attack_scale,
+                images.new_tensor(self.model.std).view(3, 1, 1) if normalized else None,
+            )
         return torch.cat([attacked, images]) if self._needs_clean else attacked
+
+    def _seed(self, number: int) -> int:
+        """Of what a worker draws for its micro-batch `number`."""
+        return self.options.seed * 1_000_003 + number * self.workers.size + self.workers.rank
 
     @property
     def _needs_clean(self) -> bool:
         return self.adversarial and bool(self.options.clean_weight or self.options.trades)
 
-    def _features(self, images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features, text features and the logit scale: everything of the model that the loss sees."""
-        return self._encode(images), self.text(texts), self.model.logit_scale.exp()
+    def _features(self, images: Tensor, texts: list[str], number: int) -> tuple[Tensor, Tensor]:
+        """Features of images and texts in training mode; a tower's own random choices are the same in both passes."""
+        self.model.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed(number))
+            return self._encode(images), self.text(texts)
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, tower: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         with self.precision.autocast():
-            features: Tensor = self._tower(self.model.normalize(images))
+            features = (tower or self._tower)(self.model.normalize(images))
         return features.float()
-
-    def _loss(self, leaves: list[tuple[Tensor, ...]], parts: list[Batch]) -> Tensor:
-        """The outer loss of the whole batch, of all workers, as a function of this worker's features."""
-        everyone = self.workers.all
-        halves = [leaf[0].chunk(2 if self._needs_clean else 1) for leaf in leaves]
-        features = [torch.cat([everyone(half) for half in side]) for side in zip(*halves)]
-        text = torch.cat([everyone(leaf[1]) for leaf in leaves])
-        labels = torch.cat([everyone(part.labels.to(self.device)) for part in parts]).cpu()
-        words = [
-            word for part in parts for mine in self.workers.objects(part.words) for word in mine
-        ]
-        originals = [self._original(part.images.to(self.device)) for part in parts]
-        original = torch.cat([everyone(o) for o in originals if o is not None] or [text[:0]])
-        # Each worker holds a 1/size share of the scale's gradient, so that their sum is the whole.
-        scale = torch.stack([leaf[2] for leaf in leaves]).mean()
-        scale = scale / self.workers.size + scale.detach() * (1 - 1 / self.workers.size)
-        targets = self._targets(text, words, labels, original if len(original) else None, scale)
-        return outer_loss(features, targets, self.options)
 
     def _original(self, clean: Tensor) -> Tensor | None:
         """The initial tower's features of clean images, where an objective asks for them."""
@@ -215,24 +244,14 @@ class Trainer:
         return features
 
     def _targets(
-        self, text: Tensor, words: list[str], labels: Tensor, original: Tensor | None, scale: Tensor
+        self, text: Tensor, matches: Matches, labels: Tensor, original: Tensor | None, scale: Tensor
     ) -> Targets:
-        positives = self.batches.positives(words, labels)
         bank = bank_positives = None
         if self.options.bank:
             texts, names = self.batches.bank(self.index)
             bank = self.text(texts)
-            bank_positives = self.batches.positives(names, labels).to(self.device)
-        return Targets(
-            text,
-            positives.to(self.device),
-            scale,
-            original,
-            labels.to(self.device),
-            self.prompts,
-            bank,
-            bank_positives,
-        )
+            bank_positives = self.batches.positives(names, labels.cpu()).to(self.device)
+        return Targets(text, matches, scale, original, labels, self.prompts, bank, bank_positives)
 
     def result(self) -> dict[str, Tensor]:
         """The trained model's state dict: with the moving average in place where one is kept."""
@@ -240,7 +259,9 @@ class Trainer:
         return {**state, **(self.average or {})}
 
     def save(self, folder: Path) -> None:
-        """Checkpoints the run; see `restore`. The first worker writes, for all hold the same."""
+        """Checkpoints the run; see `restore`. All workers call it and the first one writes."""
+        tally = Tally()
+        tally.merge(self.workers.objects(self.batches.tally.state()))
         if not self.workers.first:
             return
         rest = {
@@ -248,14 +269,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average or {},
             "scaler": self.precision.scaler.state_dict(),
-            "tally": self.batches.tally.state(),
+            "tally": tally.state(),
             "batch": self.batch,
         }
         save_state(folder, self.model.state_dict(), rest)
 
-    def restore(self, folder: Path) -> None:
-        """Continues from the folder's checkpoint as if never stopped."""
-        state = load_state(folder)
+    def restore(self, where: Path) -> None:
+        """Continues from a checkpoint, or from that of a run's folder, as if never stopped."""
+        state = load_state(where)
         if state.get("batch", self.batch) != self.batch:
             raise ValueError(
                 f"the checkpoint was made with {state['batch']} images a step and this run takes {self.batch}; "
@@ -266,17 +287,7 @@ class Trainer:
         if state.get("scaler"):
             self.precision.scaler.load_state_dict(state["scaler"])
         if "tally" in state:
-            self.batches.tally.merge([state["tally"]])
-            self.batches.tally.workers = self.workers.size
+            self.batches.tally.resume(state["tally"], self.workers.size)
         self.index = state["index"]
         if self.average is not None:
             self.average = state["average"]
-
-
-def _set_checkpointing(tower: torch.nn.Module) -> None:
-    switch = getattr(tower, "set_grad_checkpointing", None)
-    if switch is None:
-        raise ValueError(
-            "--checkpointing is for transformer and ResNet towers; this one has no such switch"
-        )
-    switch(True)

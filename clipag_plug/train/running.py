@@ -32,7 +32,7 @@ def run(trainer: Trainer, folder: Path, report: Callable[[Step], None] = lambda 
     The first worker evaluates, logs, saves and reports; the others wait for it at their next exchange.
     """
     options, workers = trainer.options, trainer.workers
-    log = Log(folder, options.tensorboard) if workers.first else None
+    log = Log(folder, options.tensorboard, after=trainer.index) if workers.first else None
     saved = evaluated = time.monotonic()
     with Interrupts() as interrupts:
         while trainer.index < trainer.steps:
@@ -50,9 +50,12 @@ def run(trainer: Trainer, folder: Path, report: Callable[[Step], None] = lambda 
             if log is not None:
                 log.write(step)
                 report(step)
-            stop = workers.any(interrupts.received)
-            if last or stop or now - saved > options.save_every:
+            # Clocks differ, and saving is done together.
+            stop, late = workers.any(interrupts.received, now - saved > options.save_every)
+            if last or stop or late:
                 trainer.save(folder)
                 saved = time.monotonic()
             if stop and not last:
-                raise KeyboardInterrupt(f"stopped after step {trainer.index}; --resume continues")
+                raise KeyboardInterrupt(
+                    f"stopped after step {trainer.index}; --resume latest continues"
+                )

@@ -36,9 +36,8 @@ class Tally:
     seen: int = 0
     workers: int = 1
     limit: float = 1.0
-    common: int = field(
-        init=False
-    )  # of the bad ones, those that every worker knows from opening the data
+    # Of the bad ones, those that every worker knows: from opening the data, or from the run that this one continues.
+    common: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.common = len(self.bad)
@@ -79,6 +78,11 @@ class Tally:
         if not self.bad:
             return ""
         return f"skipped {len(self.bad):,} of {self.seen:,} samples: {self.causes()}"
+
+    def resume(self, state: dict[str, Any], workers: int) -> None:
+        """Goes on from what all workers of an earlier part of the run had found; `workers` share what comes."""
+        self.merge([state])
+        self.common, self.workers = len(self.bad), workers
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint or for other workers."""

@@ -70,8 +70,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("ETag", self.server.tag)
         self.end_headers()
-        self.wfile.write(body[start:end])
+        # Noted before the last byte is out: the client may be done, and looking, right after it.
         self.server.requests.append((self.headers.get("Range"), end - start))
+        self.wfile.write(body[start:end])
         if cut is not None or length is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -91,8 +92,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
         self.server.requests.append((self.headers.get("Range"), len(text)))
+        self.wfile.write(text)
 
     def log_message(self, *arguments: Any) -> None:
         pass

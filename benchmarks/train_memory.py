@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/train_memory.py
 
-Two optimiser steps (so that AdamW's state is there) with 1 and with 64 micro-batches of 64 images at 224 pixels, each
-in a process of its own; the peak is the operating system's, of the whole process. The tower is a small ViT: what could
+128 optimiser steps of 1 and 2 of 64 micro-batches of 64 images at 224 pixels, each in a process of its own and over as
+many images, since an allocator's peak creeps up over some dozens of micro-batches, however they are grouped; the peak
+is the operating system's, of the whole process. The tower is a small ViT: what could
 grow with the number of micro-batches (images, features of 512 numbers, the loss over all pairs) is the same for every
 tower, so the ratio is larger than that of a large tower. `--keep memory` shows what the kept images would take.
 """
@@ -27,7 +28,7 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "la
 
 
 def child(options: argparse.Namespace, count: int, keep: str) -> dict[str, Any]:
-    """Trains two steps and tells this process's peak."""
+    """Trains on twice the largest count of micro-batches and tells this process's peak."""
     import torch
 
     from clipag_plug.options.train import Train
@@ -39,7 +40,7 @@ def child(options: argparse.Namespace, count: int, keep: str) -> dict[str, Any]:
         recipe = Train(
             data=["synthetic:256"],
             architecture=json.dumps({"embed_dim": 512, "vision_cfg": vision, "text_cfg": TEXT}),
-            samples=2 * count * options.batch,
+            samples=2 * max(options.counts) * options.batch,
             batch_size=options.batch,
             accumulation=count,
             attack_steps=1,
@@ -50,7 +51,7 @@ def child(options: argparse.Namespace, count: int, keep: str) -> dict[str, Any]:
         )
         trainer = setup.prepare(recipe)[0]
         started, cpu = time.monotonic(), time.process_time()
-        losses = [trainer.step()[0] for _ in range(2)]
+        losses = [trainer.step()[0] for _ in range(trainer.steps)]
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "micro-batches": count,
@@ -59,7 +60,8 @@ def child(options: argparse.Namespace, count: int, keep: str) -> dict[str, Any]:
         "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1),
         "seconds": round(time.monotonic() - started, 1),
         "CPU seconds": round(time.process_time() - cpu, 1),
-        "losses": losses,
+        "steps": len(losses),
+        "last losses": losses[-2:],
     }
 
 

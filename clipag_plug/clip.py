@@ -57,10 +57,32 @@ def load(
     the vanilla weights. device: CUDA where there is any, else the CPU. jit: accepted, and ignored.
     precision: "fp32", "fp16" or "bf16". An unknown name is a RuntimeError listing the known ones.
     """
-    from . import checkpoints
-
     if jit:
         _log.warning("jit=True is ignored: the model is a plain module, which computes the same")
+    model, record = _open(name, device, download_root, precision)
+    return model, _transform(model, record)
+
+
+def load_model(
+    name: str,
+    device: str | torch.device | None = None,
+    download_root: str | None = None,
+    *,
+    precision: str = "fp32",
+) -> CLIP:
+    """The model of `load` without the transform, for which torchvision would have to be imported.
+
+    A bundled model then needs neither torchvision nor open_clip, which take longer than the model.
+    """
+    return _open(name, device, download_root, precision)[0]
+
+
+def _open(
+    name: str, device: str | torch.device | None, download_root: str | None, precision: str
+) -> tuple[CLIP, Any]:
+    """A model and what the registry says of it."""
+    from . import checkpoints
+
     key = _resolve(os.fspath(name))
     # Parameters made while the caller is in inference mode could never be trained or hooked.
     with torch.inference_mode(False):
@@ -77,7 +99,7 @@ def load(
             precision=precision,
         )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model, _transform(model, record)
+    return model, record
 
 
 def tokenize(

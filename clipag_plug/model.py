@@ -27,8 +27,8 @@ OPENAI_PARTS = (
 class CLIP(nn.Module):
     """A CLIP with the attributes, calls and state-dict keys of OpenAI's.
 
-    net: an open_clip `CLIP` or `CustomTextCLIP`, whose parts become this module's own (the text
-    tower of the latter stays under `text`). Beside OpenAI's attributes there are `name`, `card` (a
+    net: an open_clip `CLIP` or `CustomTextCLIP` or a `MiniCLIP`, whose parts become this module's own
+    (the text tower of the second stays under `text`). Beside OpenAI's attributes there are `name`, `card` (a
     dict), `mean` and `std` of its input, `vocabulary` (the words a small model was taught, or
     None), `normalize` and `tokenize`.
 

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .blocks import Blocks, Patches
 from .mini import MiniVisual
+from .minitext import MiniCLIP
 
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Scalars in OpenAI's files that describe the model and are no weights.
@@ -27,7 +29,7 @@ NAMED_AT_MOST = 8
 def build_network(
     config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None, precision: str = "fp32"
 ) -> nn.Module:
-    """open_clip's `CLIP` or `CustomTextCLIP` for a model config, with the given or (None) fresh weights.
+    """open_clip's `CLIP` or `CustomTextCLIP`, or a `MiniCLIP`, of a model config, on the given or (None) fresh weights.
 
     The given tensors become the parameters themselves where dtype and layout allow: nothing is
     drawn at random first and nothing is held twice. RuntimeError names missing, unexpected and
@@ -46,13 +48,28 @@ def build_network(
 
 def empty_network(config: Mapping[str, Any], low: torch.dtype | None) -> nn.Module:
     """The network on the meta device: every shape, no storage, but its causal mask in place."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         net = _construct(config, low)
     text: Any = getattr(net, "text", net)
     if text.attn_mask is not None:
         length = text.attn_mask.shape[-1]
         text.attn_mask = torch.full((length, length), float("-inf"), device="cpu").triu_(1)
     return net
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skips fills without storage: on the meta device they go through torch's compiler, whose import takes seconds."""
+
+    FILLS = frozenset(
+        ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "triu_")
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self.FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def fill(net: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -84,22 +101,23 @@ def fill(net: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def _construct(config: Mapping[str, Any], low: torch.dtype | None) -> nn.Module:
-    from open_clip import model as open_clip_model
-
     vision, text, extras = _parts(config)
-    custom = extras.pop("custom_text", False)
-    kind = open_clip_model.CustomTextCLIP if custom else open_clip_model.CLIP
-    mini = vision.pop("mini", None)
-    resolution = vision.get("image_size", 224)
-    if mini is not None:  # a stand-in of one layer, so that open_clip builds the rest
-        vision = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
     try:
+        if "mini" in vision:
+            if any(extras.pop(name, False) for name in ("quick_gelu", "custom_text")):
+                raise ValueError("a mini model has GELU and no text tower of its own kind")
+            side = vision.get("image_size", 224)
+            return MiniCLIP(
+                config["embed_dim"], vision["mini"], text, input_resolution=side, **extras
+            )
+        from open_clip import model as open_clip_model
+
+        custom = extras.pop("custom_text", False)
+        kind = open_clip_model.CustomTextCLIP if custom else open_clip_model.CLIP
         net = kind(config["embed_dim"], vision, text, cast_dtype=low, **extras)
-        if mini is not None:
-            net.visual = MiniVisual(config["embed_dim"], **mini, input_resolution=resolution)
     except TypeError as error:
         raise ValueError(
-            f"the model config has an entry that open_clip does not know: {error}"
+            f"the model config has an entry that its network does not know: {error}"
         ) from error
     transformer = getattr(net.visual, "transformer", None)
     blocks = list(getattr(transformer, "resblocks", ()))
@@ -162,6 +180,8 @@ def _lower(net: nn.Module, dtype: torch.dtype) -> None:
 
     if not hasattr(net.visual, "trunk"):
         convert_weights_to_lp(net, dtype=dtype)
+        if isinstance(net, MiniCLIP):  # open_clip converts this matrix on its own classes alone
+            net.text_projection.data = net.text_projection.data.to(dtype)
         return
     # A timm trunk has no mixed precision: open_clip casts such a model whole.
     net.to(dtype=dtype)

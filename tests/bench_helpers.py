@@ -57,7 +57,7 @@ def served(trio: dict[str, CLIP], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     from clipag_plug import clip
 
     models = dict(trio)
-    monkeypatch.setattr(clip, "load", lambda name, device=None, **rest: (models[name], None))
+    monkeypatch.setattr(clip, "load_model", lambda name, device=None, **rest: models[name])
     return models
 
 

@@ -126,6 +126,7 @@ def test_a_queue_that_can_be_seen_reload_and_stop(page: chromium.Browser) -> Non
     fill(page, f"a second one {LONG}", 1)
     page.click("#go")
     page.wait("document.querySelectorAll('#queue li').length === 2")
+    page.wait("document.getElementById('title').textContent.startsWith('a second one')")
     assert page.run("document.getElementById('note').textContent").startswith("Waits")
     page.size(390, 844)
     assert page.run("document.documentElement.scrollWidth") <= 390
@@ -134,6 +135,8 @@ def test_a_queue_that_can_be_seen_reload_and_stop(page: chromium.Browser) -> Non
     fill(page, "a third one", 1)
     page.click("#go")
     page.wait("document.querySelectorAll('#queue li').length === 3")
+    # The list comes by the stream of events, the page's own job by the answer to its request.
+    page.wait("document.getElementById('title').textContent === 'a third one'")
     page.click("#stop")  # before its turn: the page goes back to what runs
     page.wait("document.getElementById('title').textContent === 'a very long one'")
     page.reload()

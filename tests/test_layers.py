@@ -37,7 +37,7 @@ ROWS = (
     ),
     ("clip",),
     ("model",),
-    ("towers", "mini", "blocks", "simple_tokenizer"),
+    ("towers", "mini", "minitext", "blocks", "simple_tokenizer"),
     ("checkpoints",),
     ("options", "vocabulary", "bundled"),
 )

@@ -47,7 +47,7 @@ def model_by_key(monkeypatch: pytest.MonkeyPatch, tiny_clip: Any) -> None:
     """Every key loads the tiny model."""
     import clipag_plug.clip
 
-    monkeypatch.setattr(clipag_plug.clip, "load", lambda name, device=None: (tiny_clip, None))
+    monkeypatch.setattr(clipag_plug.clip, "load_model", lambda name, device=None: tiny_clip)
 
 
 def test_a_prompt_alone_gets_a_run_folder(

@@ -26,7 +26,7 @@ def model_by_key(monkeypatch: pytest.MonkeyPatch, tiny_clip: Any) -> None:
     import clipag_plug.clip
 
     tiny_clip.name = "clipag-mini"
-    monkeypatch.setattr(clipag_plug.clip, "load", lambda name, device=None: (tiny_clip, None))
+    monkeypatch.setattr(clipag_plug.clip, "load_model", lambda name, device=None: tiny_clip)
 
 
 def quick(options: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path: Path, monkeypatch: pytest.Monkey
     assert generate(tmp_path / "a.png") == 130
     assert read_recipe(tmp_path / "a.png")["stopped_after"] == 2
     monkeypatch.undo()
-    monkeypatch.setattr("clipag_plug.clip.load", lambda name, device=None: (tiny(), None))
+    monkeypatch.setattr("clipag_plug.clip.load_model", lambda name, device=None: tiny())
     run(Generate(replay=str(tmp_path / "a.png"), output=str(tmp_path / "b.png")))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -210,12 +210,21 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 def test_presets_decide_what_is_not_given() -> None:
     for name, values in PRESETS.items():
-        resolved = Generate(prompts=["a"], preset=name, steps=7).resolved()
+        resolved = Generate(prompts=["a"], preset=name, steps=7, init="noise").resolved()
         assert (
             resolved.steps == 7 and resolved.lr == values["lr"] and resolved.resolved() == resolved
         )
         assert all(getattr(resolved, field) is not None for field in values)
     assert parse_size("384x256") == (256, 384) and parse_size("") is None
+
+
+def test_the_mixture_takes_smaller_steps_unless_the_preset_has_its_own() -> None:
+    for name in ("fast", "sharp"):
+        mixture, noise = (Generate(preset=name, init=init).resolved() for init in ("gmm", "noise"))
+        assert mixture.lr < noise.lr
+        assert mixture.resolved() == mixture
+    assert Generate(preset="notebook", init="gmm").resolved().lr == PRESETS["notebook"]["lr"]
+    assert Generate(lr=0.05).resolved().lr == 0.05
 
 
 def test_saving_by_hand(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def find_predictor(folder: str, device: torch.device | str = "cpu") -> Predictor
             )
     from .. import clip
 
-    model, _ = clip.load(str(paths[BACKBONE]), device=device)
+    model = clip.load_model(str(paths[BACKBONE]), device=device)
     model = model.float().eval().requires_grad_(False)
     side = int(model.visual.input_resolution)
 

@@ -76,7 +76,7 @@ class Resources:
         if name not in self._models:
             from .. import clip
 
-            model, _ = clip.load(name, device=self.device)
+            model = clip.load_model(name, device=self.device)
             model = model.float().eval().requires_grad_(False)
             self._models[name] = model, weights_hash(model)
         return self._models[name]

@@ -10,10 +10,12 @@ from .base import Options, option
 
 # What each preset decides. A field of `Generate` that is None takes its value from here.
 # `policy` and `patch_policy` are lists of views (see clipag_plug.views.parse).
+_LR = 0.05
+_LR_FROM_MIXTURE = 0.03  # a sample of the mixture has its large shapes; smaller steps keep them
 _COMMON: dict[str, Any] = {
     "steps": 100,
     "optimizer": "adam",
-    "lr": 0.05,
+    "lr": _LR,
     "schedule": "cosine",
     "clip_gradient": 0.0,
     "threshold": 0.0,
@@ -182,13 +184,16 @@ class Generate(Options):
         """A copy in which the preset has filled every field left at None that it decides.
 
         Without views the picture alone is optimised: no patches, and every pixel of it, unless asked otherwise.
-        A start picture is edited at its full size too, so that it keeps its details.
+        A start picture is edited at its full size too, so that it keeps its details. From the mixture the presets that
+        have no step size of their own take smaller steps than from noise.
         """
         decided = dict(PRESETS[self.preset])
         if self.image:
             decided.update(init="image", grow=1, grid=0)
         if self.views == 0:
             decided.update(patches=0, grid=0, grow=1)
+        if (self.init or decided["init"]) == "gmm" and decided["lr"] == _LR:
+            decided["lr"] = _LR_FROM_MIXTURE
         chosen = {name: value for name, value in decided.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **chosen)
 

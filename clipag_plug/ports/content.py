@@ -94,5 +94,5 @@ def content_network(name: str, device: torch.device, weights: str | None = None)
     else:
         from .. import clip
 
-        network = MiniContent(clip.load("clip-mini", device="cpu")[0])
+        network = MiniContent(clip.load_model("clip-mini", device="cpu"))
     return network.to(device).eval().requires_grad_(False)

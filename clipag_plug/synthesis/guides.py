@@ -122,7 +122,7 @@ def guide_for(
         from .. import clip
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded, _ = clip.load(model, device=device)
+        loaded = clip.load_model(model, device=device)
         return Guide(loaded, name=model, precision=precision, compile=compile)
     from ..model import wrap
 

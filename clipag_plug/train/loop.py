@@ -26,7 +26,7 @@ from .state import load_state, save_state
 from .tally import Tally
 from .text import TextFeatures
 from .weights import decay_groups, original_tower, trained_weights, update_average
-from .whole import Part, whole_loss
+from .whole import Part, Room, whole_loss
 
 ALONE = Workers()
 
@@ -108,7 +108,8 @@ class Trainer:
             group["lr"] = lr
         numbers = range(self.index * count, (self.index + 1) * count)
         with Kept(self.options.keep, count, Path(self.options.output)) as kept:
-            parts = [self._first_pass(number, eps, kept) for number in numbers]
+            room = Room(count)
+            parts = [room.put(self._first_pass(number, eps, kept)) for number in numbers]
             scale = self.model.logit_scale.exp()
             found = whole_loss(
                 parts,
@@ -125,9 +126,10 @@ class Trainer:
                 raise self._not_finite(f"the loss is {found.loss}", kept)
             self.optimizer.zero_grad(set_to_none=True)
             for place, part in enumerate(parts):
+                images, text = part.images, part.text
                 if count > 1:
-                    part.images, part.text = self._features(kept[place], part.texts, part.number)
-                self._backward((part.images, found.images[place]), (part.text, found.text[place]))
+                    images, text = self._features(kept[place], part.texts, part.number)
+                self._backward((images, found.images[place]), (text, found.text[place]))
             self._backward((scale, found.scale))
             self._update(kept)
         self.index += 1

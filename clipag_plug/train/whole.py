@@ -31,6 +31,31 @@ class Part:
     text: Tensor
 
 
+class Room:
+    """Room for the features of `count` micro-batches in one tensor each of images and texts.
+
+    Kept one by one, small tensors between the large temporaries of the attacks leave the heap in pieces, and the
+    process grows with the number of micro-batches.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self._taken = count, 0
+        self._images: Tensor | None = None
+        self._text: Tensor | None = None
+
+    def put(self, part: Part) -> Part:
+        """The next part, with its features moved here; as it is where it is the only one. All parts are of one size."""
+        if self.count == 1:
+            return part
+        if self._images is None or self._text is None:
+            self._images = part.images.new_empty(self.count, *part.images.shape)
+            self._text = part.text.new_empty(self.count, *part.text.shape)
+        part.images = self._images[self._taken].copy_(part.images)
+        part.text = self._text[self._taken].copy_(part.text)
+        self._taken += 1
+        return part
+
+
 @dataclass
 class Outcome:
     """loss of the whole batch; its gradients for the features of each part, images and text (None: constant); and

@@ -186,7 +186,7 @@ async function finish(job) {
   await refresh();
   const run = shared.runs.find((each) => each.id === job.run);
   if (run && shared.watched === null) await open(run);
-  if (!job.run && !job.message) {  // taken out before its turn
+  if (!job.run && !job.message && shared.watched === null) {  // taken out before its turn, and nothing sent since
     $("title").textContent = "What shall it be?";
     shared.viewing = false;  // and so the next message shows what runs
   }

@@ -30,6 +30,7 @@ ROWS = (
         "viewparts",
         "priors",
         "images",
+        "colours",
         "photos",
         "strokes",
         "sampling",

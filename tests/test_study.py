@@ -1,4 +1,4 @@
-"""benchmarks/study.py: every variant is a recipe that the trainer takes, and each changes what its name says."""
+"""The study of the training and the fixed prompts: variants change what they name, every word was taught."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from clipag_plug.colours import NAMES
+from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "benchmarks" / "study.toml"
@@ -57,3 +60,18 @@ def test_every_column_is_measured_by_the_suite(study: dict[str, Any]) -> None:
         assert name in entries
         if "@" in measure:
             assert float(measure.partition("@")[2]) in entries[name].radii
+
+
+def test_the_fixed_prompts_are_whole_and_known() -> None:
+    data = tomllib.loads((ROOT / "benchmarks" / "pair_prompts.toml").read_text("utf-8"))
+    vocabulary = bundled_vocabulary()
+    names, words = set(vocabulary.class_names), set(vocabulary.words)
+    assert [len(data[group]) for group in ("class", "word", "colour", "two")] == [15] * 4
+    assert data["sheet"] == [sentence(n, "a {}") for n in vocabulary.class_names[4:192:8]]
+    assert set(data["class"]) <= names and set(data["word"]) <= words
+    for prompt in data["colour"]:
+        assert prompt["class"] in names and prompt["colour"] in NAMES
+        assert prompt["colour"] in prompt["text"] and prompt["class"] in prompt["text"]
+    for prompt in data["two"]:
+        assert len(prompt["classes"]) == 2 and set(prompt["classes"]) <= names
+        assert all(name in prompt["text"] for name in prompt["classes"])

@@ -53,8 +53,7 @@ class TextTransformer(nn.Module):
 
     def get_cast_dtype(self) -> torch.dtype:
         """The dtype of the matrices."""
-        dtype: torch.dtype = self.resblocks[0].get_parameter("mlp.c_fc.weight").dtype
-        return dtype
+        return self.resblocks[0].get_parameter("mlp.c_fc.weight").dtype
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         for block in self.resblocks:
@@ -110,9 +109,13 @@ class MiniCLIP(nn.Module):
         width, layers = self.transformer.width, self.transformer.layers
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
+        spread = {
+            "attn.in_proj_weight": width**-0.5,
+            "attn.out_proj.weight": (2 * layers * width) ** -0.5,
+            "mlp.c_fc.weight": (2 * width) ** -0.5,
+            "mlp.c_proj.weight": (2 * layers * width) ** -0.5,
+        }
         for block in self.transformer.resblocks:
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=(2 * layers * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * layers * width) ** -0.5)
+            for name, std in spread.items():
+                nn.init.normal_(block.get_parameter(name), std=std)
         nn.init.normal_(self.text_projection, std=width**-0.5)

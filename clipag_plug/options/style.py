@@ -44,7 +44,6 @@ _DEMO: dict[str, Any] = {
     "lr": 5e-3,
     "crops": 16,
     "crop_size": 32,
-    "content": 75.0,
     "tv": 1.0,
     "residual": True,
     "finish": False,

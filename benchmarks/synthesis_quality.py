@@ -1,7 +1,7 @@
 """Quality of the loop on the bundled pair, judged by `judge-mini`: which settings pay for their time.
 
     python benchmarks/synthesis_quality.py                    # every 4th class, clipag-mini, about 15 minutes
-    python benchmarks/synthesis_quality.py --every 1 --only default "25 steps" --model clip-mini -o table.json
+    python benchmarks/synthesis_quality.py --every 1 --only default "100 steps" --model clip-mini -o table.json
 
 One row per setting: share of pictures that the judge calls by their prompt among all classes (top-1, top-5), its mean
 similarity, and processor seconds a picture. A row is on the Pareto front where none is both faster and better.
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "25 steps": {"steps": 25},
     "400 steps": {"steps": 400},
-    "50 steps": {"steps": 50},
+    "100 steps": {"steps": 100},
     "2 views": {"views": 2},
     "8 views": {"views": 8},
     "no views": {"views": 0},

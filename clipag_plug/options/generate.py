@@ -13,7 +13,7 @@ from .base import Options, option
 _LR = 0.05
 _LR_FROM_MIXTURE = 0.03  # a sample of the mixture has its large shapes; smaller steps keep them
 _COMMON: dict[str, Any] = {
-    "steps": 100,
+    "steps": 50,
     "optimizer": "adam",
     "lr": _LR,
     "schedule": "cosine",

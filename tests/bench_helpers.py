@@ -53,7 +53,7 @@ def trio() -> dict[str, CLIP]:
 
 @pytest.fixture
 def served(trio: dict[str, CLIP], monkeypatch: pytest.MonkeyPatch) -> dict[str, CLIP]:
-    """`trio` behind `clip.load`; what is put into the dict is served as well."""
+    """`trio` behind `clip.load_model`; what is put into the dict is served as well."""
     from clipag_plug import clip
 
     models = dict(trio)
@@ -88,5 +88,5 @@ def finished(
     path = folder / "small.toml"
     path.write_text(SUITE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip, "load", lambda name, device=None, **rest: (trio[name], None))
+        patch.setattr(clip, "load_model", lambda name, device=None, **rest: trio[name])
         return path, folder, run(path, folder)

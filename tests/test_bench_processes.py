@@ -145,7 +145,7 @@ def test_shards_merge_to_the_table_of_one_run(
 def test_two_processes_of_torchrun_give_the_table_of_one(
     finished: tuple[Path, Path, list[engine.Done]], trio: dict[str, CLIP], tmp_path: Path
 ) -> None:
-    """The command itself under torchrun, with the three random models behind `clip.load`."""
+    """The command itself under torchrun, with the three random models behind `clip.load_model`."""
     path, folder, _ = finished
     torch.save(trio, tmp_path / "trio.pt")
     script = tmp_path / "bench.py"
@@ -155,7 +155,7 @@ def test_two_processes_of_torchrun_give_the_table_of_one(
             import sys, torch
             from clipag_plug import clip
             models = torch.load({str(tmp_path / "trio.pt")!r}, weights_only=False)
-            clip.load = lambda name, device=None, **rest: (models[name], None)
+            clip.load_model = lambda name, device=None, **rest: models[name]
             from clipag_plug.bench.__main__ import main
             sys.exit(main(sys.argv[1:]))
             """

@@ -4,7 +4,7 @@ import open_clip
 import torch
 
 model, _, preprocess = open_clip.create_model_and_transforms(
-    "ViT-B/32", pretrained="/root/CLIPAG_ViTB32.pt", precision="amp", device="cuda"
+    "ViT-B/32", pretrained="weights/CLIPAG_ViTB32.pt", precision="amp", device="cuda"
 )
 tokenizer = open_clip.get_tokenizer("ViT-B-32")
 model.eval()

@@ -15,7 +15,6 @@ TEMPLATES = (
     "a photo of the {}",
     "a picture of a {}",
     "a close-up photo of a {}",
-    "a bright photo of a {}",
     "a cropped photo of a {}",
     "a blurry photo of a {}",
     "an image of a {}",

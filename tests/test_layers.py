@@ -31,6 +31,7 @@ ROWS = (
         "priors",
         "images",
         "colours",
+        "attributes",
         "photos",
         "strokes",
         "sampling",

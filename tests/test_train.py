@@ -167,7 +167,9 @@ def test_attack_raises_the_inner_loss(shard, tmp_path) -> None:
     with torch.no_grad():
         scale = trainer.model.logit_scale.exp()
         matches = trainer.batches.matches(part.words, part.labels)
-        targets = trainer._targets(trainer.text(part.texts), matches, part.labels, None, scale)
+        targets = trainer.aims(
+            trainer.index, trainer.text(part.texts), matches, part.labels, None, scale, None
+        )
         clean, moved = (
             per_image("image_to_text", trainer._encode(x), targets) for x in (part.images, attacked)
         )

@@ -73,6 +73,11 @@ class Train(Options):
         "steps of the text tower's own training before any image is seen; needs --captions vocabulary",
         low=0,
     )
+    composing_steps: int = option(
+        0,
+        "steps that then teach the text tower captions of several parts: two subjects, colours, brightness; likewise",
+        low=0,
+    )
     train_scale: bool = option(False, "train the logit scale although the text tower is frozen")
 
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)
@@ -86,6 +91,12 @@ class Train(Options):
         False,
         "let the image-to-text half also see one caption of every vocabulary class: the negatives of a large batch "
         "at a small one; needs a frozen text tower, whose features are constants",
+    )
+    attributes: float = option(
+        0.0,
+        "weight of a loss that tells the colours of an image's subject and background, and its brightness, from "
+        "captions of its class; needs a frozen text tower that was taught them, and --captions vocabulary",
+        low=0,
     )
     clean_weight: float = option(
         0.0, "weight of the same loss on the clean images, added to the adversarial one", low=0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from ..model import CLIP
 from ..options.train import Train
+from .aims import Aims
 from .data import Batch, Batches
 from .distributed import Workers
 from .evaluate import Evaluation
 from .finite import diagnose
 from .kept import Kept
 from .matches import Matches
-from .objective import Targets, attack_images
+from .objective import attack_images
 from .passes import frozen, frozen_statistics, recompute_activations, return_memory
 from .precision import Precision
 from .schedule import learning_rate, radius
@@ -53,12 +55,11 @@ class Trainer:
                 f"{options.batch_size * workers.size}"
             )
         self.model, self.options, self.batches, self.evaluate = model, options, batches, evaluate
-        self.prompts, self.workers = prompts, workers
+        self.workers = workers
         self.device = next(model.parameters()).device
         self.steps = max(1, options.samples // self.batch)
         self.text = TextFeatures(model, trained=options.text == "train")
-        if options.bank and (options.text == "train" or batches.vocabulary is None):
-            raise ValueError("--bank needs --text frozen and --captions vocabulary")
+        self.aims = Aims(self.text, batches, options, prompts)
         if options.attack_objective == "kl" and not options.random_start:
             raise ValueError(
                 "--attack-objective kl needs --random-start: at the clean image its gradient is zero"
@@ -114,7 +115,7 @@ class Trainer:
             found = whole_loss(
                 parts,
                 scale,
-                self._targets,
+                partial(self.aims, self.index),
                 self.batches.matches,
                 self.options,
                 self.workers,
@@ -144,7 +145,8 @@ class Trainer:
         quiet = contextlib.nullcontext() if single else frozen_statistics(self.model.visual)
         with torch.set_grad_enabled(single), quiet:
             features, text = self._features(images, batch.texts, number)
-        return Part(number, batch.texts, batch.words, batch.labels, original, features, text)
+        told = None if batch.attributes is None else batch.attributes.to(self.device)
+        return Part(number, batch.texts, batch.words, batch.labels, original, features, text, told)
 
     def _backward(self, *pairs: tuple[Tensor, Tensor | None]) -> None:
         """Hands features their gradients, where they have a graph and get any."""
@@ -197,7 +199,9 @@ class Trainer:
             text = self.text(batch.texts)
             scale = self.model.logit_scale.exp().detach()
             matches = self.batches.matches(batch.words, batch.labels).to(self.device)
-            targets = self._targets(text, matches, batch.labels.to(self.device), original, scale)
+            labels = batch.labels.to(self.device)
+            told = batch.attributes
+            targets = self.aims(self.index, text, matches, labels, original, scale, told)
             if self.options.attack_objective == "kl":
                 targets.clean = self._encode(images)
         # Workers draw other starts for their images, as the micro-batches of one process do.
@@ -244,16 +248,6 @@ class Trainer:
         with torch.no_grad(), self.precision.autocast():
             features: Tensor = self.original(self.model.normalize(clean)).float()
         return features
-
-    def _targets(
-        self, text: Tensor, matches: Matches, labels: Tensor, original: Tensor | None, scale: Tensor
-    ) -> Targets:
-        bank = bank_positives = None
-        if self.options.bank:
-            texts, names = self.batches.bank(self.index)
-            bank = self.text(texts)
-            bank_positives = self.batches.positives(names, labels.cpu()).to(self.device)
-        return Targets(text, matches, scale, original, labels, self.prompts, bank, bank_positives)
 
     def result(self) -> dict[str, Tensor]:
         """The trained model's state dict: with the moving average in place where one is kept."""

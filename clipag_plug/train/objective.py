@@ -16,6 +16,7 @@ from .. import losses
 from ..apgd import apgd
 from ..attacks import pgd
 from ..options.train import Train
+from .described import Described
 from .matches import Matches
 
 # Similarities of a loss that are alive at once, 4 MB a copy: memory does not grow with their number.
@@ -30,7 +31,7 @@ class Targets:
     features of the clean images (N, D), only where the objective asks for them; so labels (N,) and prompts (C, D).
     bank, bank_positives: more texts (B, D) that the image-to-text half sees, and which describe which image (N, B).
     clean: the present model's features of the clean images (N, D), for "kl". first: row of `text` that is the
-    first image's own caption.
+    first image's own caption. described: what else is to be told of the images.
     """
 
     text: Tensor
@@ -43,11 +44,12 @@ class Targets:
     bank_positives: Tensor | None = None
     clean: Tensor | None = None
     first: int = 0
+    described: Described | None = None
 
     def of(self, rows: slice) -> Targets:
         """Those of some of the images."""
         found = dataclasses.replace(self, positives=self.positives[rows], first=rows.start)
-        for name in ("original", "labels", "bank_positives", "clean"):
+        for name in ("original", "labels", "bank_positives", "clean", "described"):
             value = getattr(self, name)
             setattr(found, name, None if value is None else value[rows])
         return found
@@ -55,6 +57,10 @@ class Targets:
     def texts(self) -> Tensor:
         """What a distribution over texts is taken over: the class prompts, else the bank, else the captions."""
         return next(t for t in (self.prompts, self.bank, self.text) if t is not None)
+
+    def telling(self, features: Tensor) -> Tensor | float:
+        """The loss of `described` per image (N,), 0 without one."""
+        return 0.0 if self.described is None else self.described.loss(features, self.scale)
 
 
 def per_image(objective: str, features: Tensor, targets: Targets) -> Tensor:
@@ -136,14 +142,27 @@ def outer_loss(
     """
     attacked = features[0]
     if len(features) == 1:
-        return whole_batch(options.objective, attacked, targets, own)
-    clean_loss = whole_batch(options.objective, features[1], targets, own)
+        return _told(options.objective, attacked, targets, own)
+    clean_loss = _told(options.objective, features[1], targets, own)
     if options.trades:
         compared = dataclasses.replace(targets, clean=features[1])
         return clean_loss + options.trades * whole_batch("kl", attacked, compared, own)
     weight = options.clean_weight
-    attacked_loss = whole_batch(options.objective, attacked, targets, own)
+    attacked_loss = _told(options.objective, attacked, targets, own)
     return (attacked_loss + weight * clean_loss) / (1 + weight)
+
+
+def _told(objective: str, features: Tensor, targets: Targets, own: slice | None) -> Tensor:
+    """The objective of all images together and what is told of them besides; see `whole_batch`."""
+    loss = whole_batch(objective, features, targets, own)
+    if targets.described is None:
+        return loss
+    mine = slice(0, len(features)) if own is None else own
+
+    def told(rows: slice) -> Tensor:
+        return torch.as_tensor(targets.of(rows).telling(features[rows]))
+
+    return loss + _sum_of_blocks(told, mine, targets.described.captions[0].numel()) / len(features)
 
 
 def attack_images(
@@ -166,7 +185,9 @@ def attack_images(
 
     def inner(x: Tensor) -> Tensor:
         x = x if std is None else x * unit
-        return loss_scale * per_image(options.attack_objective, encode(x), targets)
+        features = encode(x)
+        loss = per_image(options.attack_objective, features, targets)
+        return loss_scale * (loss + targets.telling(features))
 
     ball: dict[str, Any] = {
         "eps": eps,

@@ -16,12 +16,13 @@ from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
 from ..vocabulary import Vocabulary, bundled_vocabulary
+from .composing import teach_compositions
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
 from .evaluate import ZeroShot, class_prompts
 from .loop import Trainer
 from .running import Step
-from .state import read_model
+from .state import find_state, load_state, read_model
 from .textual import train_text
 
 
@@ -37,6 +38,10 @@ def prepare(
     torch.manual_seed(options.seed)  # initial weights of a model from scratch
     vocabulary = bundled_vocabulary() if options.captions == "vocabulary" else None
     model, config = initial_model(options, vocabulary, workers.device)
+    if (state := _resumed(options)) is not None:
+        model.load_state_dict(_without_visual(load_state(state)["weights"]), strict=False)
+    else:
+        teach(options, model, vocabulary)
     size = options.resolution or int(model.visual.input_resolution)
     # So much that the smallest crop is not enlarged; 64 at least, the side of the bundled models' photographs.
     stored = max(64, math.ceil(size / math.sqrt(options.crop)))
@@ -60,6 +65,7 @@ def prepare(
         seed=options.seed,
         vocabulary=vocabulary,
         group_share=options.group_share,
+        attributes=bool(options.attributes),
         max_bad_fraction=options.max_bad_fraction,
         decoders=options.decoders,
         worker=(workers.rank, workers.size),
@@ -103,11 +109,46 @@ def initial_model(
     model = build(config, None, name=options.name).to(device)
     if vocabulary is not None:
         silence_unknown_tokens(model, vocabulary)
-    if options.text_steps:
-        if vocabulary is None:
-            raise ValueError("--text-steps needs --captions vocabulary")
-        train_text(model, vocabulary, options.text_steps, seed=options.seed)
     return model, config
+
+
+def teach(options: Train, model: CLIP, vocabulary: Vocabulary | None) -> None:
+    """The text tower's lessons before any image is seen, as the options ask for them."""
+    lessons = {
+        "text_steps": train_text if options.architecture and not options.init else None,
+        "composing_steps": teach_compositions,
+    }
+    for name, lesson in lessons.items():
+        steps = getattr(options, name)
+        if not steps or lesson is None:
+            continue
+        if vocabulary is None:
+            raise ValueError(f"--{name.replace('_', '-')} needs --captions vocabulary")
+        lesson(model, vocabulary, steps, seed=options.seed, report=_Lesson(steps, options.quiet))
+
+
+def _resumed(options: Train) -> Path | None:
+    """The checkpoint that the run goes on from: its text tower has had its lessons."""
+    if not options.resume:
+        return None
+    return find_state(Path(options.output if options.resume == "latest" else options.resume))
+
+
+def _without_visual(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the image tower's: what an objective asks of the initial one must be of the initial one."""
+    return {name: value for name, value in weights.items() if not name.startswith("visual.")}
+
+
+class _Lesson:
+    """Says every half minute how far a lesson of the text tower is."""
+
+    def __init__(self, steps: int, quiet: bool) -> None:
+        self.steps, self.quiet, self.shown = steps, quiet, time.monotonic()
+
+    def __call__(self, step: int, loss: float) -> None:
+        if not self.quiet and time.monotonic() - self.shown > 30:
+            self.shown = time.monotonic()
+            print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
 
 
 def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:

@@ -19,7 +19,8 @@ class Part:
     """A micro-batch between its two passes: everything but its images.
 
     images: features of the attacked images (N, D), or (2 N, D) with those of the clean ones behind; text (N, D).
-    original: the initial model's features of the clean images (N, D), where an objective asks for them.
+    original: the initial model's features of the clean images (N, D), where an objective asks for them; so
+    attributes, their amounts (N, A).
     """
 
     number: int
@@ -29,6 +30,7 @@ class Part:
     original: Tensor | None
     images: Tensor
     text: Tensor
+    attributes: Tensor | None = None
 
 
 class Room:
@@ -67,8 +69,8 @@ class Outcome:
     scale: Tensor | None
 
 
-# (text features, images' and captions' matches, labels, initial features, logit scale) -> targets
-Aim = Callable[[Tensor, Matches, Tensor, Tensor | None, Tensor], Targets]
+# (text features, images' and captions' matches, labels, initial features, logit scale, amounts) -> targets
+Aim = Callable[[Tensor, Matches, Tensor, Tensor | None, Tensor, Tensor | None], Targets]
 
 
 def whole_loss(
@@ -95,16 +97,22 @@ def whole_loss(
     leaf = scale.detach().requires_grad_(scale.requires_grad)
     labels = workers.all(torch.cat([part.labels for part in parts]).to(text.device))
     words = [w for mine in workers.objects([w for p in parts for w in p.words]) for w in mine]
-    given = [part.original for part in parts if part.original is not None]
-    original = workers.all(torch.cat(given)) if given else None
+    original = _all(workers, [part.original for part in parts])
+    amounts = _all(workers, [part.attributes for part in parts])
     matches = match(words, labels.cpu()).to(text.device)
-    loss = outer_loss(images, aim(text, matches, labels, original, leaf), options, own)
+    loss = outer_loss(images, aim(text, matches, labels, original, leaf, amounts), options, own)
     loss.backward()
     sizes = [len(part.labels) for part in parts]
     mine = [_mine(side, own, workers).split(sizes) for side in images]
     texts = _mine(text, own, workers).split(sizes) if text.requires_grad else [None] * len(parts)
     together = [torch.cat(pieces) for pieces in zip(*mine, strict=True)]
     return Outcome(workers.sum(loss.detach()).item(), together, list(texts), leaf.grad)
+
+
+def _all(workers: Workers, parts: list[Tensor | None]) -> Tensor | None:
+    """The rows of all parts of all workers, where parts have them."""
+    given = [part for part in parts if part is not None]
+    return workers.all(torch.cat(given)) if given else None
 
 
 def _mine(leaf: Tensor, own: slice, workers: Workers) -> Tensor:

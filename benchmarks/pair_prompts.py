@@ -7,7 +7,8 @@ The prompts are in pair_prompts.toml. `class` and `word`: the judge's first, or 
 covered by the word. `colour`: the asked colour's share of the subject or the background is larger than in the
 picture of the same words without the colour, from the same seed. `two`: one of the two, or both, among the judge's
 first five.
-Writes the table and a sheet a model beside it, on which nothing is picked. The judge guides nothing.
+Writes the table, and with --sheets a sheet a model, on which nothing is picked: docs/models-NAME.png. The judge guides
+nothing but, for its own sheet, itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from clipag_plug import clip, colours, synthesize  # noqa: E402
 from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.statistics import wilson  # noqa: E402
 from clipag_plug.explanation.figure import Sheet  # noqa: E402
-from clipag_plug.images import write_image, write_text  # noqa: E402
+from clipag_plug.images import to_pil, write_atomically, write_text  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 PROMPTS = ROOT / "benchmarks" / "pair_prompts.toml"
@@ -102,6 +103,7 @@ def main() -> int:
     )
     parser.add_argument("--models", nargs="+", default=["clip-mini", "clipag-mini"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheets", action="store_true", help="draw the sheets too")
     parser.add_argument(
         "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "prompts.md"
     )
@@ -110,17 +112,23 @@ def main() -> int:
     judge = Judge(clip.load_model(JUDGE, "cpu"), JUDGE, bundled_vocabulary().class_names)
     found: dict[str, dict[str, list[bool]]] = {}
     for name in given.models:
-        model = clip.load_model(name, "cpu")
-        found[name] = measure(data, model, given.seed, judge)
-        pictures = F.interpolate(draw(data["sheet"], model, given.seed), CELL, mode="area")
-        rows = [list(part) for part in pictures.split(8)]
-        captions = [" | ".join(data["sheet"][at : at + 8]) for at in range(0, len(pictures), 8)]
-        sheet = Sheet(rows, title=name, captions=captions, scale=False).draw()
-        path = given.output.with_name(f"{given.output.stem}-{name.rpartition('/')[2]}.png")
-        sys.stderr.write(f"{write_image(path, sheet)}\n")
+        found[name] = measure(data, clip.load_model(name, "cpu"), given.seed, judge)
+    for name in (*given.models, JUDGE) if given.sheets else ():
+        sys.stderr.write(f"{sheet(name, data['sheet'], given.seed)}\n")
     write_text(given.output, page(found))
     sys.stdout.write(page(found))
     return 0
+
+
+def sheet(name: str, prompts: list[str], seed: int) -> Path:
+    """One seed's pictures of the sheet's prompts, eight a row."""
+    pictures = F.interpolate(draw(prompts, clip.load_model(name, "cpu"), seed), CELL, mode="area")
+    captions = [" | ".join(prompts[at : at + 8]) for at in range(0, len(pictures), 8)]
+    rows = [list(part) for part in pictures.split(8)]
+    drawn = Sheet(rows, title=name, captions=captions, scale=False).draw()
+    path = ROOT / "docs" / f"models-{name.rpartition('/')[2]}.png"
+    small = to_pil(drawn).quantize(256, dither=1)  # a third of the bytes
+    return write_atomically(path, lambda to: small.save(to, "PNG", optimize=True))
 
 
 def page(found: dict[str, dict[str, list[bool]]]) -> str:

@@ -26,7 +26,7 @@ _BRIGHTNESS = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that a caption can say. kind: "subject", "background" or "light"; those of a kind exclude each other."""
+    """One thing that a caption can say. kind: "subject", "background" or "light"; one of a kind each."""
 
     kind: str
     name: str
@@ -68,7 +68,8 @@ def amounts(images: Tensor) -> Tensor:
     seen = images[..., ::2, ::2]
     side = seen.shape[-1]
     subject, background = (
-        colours.shares(seen, where(side).to(seen)) for where in (colours.subject, colours.background)
+        colours.shares(seen, where(side).to(seen))
+        for where in (colours.subject, colours.background)
     )
     light = colours.lab(seen)[:, :1].mean((2, 3)) / 100
     return torch.cat([subject, background, light, 1 - light], dim=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import chromium
 import pytest
-from test_demo import serving
+from demo_helpers import serving
 
 from clipag_plug.demo.jobs import Task
 from clipag_plug.images import read_recipe
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(place: Path) -> Iterator[str]:
-    """A server in this process, where torch is loaded already; test_demo.py starts the command itself."""
+    """A server in this process, where torch is loaded already; test_demo_page.py starts the command itself."""
     with serving(output=str(place / "runs"), upload_limit=0.25) as client:
         studio = client.app.studio
         client.app.queue.submit(Task("warm-up", "Loading", studio.warm_up, yields=True))

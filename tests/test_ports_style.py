@@ -175,6 +175,34 @@ def test_residual_network_starts_at_the_photograph(tiny_clip: Any, photo: torch.
         assert not torch.equal(run.image(), before)
 
 
+def test_residual_network_never_saturates(photo: torch.Tensor) -> None:
+    unet = seeded_unet(4, 0, residual=True)
+    for bias in (-1e6, 1e6):
+        nn.init.constant_(unet.out.bias, bias)  # type: ignore[arg-type]
+        image = unet(photo[None])
+        assert float(image.detach().min()) > 0 and float(image.detach().max()) < 1
+        (gradient,) = torch.autograd.grad(image.sum(), [unet.out.bias])
+        assert bool((gradient != 0).all())
+
+
+def test_without_a_source_the_direction_is_the_prompt(tiny_clip: Any) -> None:
+    guide = Guide(tiny_clip)
+    with torch.no_grad():
+        forms = stylelosses.templates()
+        ends = [
+            F.normalize(
+                tiny_clip.encode_text(tiny_clip.tokenize([f.format(t) for f in forms])).mean(0),
+                dim=0,
+            )
+            for t in ("Fire", "a Photo")
+        ]
+    found = stylelosses.text_direction(guide, "Fire", "")[0]
+    assert torch.allclose(found, ends[0], atol=1e-5)
+    from_photo = stylelosses.text_direction(guide, "Fire")[0]
+    assert torch.allclose(from_photo, F.normalize(ends[0] - ends[1], dim=0), atol=1e-4)
+    assert Style(image="x", preset="demo").resolved().source == ""
+
+
 def test_fast_network(tiny_clip: Any, photo: torch.Tensor, tmp_path: Path) -> None:
     unet = seeded_unet(4, 0, residual=True)
     assert torch.allclose(unet(photo[None]), photo[None].clamp(0.02, 0.98), atol=1e-5)

@@ -58,6 +58,8 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
         "Licence": licence or "not stated by the authors",
         "Paper": card.get("paper", "none given"),
     }
+    told = {"How it was trained": "history", "Draws": "can_draw", "Fails": "cannot_draw"}
+    facts |= {name: card[key] for name, key in told.items() if card.get(key)}
     where = f"hf-hub:{repository}" if repository else "local-dir:FOLDER"
     loading = _LOADING[form].format(
         where=where, plain=repository or "FOLDER", file=file or "FILE", activation=activation

@@ -11,6 +11,7 @@ from .generate import parse_size
 MODES = ("network", "pixels", "train", "fast")
 # CLIPStyler (Kwon & Ye 2022): the defaults of its published scripts, for one picture and for fast transfer.
 _PAPER: dict[str, Any] = {
+    "source": "a Photo",
     "size": "512",
     "steps": 201,
     "lr": 5e-4,
@@ -25,6 +26,7 @@ _PAPER: dict[str, Any] = {
     "finish": True,
 }
 _FAST: dict[str, Any] = {
+    "source": "a Photo",
     "size": "512",
     "steps": 200,
     "lr": 1e-4,
@@ -39,11 +41,13 @@ _FAST: dict[str, Any] = {
 }
 _DEMO: dict[str, Any] = {
     **_PAPER,
-    "size": "64",
+    "source": "",
+    "size": "128",
     "steps": 120,
     "lr": 5e-3,
     "crops": 16,
-    "crop_size": 32,
+    "crop_size": 64,
+    "content": 30.0,
     "tv": 1.0,
     "residual": True,
     "finish": False,
@@ -54,7 +58,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "network": _DEMO,
         "pixels": {**_DEMO, "lr": 0.02},
-        "train": {**_FAST, "size": "128", "steps": 60, "lr": 2e-3, "crop_size": 64, "crops": 4},
+        "train": {
+            **_FAST,
+            "source": "",
+            "size": "128",
+            "steps": 60,
+            "lr": 2e-3,
+            "crop_size": 64,
+            "crops": 4,
+        },
         "fast": {**_FAST, "size": "128"},
     },
 }
@@ -89,7 +101,9 @@ class Style(Options):
     )
     preset: str = option("paper", "settings to start from", choices=tuple(PRESETS), short="-p")
     seed: int = option(0, "of the network and the views", low=0, short="-s")
-    source: str = option("a Photo", "what the picture is before, in words")
+    source: str | None = option(
+        None, "what the picture is before, in words; '' for nothing" + _PER_PRESET
+    )
     features: str = option(
         "mini",
         "network that measures content; vgg19 is the published one and a download",

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FARTHEST = 6.0  # change of a residual network, in logits
+
 
 class UNet(nn.Module):
     """Pictures (N, 3, H, W) in [0, 1] to pictures, sides multiples of 8.
@@ -43,7 +45,8 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skip], 1))
         x = self.out(self.last(torch.cat([x, first], 1)))
         if self.residual:
-            x = x + images.clamp(0.02, 0.98).logit()
+            # Bounded, or a long step drives the sigmoid to an exact 0, from which no gradient leads back.
+            x = FARTHEST * F.softsign(x / FARTHEST) + images.clamp(0.02, 0.98).logit()
         return x.sigmoid()
 
 

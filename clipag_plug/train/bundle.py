@@ -27,11 +27,14 @@ DATA = (
     "Tiny ImageNet (202 classes, 101,000 photographs of 64x64 pixels, a subset of ImageNet made for Stanford's "
     "CS231N): for research use."
 )
-CAN = "Single objects, animals and places named by one of its words (model.vocabulary), in the framing of a photograph."
+CAN = "Single objects, animals and places named by one of its words (model.vocabulary), in the framing of a photograph"
+COLOURS = (
+    ', with a colour or on a coloured background: "a red teapot", "an orange on a blue background"'
+)
 CANNOT = (
-    "Anything else: it knows no other words (they are ignored), cannot count, compose two things, write text or "
-    "follow a style, and works at {size}x{size} pixels inside, so pictures are soft. Persons, small man-made "
-    "objects and look-alike classes are its weak spots."
+    "Anything else: it knows no other words (they are ignored), cannot count, place two things beside each other, "
+    "write text or follow a style, and works at {size}x{size} pixels inside, so pictures are soft. Persons, small "
+    "man-made objects and look-alike classes are its weak spots."
 )
 
 
@@ -97,7 +100,7 @@ def describe(
         "224x224 in [0, 1]",
         "history": options.history,
         "torch": torch.__version__,
-        "can_draw": CAN,
+        "can_draw": f"{CAN}{COLOURS if recipe.get('attributes') else ''}.",
         "cannot_draw": CANNOT.format(size=side),
     }
 

@@ -34,11 +34,15 @@ def teach_compositions(
     A caption of two subjects gets the sum of their unit features, one with an attribute the subject's plus a
     direction of the attribute, where no subject has anything; captions of one subject keep what they have. So image
     towers that know the subjects go on knowing them, and composing is not left to chance.
+    Raises ValueError for a text tower without a last matrix or with too few dimensions.
     """
     words = vocabulary.words
     kept = _Kept(model, words)
     plain = kept.of([(word, "a {}") for word in words])
-    directions = free_directions(plain, model.text_projection.detach(), len(ATTRIBUTES))
+    projection = model.text_projection
+    if not isinstance(projection, Tensor):
+        raise ValueError("the lesson needs a text tower that ends in a matrix; this one does not")
+    directions = free_directions(plain, projection.detach(), len(ATTRIBUTES))
     weights = [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_"))]
     for weight in weights:
         weight.requires_grad_(True)
@@ -61,7 +65,9 @@ class _Kept:
 
     def __init__(self, model: CLIP, words: list[str]) -> None:
         encode = TextFeatures(model, trained=False)
-        self.rows = {(w, t): row for row, (w, t) in enumerate((w, t) for w in words for t in TEMPLATES)}
+        self.rows = {
+            (w, t): row for row, (w, t) in enumerate((w, t) for w in words for t in TEMPLATES)
+        }
         self.features = F.normalize(encode([sentence(w, t) for w, t in self.rows]), dim=-1)
 
     def of(self, captions: list[tuple[str, str]]) -> Tensor:
@@ -98,7 +104,10 @@ def lesson(
         if place < size:
             texts.append(ATTRIBUTES[attribute].caption(word, rng))
             continue
-        subject, background = rng.randrange(KINDS[0].stop), rng.randrange(KINDS[1].start, KINDS[1].stop)
+        subject, background = (
+            rng.randrange(KINDS[0].stop),
+            rng.randrange(KINDS[1].start, KINDS[1].stop),
+        )
         marks[place] = 0
         marks[place, [subject, background]] = WEIGHT
         texts.append(ATTRIBUTES[background].caption(f"{ATTRIBUTES[subject].name} {word}", rng))
@@ -106,6 +115,9 @@ def lesson(
     pairs = [(rng.choice(words), rng.choice(words)) for _ in range(size)]
     for first, second in pairs:
         relation = rng.choice(RELATIONS)
-        texts.append(f"{sentence(first, rng.choice(TEMPLATES))} {relation} {sentence(second, 'a {}')}")
-    aims.append(sum(kept.of([(pair[side], "a {}") for pair in pairs]) for side in (0, 1)))
+        texts.append(
+            f"{sentence(first, rng.choice(TEMPLATES))} {relation} {sentence(second, 'a {}')}"
+        )
+    ends = [kept.of([(pair[side], "a {}") for pair in pairs]) for side in (0, 1)]
+    aims.append(ends[0] + ends[1])
     return texts, torch.cat(aims)

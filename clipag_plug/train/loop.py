@@ -19,7 +19,6 @@ from .distributed import Workers
 from .evaluate import Evaluation
 from .finite import diagnose
 from .kept import Kept
-from .matches import Matches
 from .objective import attack_images
 from .passes import frozen, frozen_statistics, recompute_activations, return_memory
 from .precision import Precision

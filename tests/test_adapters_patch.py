@@ -1,0 +1,190 @@
+"""`patch` answers for `clip` while it holds, and leaves everything as it was."""
+
+# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from adapters_helpers import library, old_file
+
+import clipag_plug
+
+CLIP_COPY = "def load(name):\n    return 'theirs'\ndef tokenize(texts):\n    return texts\n"
+
+
+def test_a_with_block_answers_and_forgets() -> None:
+    importlib.import_module("open_clip")  # libraries put finders of their own in place
+    finders, environment = list(sys.meta_path), dict(os.environ)
+    with clipag_plug.patch("vqgan_clip", model="clipag-mini") as patch:
+        inner = importlib.import_module("CLIP.clip")
+        model, _ = inner.load("ViT-B/16", device="cpu")
+        assert model.name == "clipag-mini"
+        with pytest.raises(ImportError):
+            importlib.import_module("CLIP_.clip")  # not a name of this pipeline
+        os.environ["SET_BY_A_SCRIPT"] = "1"
+    assert sys.meta_path == finders and dict(os.environ) == environment
+    assert not [name for name in sys.modules if name.partition(".")[0] == "CLIP"]
+    assert ("names", "`CLIP.clip` is answered by clipag_plug") in patch.used
+    with pytest.raises(ImportError):
+        importlib.import_module("CLIP.clip")
+
+
+def test_for_good_until_undo() -> None:
+    patch = clipag_plug.patch("clipdraw", model="clip-mini")
+    try:
+        import clip
+
+        assert clip.load("ViT-B/32", "cpu")[0].name == "clip-mini"
+        assert {"ViT-B/32", "RN50", "clipag"} <= set(clip.available_models())
+        assert clip.load("clipag-mini", "cpu")[0].name == "clipag-mini", (
+            "a key is taken at its word"
+        )
+        from clip import clip as inner
+        from clip.simple_tokenizer import SimpleTokenizer
+
+        assert inner.load is clip.load and clip.clip is inner and SimpleTokenizer
+    finally:
+        patch.undo()
+    patch.undo()
+    assert "clip" not in sys.modules
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_an_error_inside_undoes_too(error: type[BaseException]) -> None:
+    load = torch.load
+    with pytest.raises(error):
+        with clipag_plug.patch(model="clipag-mini", device="cpu"):
+            import clip
+
+            assert clip and torch.load is not load
+            raise error
+    assert torch.load is load and "clip" not in sys.modules
+    with (
+        pytest.raises((RuntimeError, AssertionError))
+        if not torch.cuda.is_available()
+        else pytest.raises(ZeroDivisionError)
+    ):
+        torch.zeros(1, device="cuda") if not torch.cuda.is_available() else 1 / 0
+
+
+def test_patches_nest_and_an_outer_undo_takes_the_inner_with_it() -> None:
+    load = torch.load
+    outer = clipag_plug.patch(model="clipag-mini")
+    import clip as first
+
+    inner = clipag_plug.patch(model="clip-mini")
+    import clip as second
+
+    assert first is not second and second.load("ViT-B/32", "cpu")[0].name == "clip-mini"
+    inner.undo()
+    assert sys.modules["clip"] is first
+    inner = clipag_plug.patch(model="clip-mini")
+    outer.undo()
+    assert torch.load is load and not inner.active and "clip" not in sys.modules
+
+
+def test_the_real_clip_comes_back(library: Path) -> None:
+    (library / "clip").mkdir()
+    (library / "clip" / "__init__.py").write_text("from .clip import load, tokenize\n")
+    (library / "clip" / "clip.py").write_text(CLIP_COPY)
+    (library / "clip" / "simple_tokenizer.py").touch()
+    (library / "painter").mkdir()
+    (library / "painter" / "__init__.py").write_text("from .clip import load\n")
+    (library / "painter" / "clip.py").write_text(CLIP_COPY)
+    import clip as real
+    import painter
+
+    assert real.load("x") == painter.load("x") == "theirs"
+    with clipag_plug.patch(model="clipag-mini"):
+        import clip
+        import painter as patched
+
+        assert clip.load("x", "cpu")[0].name == patched.load("x", "cpu")[0].name == "clipag-mini"
+    assert sys.modules["clip"] is real and sys.modules["painter"] is painter
+    assert sys.modules["clip.clip"].load("x") == "theirs" and real.clip is sys.modules["clip.clip"]
+    import painter as again
+
+    assert again is painter and again.load("x") == "theirs"
+
+
+def test_a_package_first_imported_under_a_patch_is_imported_anew_after_it(library: Path) -> None:
+    (library / "dreamer").mkdir()
+    (library / "dreamer" / "__init__.py").touch()
+    (library / "dreamer" / "clip.py").write_text(CLIP_COPY)
+    (library / "dreamer" / "main.py").write_text("from .clip import load, tokenize\n")
+    with clipag_plug.patch(model="clipag-mini"):
+        from dreamer.main import load
+    assert callable(load) and not [name for name in sys.modules if name.startswith("dreamer")]
+    from dreamer.main import load as theirs
+
+    assert theirs("x") == "theirs"
+
+
+def test_what_a_library_kept_does_as_the_original_after_the_patch() -> None:
+    import numpy
+
+    with clipag_plug.patch(device="cpu"):
+        kept, numbers = torch.load, torch.Generator
+        assert numpy.int is int
+    with pytest.raises(AttributeError):
+        _ = numpy.int
+    with pytest.raises(pickle.UnpicklingError):
+        kept(old_file(Path(os.environ.get("TMPDIR", "/tmp"))))
+    assert isinstance(numbers(), torch.Generator)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("clip-draw",), "did you mean 'clipdraw'"), ((), "it must be 'cpu'")],
+)
+def test_requests_that_cannot_be_met(arguments: tuple[str, ...], message: str) -> None:
+    keywords = {} if arguments else {"device": "tpu"}
+    finders = list(sys.meta_path)
+    with pytest.raises(ValueError, match=message):
+        clipag_plug.patch(*arguments, **keywords)
+    assert sys.meta_path == finders
+
+
+def test_open_clip_without_weights_is_left_alone_and_without_a_model_the_counterpart_is_meant() -> (
+    None
+):
+    import open_clip
+
+    real = open_clip.create_model
+    with clipag_plug.patch("clipag") as patch:
+        key = patch.guide.open_clip_key
+        assert key("ViT-B-32", None) is None
+        assert (
+            key("ViT-B-32", "laion2b_s34b_b79k") == key("ViT-B-32-quickgelu", "openai") == "clipag"
+        )
+        assert key("ViT-L-14", "openai") == "fare4-l14" and key("ViT-L-14-336", "openai") is None
+        assert key("anything", "~/CLIPAG_ViTB32.pt") == "clipag"
+        assert key("hf-hub:org/name", None) == "hf-hub:org/name"
+        assert open_clip.create_model is not real
+    assert open_clip.create_model is real
+
+
+def test_a_pipeline_that_is_not_there_is_not_made_up() -> None:
+    with clipag_plug.patch("deep_daze"), pytest.raises(ModuleNotFoundError, match="deep_daze"):
+        importlib.import_module("deep_daze")
+
+
+def test_libraries_that_try_an_import_find_the_truth(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "try:\n    import ttools\n    found = True\nexcept ImportError:\n    found = False\n"
+    (library / "site-packages").mkdir()
+    (library / "site-packages" / "a_library.py").write_text(code)
+    (library / "a_script.py").write_text(code)
+    monkeypatch.syspath_prepend(str(library / "site-packages"))
+    with clipag_plug.patch():
+        assert importlib.import_module("a_library").found is False
+        assert importlib.import_module("a_script").found is True
+    assert "ttools" not in sys.modules

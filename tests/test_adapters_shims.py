@@ -1,0 +1,122 @@
+"""The parts of the shims that need no script: old checkpoints, LPIPS, CUDA, and attention."""
+
+# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
+
+from __future__ import annotations
+
+import pickle
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters_helpers import library, old_file
+from clipag_plug.adapters import loading
+from clipag_plug.adapters.taming_shims import taming_shims
+
+import clipag_plug
+
+
+def test_old_checkpoints_are_read_and_nothing_in_them_is_run(tmp_path: Path) -> None:
+    path = old_file(tmp_path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)
+    with clipag_plug.patch("vqgan_clip") as patch:
+        with open(path, "rb") as file:
+            table = torch.load(file, map_location="cpu")
+        assert torch.equal(table["state_dict"]["w"], torch.arange(3.0))
+        assert isinstance(table["callback"], loading.Inert)
+        assert patch.used and patch.used[0][0] == "torch_load" and "putenv" in patch.used[0][1]
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=True)
+    assert not loading._harmless("os", "putenv") and not loading._harmless("builtins", "eval")
+
+
+def test_a_whole_pickled_module_is_refused_as_without_the_shim(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with clipag_plug.patch("vqgan_clip"), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "module.pt")
+
+
+@pytest.fixture
+def taming(library: Path) -> types.ModuleType:
+    """A library in the layout of taming-transformers, whose LPIPS counts its downloads."""
+    folder = library / "taming" / "modules" / "losses"
+    folder.mkdir(parents=True)
+    for parent in (folder, folder.parent, folder.parent.parent):
+        (parent / "__init__.py").touch()
+    (folder / "lpips.py").write_text(
+        "from torch import nn\n"
+        "downloads = []\n"
+        "class vgg16(nn.Module):\n"
+        "    def __init__(self, requires_grad=False, pretrained=True):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(1, 1)\n"
+        "        if pretrained: downloads.append('vgg')\n"
+        "    def forward(self, x): return self.layer(x)\n"
+        "class LPIPS(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = vgg16(pretrained=True, requires_grad=False)\n"
+        "        self.load_from_pretrained()\n"
+        "    def load_from_pretrained(self, name='vgg_lpips'): downloads.append(name)\n"
+        "    def forward(self, x): return self.net(x)\n"
+    )
+    return folder
+
+
+def test_lpips_that_is_thrown_away_loads_nothing(taming: Path) -> None:
+    with taming_shims() as patch:
+        from taming.modules.losses import lpips
+
+        loss = lpips.LPIPS()
+        assert lpips.downloads == [] and patch.used[0][0] == "lpips"
+        used = lpips.LPIPS()
+    used(torch.ones(1, 1))  # a loss that is used gets its weights, even behind the patch
+    used(torch.ones(1, 1))
+    assert lpips.downloads == ["vgg", "vgg_lpips"]
+    assert not any(parameter.requires_grad for parameter in used.net.parameters())
+    del loss
+    lpips.LPIPS()
+    assert lpips.downloads == ["vgg", "vgg_lpips"] * 2
+
+
+def test_cuda_is_redirected_however_it_is_asked_for(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pt")
+    with clipag_plug.patch(device="cpu"):
+        for tensor in (
+            torch.zeros(2, device="cuda"),
+            torch.zeros(2).to("cuda:1"),
+            torch.zeros(2).to(0),
+            torch.zeros(2).to(torch.device("cuda"), torch.float64),
+            torch.zeros(2).cuda(non_blocking=True),
+            torch.tensor([1.0], device=torch.device("cuda", 0)),
+            torch.zeros(2).type("torch.cuda.FloatTensor"),
+            torch.cuda.FloatTensor([1.0]),
+            torch.nn.Linear(2, 2, device="cuda").weight,
+            torch.nn.Linear(2, 2).to("cuda").cuda(0).bias,
+            torch.load(tmp_path / "x.pt", map_location="cuda")["x"],
+            torch.load(tmp_path / "x.pt", map_location={"cuda:0": "cuda:1"})["x"],
+            torch.randn(2, generator=torch.Generator(device="cuda"), device="cuda"),
+        ):
+            assert tensor.device.type == "cpu"
+        with torch.cuda.device(0):
+            torch.cuda.synchronize()
+        assert torch.cuda.get_device_properties(0).total_memory > 0
+        x = torch.ones(2, requires_grad=True)
+        assert x.cuda() is x
+
+
+def test_blocks_tell_the_attention_of_their_last_call(tiny_clip: Any) -> None:
+    with clipag_plug.patch("clipasso") as patch:
+        for function in patch.guide.loaded:
+            function(tiny_clip)
+        tiny_clip.encode_image(torch.rand(3, 3, 64, 64))
+        for block in tiny_clip.visual.transformer.resblocks:
+            assert block.attn_probs.shape == (
+                3 * 2,
+                17,
+                17,
+            )  # 2 heads; 16 patches and the class token
+            assert torch.allclose(block.attn_probs.sum(-1), torch.ones(()), atol=1e-5)

@@ -1,0 +1,181 @@
+"""What the demo's server refuses, and that nothing of the machine can be read through it."""
+
+# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from demo_helpers import Client, client, paint, png
+
+from clipag_plug.demo.guard import Guard, hostname
+from clipag_plug.demo.requests import Look, Paint, read
+from clipag_plug.demo.uploads import UploadError, Uploads
+from clipag_plug.images import read_image, write_image
+
+TRAVERSALS = [
+    *("/../secret.txt", "/runs/../secret.txt", "/runs/..%2fsecret.txt", "/runs/%2e%2e/secret.txt"),
+    *("/runs/../image.png", "/runs/%2e%2e/image.png", "/runs/./image.png", "/runs//image.png"),
+    *("/runs/..\\image.png", "/runs/RUN/../../image.png", "/runs/RUN/%2e%2e/%2e%2e/image.png"),
+    *("/runs/RUN/a/..%2f..%2f..%2fimage.png", "/runs/RUN/a/b/image.png", "/runs/RUN/c/image.png"),
+    *("/runs//etc/passwd", "/etc/passwd", "//etc/passwd", "/runs/RUN/a/image.png%00.txt"),
+    *("/runs/.uploads/image.png", "/uploads/../secret.txt", "/uploads/..%2fRUN%2fa%2fimage"),
+    *("/uploads/0123456789abcdef", "/uploads/%2fetc%2fpasswd", "/page/../server.py", "/server.py"),
+    *("/runs/RUN/a/link.png", "/runs/RUN/b/image.png", "/index.html", "/runs", "/runs/RUN"),
+]
+
+
+def test_no_other_file_can_be_read(client: Client) -> None:
+    run = client.finish(client.post("/api/jobs", paint(prompt="a secret"))[1])
+    folder = client.app.gallery.root / run["id"]
+    outside = client.app.gallery.root.parent
+    (folder / "a" / "link.png").symlink_to(outside / "secret.txt")
+    (folder / "b").mkdir()
+    (folder / "b" / "image.png").symlink_to(outside / "image.png")  # a known name, another place
+    for path in TRAVERSALS:
+        status, body, _ = client.ask("GET", path.replace("RUN", run["id"]))
+        assert status == 404 and b"secret" not in body.replace(b"a-secret", b""), path
+    assert client.ask("GET", f"/runs/{run['id']}/a/image.png")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        ("../secret.txt", "no such run"),
+        ("/etc/passwd", "no such run"),
+        ("../../etc", "no such"),
+        ("0123456789abcdef", "choose it again"),
+        (".uploads/a", "no such run"),
+    ],
+)
+def test_a_request_can_name_no_path(client: Client, picture: str, words: str) -> None:
+    for kind, rest in (("paint", {"prompt": "x"}), ("explain", {"texts": ["x"]})):
+        asked = {"models": ["clipag-mini"], "picture": picture, **rest}
+        status, answer = client.post("/api/jobs", {"kind": kind, "request": asked})
+        assert status == 404 and words in answer["error"]
+
+
+def test_requests_hold_no_field_that_names_a_file() -> None:
+    for values in ({"output": "x"}, {"image": "x"}, {"mask": "x"}, {"prior": "x"}, {"log": "x"}):
+        with pytest.raises(ValueError, match="no option"):
+            read("paint", {"prompt": "x", **values})
+    assert isinstance(read("paint", {"prompt": "x"}), Paint)
+    assert isinstance(read("explain", {"picture": "x", "texts": ["y"]}), Look)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (paint(prompt=" "), "prompt is empty"),
+        (paint(prompt="x" * 301), "at most 300"),
+        (paint(steps=0), "--steps"),
+        (paint(steps=10**9), "--steps"),
+        (paint(steps="many"), "must be of type int"),
+        (paint(models=["/etc/passwd"]), "not offered"),
+        (paint(models=["clipag"]), "clipag demo --models clipag"),
+        (paint(models=[]), "choose one or two"),
+        (paint(size="9999"), "must be one of"),
+        (paint(output="/tmp/x"), "no option 'output'"),
+        (paint(image="/etc/passwd"), "no option 'image'"),
+        (paint(seed=-1), "--seed"),
+        ({"kind": "explain", "request": {"texts": ["x"]}}, "choose one first"),
+        ({"kind": "explain", "request": {"picture": "x", "texts": []}}, "give 1 to 6"),
+        ({"kind": "rm", "request": {}}, "there is no job 'rm'"),
+        ({"kind": "paint", "request": "x"}, "JSON object"),
+        ([], "JSON object"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: str) -> None:
+    status, answer = client.post("/api/jobs", content)
+    assert status == 400 and words in answer["error"] and "\n" not in answer["error"]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG header that promises many pixels, in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"", 415, "no picture"),
+        (b"hello", 415, "choose a PNG, JPEG or WebP"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (b"GIF89a" + bytes(100), 415, "no picture"),
+        (png()[:60], 415, "damaged"),
+        (png(4, 4), 415, "smaller than 8"),
+        (png(400, 400), 413, "400 x 400 pixels; at most 0.1 megapixels"),
+        (bomb(30_000, 30_000), 413, "megapixels"),
+        (bytes(300_000), 413, "larger than 0.25 MiB"),
+    ],
+)
+def test_a_wrong_upload_is_refused(client: Client, data: bytes, status: int, words: str) -> None:
+    found, answer = client.post("/api/uploads", data)
+    assert (found, words in answer["error"]) == (status, True), answer
+
+
+def test_an_upload_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", torch.rand(3, 20, 30), {"secret": "recipe"})
+    uploads = Uploads(tmp_path / "uploads", 10**6, 10**6)
+    found = uploads.add((tmp_path / "a.png").read_bytes())
+    kept = uploads.path(found["id"])
+    assert b"secret" not in kept.read_bytes()
+    assert torch.equal(read_image(kept), read_image(tmp_path / "a.png"))
+    with pytest.raises(UploadError):
+        uploads.add(b"x" * (10**6 + 1))
+
+
+def test_another_name_or_another_site_is_refused(client: Client) -> None:
+    port = client.port
+    for host in (f"evil.example:{port}", "127.0.0.1.evil.example", "", "[::2]"):
+        assert client.ask("GET", "/", Host=host)[0] == 403, host
+    for host in (f"localhost:{port}", "LOCALHOST", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert client.ask("GET", "/", Host=host)[0] == 200, host
+    body = json.dumps(paint()).encode()
+    own = {"Host": f"localhost:{port}", "Content_Type": "application/json"}
+    refused = [
+        {**own, "Origin": "https://evil.example"},
+        {**own, "Origin": "null"},
+        {**own, "Sec_Fetch_Site": "cross-site"},
+        {**own, "Content_Type": "text/plain"},
+        {**own, "Content_Type": "multipart/form-data"},
+        {"Host": f"localhost:{port}"},
+    ]
+    jobs = len(client.app.queue.jobs())
+    for headers in refused:
+        assert client.ask("POST", "/api/jobs", body, **headers)[0] == 403, headers
+    assert len(client.app.queue.jobs()) == jobs
+    assert client.ask("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+    assert client.ask("OPTIONS", "/api/jobs", Origin="https://evil.example")[0] == 501
+
+
+def test_the_guard_opens_as_far_as_it_is_told() -> None:
+    shut, opened = Guard("127.0.0.1"), Guard("0.0.0.0", ["Demo.Example"])
+    for name in ("192.168.1.5", "demo.example"):
+        assert shut.refusal({"Host": name}, changes=False)
+        assert not opened.refusal({"Host": f"{name}:8600"}, changes=False)
+    assert opened.refusal({"Host": "evil.example"}, changes=False)
+    assert hostname("[::1]:8600") == "::1" and hostname("A.b:1") == "a.b"
+
+
+def test_a_body_must_say_its_length(client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        sender.sendall(
+            b"POST /api/uploads HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/octet-stream\r\n\r\n"
+        )
+        assert b"411" in sender.recv(1000)

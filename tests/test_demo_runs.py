@@ -1,0 +1,121 @@
+"""What the demo makes is what the API makes, can be downloaded and repeated, and is whole or not there."""
+
+# ruff: noqa: F401, F811 (fixtures are imported and then named as arguments)
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from demo_helpers import Client, client, paint, png
+
+from clipag_plug.images import read_image
+from clipag_plug.synthesis import synthesize
+
+
+def test_a_painting_is_what_the_api_paints_and_can_be_repeated(client: Client) -> None:
+    status, job = client.post("/api/jobs", paint(models=["clip-mini", "clipag-mini"], seed=3))
+    assert status == 201
+    run = client.finish(job)
+    assert run["id"].endswith("a-goldfish-3") and run["state"] == "done"
+    assert [side["model"] for side in run["sides"]] == ["clip-mini", "clipag-mini"]
+    for side in run["sides"]:
+        expected = synthesize("a goldfish", model=side["model"], seed=3, steps=2, device=None)
+        found = read_image(client.app.gallery.file(run["id"], side["key"], "image.png"))
+        assert (found - expected.image).abs().max() <= 0.5 / 255 + 1e-6
+        for name in side["files"]:
+            assert client.ask("GET", f"/runs/{quote(run['id'])}/{side['key']}/{name}")[0] == 200
+    status, job = client.post("/api/jobs", {"again": run["id"]})
+    again = client.finish(job)
+    assert again["id"] != run["id"]
+    first, second = (client.app.gallery.file(r["id"], "b", "image.png") for r in (run, again))
+    assert first.read_bytes() == second.read_bytes()
+    assert [each["id"] for each in client.get("/api/runs")][:2] == [again["id"], run["id"]]
+
+
+def test_the_trajectory_begins_at_the_start_and_ends_near_the_end(client: Client) -> None:
+    from PIL import Image
+
+    run = client.finish(client.post("/api/jobs", paint(steps=3))[1])
+    side = run["sides"][0]
+    sheet = Image.open(client.app.gallery.file(run["id"], "a", "frames.jpg"))
+    assert side["frames"] == 4 and sheet.size == (side["columns"] * 224, 224)
+
+
+def test_pictures_of_the_command_line_are_in_the_gallery_too(
+    client: Client, tmp_path: Path
+) -> None:
+    from clipag_plug.cli import main
+
+    folder = client.app.gallery.root / "by-hand"
+    assert main(["generate", "a lemon", "--steps", "1", "-o", str(folder)]) == 0
+    run = client.app.gallery.get("by-hand")
+    assert (run["title"], run["sides"][0]["model"]) == ("a lemon", "clipag-mini")
+    assert client.ask("GET", "/runs/by-hand/image.png")[0] == 200
+    again = client.finish(client.post("/api/jobs", {"again": "by-hand"})[1])
+    repeated = client.app.gallery.file(again["id"], "a", "image.png")
+    assert repeated.read_bytes() == (folder / "image.png").read_bytes()
+
+
+def test_an_upload_is_explained_and_repainted(client: Client) -> None:
+    status, upload = client.post("/api/uploads", png(60, 30))
+    assert (status, upload["width"], upload["height"]) == (201, 60, 30)
+    assert client.ask("GET", f"/uploads/{upload['id']}")[0] == 200
+    asked = {"picture": upload["id"], "texts": ["a dog", "grass"], "models": ["clipag-mini"]}
+    run = client.finish(client.post("/api/jobs", {"kind": "explain", "request": asked})[1])
+    assert run["texts"] == ["a dog", "grass"] and len(run["sides"][0]["cosines"]) == 2
+    maps = [client.app.gallery.file(run["id"], "a", f"map-{n}.png") for n in (1, 2)]
+    sizes = {tuple(read_image(path).shape) for path in maps}
+    assert sizes == {(3, 192, 384)}  # the picture's aspect
+    style = paint(picture=upload["id"], size="160", prompt="an oil painting")
+    styled = client.finish(client.post("/api/jobs", style)[1])
+    assert styled["sides"][0]["size"] == [160, 160]
+    asked_style = {"prompt": "a coral reef", "picture": upload["id"], "models": ["clipag-mini"]}
+    job = client.post("/api/jobs", {"kind": "style", "request": {**asked_style, "steps": 1}})[1]
+    assert client.finish(job)["sides"][0]["size"] == [256, 128]  # the picture's aspect
+    own = {"kind": "explain", "request": {**asked, "picture": f"{styled['id']}/a"}}
+    assert client.finish(client.post("/api/jobs", own)[1])["kind"] == "explain"
+
+
+def test_a_drawing_can_be_downloaded_as_strokes(client: Client) -> None:
+    from clipag_plug.strokes import strokes_from_svg
+
+    asked = {"prompt": "a lemon", "models": ["clipag-mini"], "steps": 2, "strokes": 9}
+    run = client.finish(client.post("/api/jobs", {"kind": "draw", "request": asked})[1])
+    address = f"/runs/{quote(run['id'])}/a/drawing.svg"
+    status, body, headers = client.ask("GET", address)
+    assert (status, headers["Content-Type"]) == (200, "image/svg+xml")
+    _, _, strokes = strokes_from_svg(io.BytesIO(body))
+    assert len(strokes) == 9
+    again = client.finish(client.post("/api/jobs", {"again": run["id"]})[1])
+    path = client.app.gallery.file(again["id"], "a", "drawing.svg")
+    assert path.read_bytes() == body
+
+
+def test_stopping_keeps_the_picture_so_far(client: Client) -> None:
+    _, job = client.post("/api/jobs", paint(steps=2000))
+    end = time.monotonic() + 30
+    while client.app.queue.jobs()[-1]["step"] < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert client.post(f"/api/jobs/{job['id']}/stop", {})[0] == 200
+    run = client.finish(job)
+    assert run["state"] == "stopped" and 2 <= run["sides"][0]["steps"] < 2000
+    (_, recipe), *_ = client.app.gallery.recipes(run["id"])
+    assert recipe["stopped_after"] == run["sides"][0]["steps"]
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    from clipag_plug.demo.gallery import Gallery
+
+    def write(folder: Path) -> list[dict[str, Any]]:
+        (folder / "image.png").write_bytes(b"half")
+        raise OSError("disk full")
+
+    gallery = Gallery(tmp_path)
+    with pytest.raises(OSError, match="disk full"):
+        gallery.add({"title": "a fox", "seed": 0}, write)
+    assert list(tmp_path.iterdir()) == [] and gallery.runs() == []

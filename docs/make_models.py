@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipag_plug.colours import NAMES
 from clipag_plug.images import write_text
 from clipag_plug.vocabulary import bundled_vocabulary
 
@@ -78,13 +77,11 @@ def _list(numbers: list[int]) -> str:
 def _words() -> str:
     vocabulary = bundled_vocabulary()
     classes = ", ".join(" / ".join(names) for names in vocabulary.names)
-    groups, colours = ", ".join(vocabulary.groups), ", ".join(NAMES)
+    groups = ", ".join(vocabulary.groups)
     parts = (
         "## Words",
         f"Classes: {classes}.",
         f"Groups: {groups}.",
-        f'Colours, of the subject or of "... on a ... background": {colours}.',
-        'Light: "a bright photo of ...", "a dark photo of ...".',
         "Other words are ignored.",
     )
     return "\n\n".join(parts) + "\n"

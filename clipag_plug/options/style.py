@@ -11,7 +11,6 @@ from .generate import parse_size
 MODES = ("network", "pixels", "train", "fast")
 # CLIPStyler (Kwon & Ye 2022): the defaults of its published scripts, for one picture and for fast transfer.
 _PAPER: dict[str, Any] = {
-    "source": "a Photo",
     "size": "512",
     "steps": 201,
     "lr": 5e-4,
@@ -26,7 +25,6 @@ _PAPER: dict[str, Any] = {
     "finish": True,
 }
 _FAST: dict[str, Any] = {
-    "source": "a Photo",
     "size": "512",
     "steps": 200,
     "lr": 1e-4,
@@ -41,13 +39,11 @@ _FAST: dict[str, Any] = {
 }
 _DEMO: dict[str, Any] = {
     **_PAPER,
-    "source": "",
-    "size": "128",
+    "size": "64",
     "steps": 120,
     "lr": 5e-3,
     "crops": 16,
-    "crop_size": 64,
-    "content": 30.0,
+    "crop_size": 32,
     "tv": 1.0,
     "residual": True,
     "finish": False,
@@ -58,15 +54,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "network": _DEMO,
         "pixels": {**_DEMO, "lr": 0.02},
-        "train": {
-            **_FAST,
-            "source": "",
-            "size": "128",
-            "steps": 60,
-            "lr": 2e-3,
-            "crop_size": 64,
-            "crops": 4,
-        },
+        "train": {**_FAST, "size": "128", "steps": 60, "lr": 2e-3, "crop_size": 64, "crops": 4},
         "fast": {**_FAST, "size": "128"},
     },
 }
@@ -101,9 +89,7 @@ class Style(Options):
     )
     preset: str = option("paper", "settings to start from", choices=tuple(PRESETS), short="-p")
     seed: int = option(0, "of the network and the views", low=0, short="-s")
-    source: str | None = option(
-        None, "what the picture is before, in words; '' for nothing" + _PER_PRESET
-    )
+    source: str = option("a Photo", "what the picture is before, in words; '' for nothing")
     features: str = option(
         "mini",
         "network that measures content; vgg19 is the published one and a download",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FARTHEST = 6.0  # change of a residual network, in logits
+FARTHEST = 10.0  # change of a residual network, in logits, that is passed on as it is
 
 
 class UNet(nn.Module):
@@ -46,7 +46,8 @@ class UNet(nn.Module):
         x = self.out(self.last(torch.cat([x, first], 1)))
         if self.residual:
             # Bounded, or a long step drives the sigmoid to an exact 0, from which no gradient leads back.
-            x = FARTHEST * F.softsign(x / FARTHEST) + images.clamp(0.02, 0.98).logit()
+            near = x.clamp(-FARTHEST, FARTHEST)
+            x = near + F.softsign(x - near) + images.clamp(0.02, 0.98).logit()
         return x.sigmoid()
 
 

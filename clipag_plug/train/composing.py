@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from ..attributes import ATTRIBUTES, KINDS
 from ..model import CLIP
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .text import TextFeatures
+from .textual import lower
 
 WEIGHT = 0.7  # of an attribute's direction beside the subject's unit feature
 RELATIONS = ("and", "on", "in", "with", "next to", "in front of", "over", "near", "under", "behind")
@@ -43,21 +43,13 @@ def teach_compositions(
     if not isinstance(projection, Tensor):
         raise ValueError("the lesson needs a text tower that ends in a matrix; this one does not")
     directions = free_directions(plain, projection.detach(), len(ATTRIBUTES))
-    weights = [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_"))]
-    for weight in weights:
-        weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
     encode, rng = TextFeatures(model, trained=True), random.Random(seed)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    def loss() -> Tensor:
         texts, aims = lesson(words, kept, directions, rng)
-        loss = losses.cosine(encode(texts), aims).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        report(step, loss.item())
-    model.requires_grad_(False)
+        return losses.cosine(encode(texts), aims).mean()
+
+    lower(model, loss, steps, lr, report)
 
 
 class _Kept:

@@ -37,23 +37,37 @@ def train_text(
     captions nearly the same feature, and image and text towers that start together keep the classes in a few
     dimensions for a long time; spread apart first, the classes are as far from each other as a classifier's weights.
     """
+    encode, rng = TextFeatures(model, trained=True), random.Random(seed)
+    lower(model, lambda: spreading_loss(encode, vocabulary, rng), steps, lr, report)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(SCALE))
+
+
+def lower(
+    model: CLIP,
+    loss_of_step: Callable[[], Tensor],
+    steps: int,
+    lr: float,
+    report: Callable[[int, float], None],
+) -> None:
+    """Lowers a loss by the weights of the text tower alone, and leaves the model frozen.
+
+    loss_of_step: the next step's loss, a scalar. lr: the peak, after 20 steps; then a cosine to zero. report hears
+    each step and its loss.
+    """
     weights = [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_"))]
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
-    encode = TextFeatures(model, trained=True)
-    rng = random.Random(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        loss = spreading_loss(encode, vocabulary, rng)
+        loss = loss_of_step()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         report(step, loss.item())
     model.requires_grad_(False)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(SCALE))
 
 
 def spreading_loss(

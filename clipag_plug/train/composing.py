@@ -25,7 +25,7 @@ def teach_compositions(
     vocabulary: Vocabulary,
     steps: int,
     *,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:

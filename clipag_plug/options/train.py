@@ -15,6 +15,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ATTACKS = ("pgd", "apgd")
 TEXT_MODES = ("train", "frozen")
 SCHEDULES = ("cosine", "constant")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass
@@ -149,7 +150,15 @@ class Train(Options):
         "run's folder), or disk above 256 MB",
         choices=KEEP,
     )
+    optimizer: str = option(
+        "adamw",
+        "what takes the steps: muon is Muon for the kernels of convolutions without a bias and AdamW for the rest",
+        choices=OPTIMIZERS,
+    )
     lr: float = option(2e-5, "peak learning rate", low=0)
+    muon_lr: float = option(
+        0.03, "length of Muon's largest step, as a share of the kernel's norm", low=0
+    )
     weight_decay: float = option(1e-4, "decoupled weight decay of matrices and kernels", low=0)
     beta2: float = option(0.98, "second AdamW decay", low=0, high=1)
     warmup: float = option(0.05, "share of the run that warms the learning rate up", low=0, high=1)

@@ -20,13 +20,14 @@ from .evaluate import Evaluation
 from .finite import diagnose
 from .kept import Kept
 from .objective import attack_images
+from .optimizer import make_optimizer
 from .passes import frozen, frozen_statistics, recompute_activations, return_memory
 from .precision import Precision
 from .schedule import learning_rate, radius
 from .state import load_state, save_state
 from .tally import Tally
 from .text import TextFeatures
-from .weights import decay_groups, original_tower, trained_weights, update_average
+from .weights import original_tower, trained_weights, update_average
 from .whole import Part, Room, whole_loss
 
 ALONE = Workers()
@@ -64,12 +65,7 @@ class Trainer:
                 "--attack-objective kl needs --random-start: at the clean image its gradient is zero"
             )
         self.weights = trained_weights(model, options)
-        self.optimizer = torch.optim.AdamW(
-            decay_groups(model, self.weights, options.weight_decay),
-            lr=options.lr,
-            betas=(0.9, options.beta2),
-            eps=1e-6,
-        )
+        self.optimizer = make_optimizer(model, self.weights, options)
         self.average = (
             {n: p.detach().clone() for n, p in self.weights.items()} if options.ema else None
         )
@@ -105,7 +101,7 @@ class Trainer:
         count, eps = self.options.accumulation, self.eps_at(self.index)
         lr = learning_rate(self.options, self.index, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         numbers = range(self.index * count, (self.index + 1) * count)
         with Kept(self.options.keep, count, Path(self.options.output)) as kept:
             room = Room(count)

@@ -29,7 +29,9 @@ from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
+    "15 steps, lr 0.08": {"steps": 15, "lr": 0.08},
     "25 steps": {"steps": 25},
+    "25 steps, lr 0.05": {"steps": 25, "lr": 0.05},
     "400 steps": {"steps": 400},
     "100 steps": {"steps": 100},
     "2 views": {"views": 2},
@@ -37,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no views": {"views": 0},
     "4 patches": {"patches": 4},
     "noise start": {"init": "noise"},
+    "100 steps, noise start": {"steps": 100, "init": "noise"},
     "grey start": {"init": "gray"},
     "full grid": {"grid": 0},
     "soft": {"preset": "soft"},

@@ -1,4 +1,4 @@
-"""What small image towers cost in training: images a second of one thread, as multiples of the bundled tower's.
+"""What small image towers cost in training: images a second of one thread, as multiples of the first tower's.
 
     python benchmarks/tower_speed.py                 # about two minutes
     python benchmarks/tower_speed.py --precision bf16
@@ -26,10 +26,11 @@ from clipag_plug.mini import MiniVisual  # noqa: E402
 BATCH = 64
 # name: (side, widths, blocks of each stage, kernel and stride of the first convolution, activation)
 TOWERS = {
-    "bundled guides": (40, (32, 64, 144, 320), 1, 3, 2, "relu"),
-    "the same, SiLU": (40, (32, 64, 144, 320), 1, 3, 2, "silu"),
-    "two blocks a stage": (40, (32, 64, 144, 320), 2, 3, 2, "relu"),
-    "twice as wide": (40, (64, 128, 256, 512), 1, 4, 2, "relu"),
+    "40 inside": (40, (32, 64, 144, 320), 1, 3, 2, "relu"),
+    "bundled guides, 48 inside, stride 3": (48, (48, 96, 192, 384), 1, 5, 3, "relu"),
+    "40 inside, SiLU": (40, (32, 64, 144, 320), 1, 3, 2, "silu"),
+    "40 inside, two blocks a stage": (40, (32, 64, 144, 320), 2, 3, 2, "relu"),
+    "40 inside, twice as wide": (40, (64, 128, 256, 512), 1, 4, 2, "relu"),
     "twice as wide, 32 inside": (32, (64, 128, 256, 512), 1, 4, 2, "relu"),
     "twice as wide, 64 inside, stride 4": (64, (64, 128, 256, 512), 1, 6, 4, "relu"),
     "three wide stages, 48 inside, stride 4": (48, (96, 192, 384), 1, 6, 4, "relu"),
@@ -76,13 +77,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--only", nargs="+", choices=tuple(TOWERS), default=tuple(TOWERS))
     parser.add_argument("--seconds", type=float, default=2.5, help="for each rate")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print("| tower | million weights | training | input gradient | one-step adversarial |")
     print("|---|---:|---:|---:|---:|")
     base: tuple[float, ...] = ()
-    for name, (side, widths, depth, stem, stride, activation) in TOWERS.items():
+    for name in given.only:
+        side, widths, depth, stem, stride, activation = TOWERS[name]
         tower = MiniVisual(192, side, widths, [depth] * len(widths), stem, stride, activation)
         found = rates(tower.train(), given.precision, given.seconds)
         base = base or found

@@ -72,7 +72,9 @@ def check_install(words: list[str]) -> None:
 
 
 def check_arguments(words: list[str]) -> None:
-    """`clipag X ...` or `python -m clipag_plug.X ...`: known command, known flags, valid values."""
+    """`clipag X ...`, `python -m clipag_plug.X ...` or torchrun with it: known command, known flags, valid values."""
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
     if words[0] == "python":
         assert words[1] == "-m" and words[2].startswith("clipag_plug")
         words = ["clipag", *words[2].split(".")[1:], *words[3:]]

@@ -57,6 +57,14 @@ def test_a_step_has_the_length_asked_for_and_keeps_the_norm() -> None:
         assert float((kernel - old).norm()) / norm == pytest.approx(0.02, rel=0.25)
 
 
+def test_a_kernel_or_a_gradient_of_zeros_stays_finite() -> None:
+    zeros, given = torch.zeros(6, 4, 3, 3), matrix(6, 36).reshape(6, 4, 3, 3)
+    for kernel, gradient in ((zeros, given), (given, zeros)):
+        moved = kernel.clone()
+        turn(moved, gradient, {}, 0.05)
+        assert torch.allclose(moved, kernel, atol=1e-6)
+
+
 def test_memory_layout_does_not_matter() -> None:
     kernel, gradient = (matrix(12, 90, seed).reshape(12, 10, 3, 3) for seed in (0, 1))
     ends = []
@@ -138,6 +146,11 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(shard, tmp_path) -> None: 
     run(second, tmp_path / "parts")
     ends = (t.model.state_dict() for t in (whole, second))
     assert all(torch.equal(a, b) for a, b in zip(*(e.values() for e in ends), strict=True))
+
+
+def test_a_rate_of_zero_is_refused(shard, tmp_path) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="--lr is 0"):
+        prepared(shard, tmp_path, optimizer="muon", lr=0.0)
 
 
 def test_a_tower_without_such_kernels_is_refused(shard, tmp_path) -> None:  # noqa: F811

@@ -24,7 +24,8 @@ def make_optimizer(
     """AdamW over the weights; with `optimizer = "muon"`, Muon for the kernels that it suits.
 
     A group's "lr_scale" is what the schedule's learning rate is multiplied with for it.
-    Raises ValueError where Muon is asked for and the image tower has no such kernel.
+    Raises ValueError where Muon is asked for and the image tower has no such kernel, or `lr`, which its schedule is
+    a multiple of, is 0.
     """
     groups = decay_groups(model, weights, options.weight_decay)
     if options.optimizer == "muon":
@@ -37,7 +38,9 @@ def make_optimizer(
                 "--optimizer muon turns kernels of convolutions without a bias, and the image tower has none; "
                 "take --optimizer adamw"
             )
-        scale = options.muon_lr / options.lr if options.lr else 0.0
+        if not options.lr:
+            raise ValueError("--lr is 0; with --optimizer muon give one above 0, for AdamW's part")
+        scale = options.muon_lr / options.lr
         groups.append({"params": chosen, "weight_decay": 0.0, "muon": True, "lr_scale": scale})
     return AdamWMuon(groups, lr=options.lr, betas=(0.9, options.beta2), eps=1e-6)
 
@@ -94,11 +97,11 @@ def turn(kernel: Tensor, gradient: Tensor, state: dict[str, Any], lr: float) -> 
     direction = orthogonal(flat).view(ahead.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     length = state["norm"] / min(flat.shape) ** 0.5
     kernel.sub_(direction * length, alpha=lr)
-    kernel.mul_(state["norm"] / kernel.norm())
+    kernel.mul_(state["norm"] / kernel.norm().clamp_min(1e-12))  # a kernel of zeros stays one
 
 
-def orthogonal(matrix: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """The matrix with its singular values brought near 1 (0.7 to 1.2), by Newton-Schulz rounds without an SVD.
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix (R, C) with its singular values brought near 1 (0.7 to 1.2), by Newton-Schulz rounds without an SVD.
 
     The rounds multiply the matrix by polynomials of its Gram matrix, on the shorter side. They are run on that small
     matrix and applied once: for kernels, several times wider than high, less than half of the work.
@@ -108,7 +111,7 @@ def orthogonal(matrix: Tensor, rounds: int = ROUNDS) -> Tensor:
     wide = wide / (wide.norm() + 1e-7)
     gram = wide @ wide.T
     total = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
         total = factor @ total

@@ -5,7 +5,8 @@
     python benchmarks/ports_quality.py --only clipdraw --first 2 --output runs/quick --sheet runs/quick/ports.png
     python benchmarks/ports_quality.py --only               # the table and the sheet alone, as after naming
 
-Finished prompts are kept in runs/ports, and a stopped run goes on, until weights, settings, seed or torch change.
+Finished pictures are kept in runs/ports, and a stopped run goes on, until settings, seed or torch change; a model's
+pictures go when its own weights do.
 Writes OUTPUT/ports.md and a sheet of everything, a row a model. The judge guides nothing. Differences are paired over
 prompts, with a percentile bootstrap of 10,000 resamples; shares have Wilson's interval.
 
@@ -101,22 +102,36 @@ def main() -> None:
 def measure(port: str, words: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Every prompt under both models, with the same seed and settings; kept after each, and gone on with."""
     path, facts = PARTS / f"{port}.pt", circumstances(port, seed)
-    found = torch.load(path) if path.is_file() else {}
-    if any(found.get(name) != value for name, value in facts.items()):
-        found = {**facts, "done": {}}
+    found = kept(torch.load(path) if path.is_file() else {}, facts)
     models = {model: clip.load(model, device="cpu")[0] for model in MODELS}
     for word in words:
-        if word in found["done"]:
-            continue
-        found["done"][word] = {}
+        done = found["done"].setdefault(word, {})
         for model, loaded in models.items():
+            if model in done:
+                continue
             processor, wall = time.process_time(), time.perf_counter()
             work = perform(port, sentence(word, "a {}"), loaded, seed)
             spent = (time.process_time() - processor, time.perf_counter() - wall)
-            found["done"][word][model] = (work.image, *spent)
+            done[model] = (work.image, *spent)
             sys.stderr.write(f"{port}, {word}, {model}: {spent[0]:.1f} s of processor\n")
         write_atomically(path, lambda name: torch.save(found, name))
     return measured(found, words)
+
+
+def kept(found: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """What still holds of earlier measurements: nothing once settings differ, else the models with the same weights."""
+    done: dict[str, dict[str, Any]] = {}
+    if all(found.get(name) == value for name, value in facts.items() if name != "weights"):
+        same = {
+            name
+            for name in MODELS
+            if all(
+                found["weights"][each] == facts["weights"][each] for each in (name, "vqgan-mini")
+            )
+        }
+        for word, made in found["done"].items():
+            done[word] = {model: one for model, one in made.items() if model in same}
+    return {**facts, "done": done}
 
 
 def circumstances(port: str, seed: int) -> dict[str, Any]:
@@ -134,7 +149,7 @@ def circumstances(port: str, seed: int) -> dict[str, Any]:
 
 def measured(found: dict[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
     """Those of the prompts that are done: pictures (N, 3, H, W) and mean seconds by model."""
-    words = tuple(word for word in words if word in found["done"])
+    words = tuple(word for word in words if len(found["done"].get(word, {})) == len(MODELS))
     each = {model: [found["done"][word][model] for word in words] for model in MODELS}
     return {
         **{name: value for name, value in found.items() if name != "done"},

@@ -60,7 +60,7 @@ def test_bash_offers_commands_flags_and_values(scripts: dict[str, Path]) -> None
         "--step-size",
     }
     assert offered(script, "generate", "--preset", "") == {
-        *("fast", "paper", "notebook", "sharp", "soft")
+        *("fast", "paper", "notebook", "natural", "sharp", "soft")
     }
     assert offered(script, "generate", "-p", "pa") == {"paper"}
     assert "clipag-mini" in offered(script, "generate", "-m", "clipag-")

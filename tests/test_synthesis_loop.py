@@ -99,7 +99,30 @@ def test_same_seed_same_picture(tiny_clip: Any) -> None:
     assert torch.equal(*again)
 
 
-@pytest.mark.parametrize("preset", ["fast", "paper", "notebook", "sharp", "soft"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_of_drafts_the_closest_is_kept(tiny_clip: Any, keep: str) -> None:
+    wanted: dict[str, Any] = {"model": tiny_clip, "variations": 2, "seed": 5, "keep": keep, **QUICK}
+    plain = synthesize([PROMPT, "a fox"], **wanted)
+    options = Generate(prompts=[PROMPT, "a fox"], drafts=3).replace(
+        **{name: value for name, value in wanted.items() if name != "model"}
+    )
+    run = Synthesizer(options, tiny_clip)
+    last = list(run)[-1].losses
+    rows = (run.best_loss if keep == "best" else last).view(4, 3)
+    drawn = run.pictures().view(4, 3, *run.pictures().shape[1:])
+    assert len({round(float(loss), 6) for loss in rows.flatten()}) == 12, "every draft is its own"
+    for number, (one, result) in enumerate(zip(plain, run.results())):
+        assert (result.prompt, result.seed) == (one.prompt, one.seed)
+        assert torch.allclose(drawn[number, 0], one.image, atol=1e-4), (
+            "the first is what one gets without"
+        )
+        assert result.loss == float(rows[number].min()) <= one.loss + 1e-5
+        kept = int(rows[number].argmin())
+        assert torch.equal(result.image, drawn[number, kept])
+        assert (result.recipe["index"], result.recipe["kept_draft"]) == (number, kept)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "notebook", "natural", "sharp", "soft"])
 def test_every_preset_lowers_the_loss(tiny_clip: Any, preset: str) -> None:
     options = Generate(prompts=[PROMPT], preset=preset).resolved()
     small = {"views": min(options.views or 0, 3), "patches": min(options.patches or 0, 2)}

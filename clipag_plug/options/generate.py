@@ -21,6 +21,7 @@ _COMMON: dict[str, Any] = {
     "threshold": 0.0,
     "init": "gmm",
     "candidates": 1,
+    "drafts": 1,
     "views": 4,
     "policy": "frame 0.7 1.0 0.1, flip, noise 0.05",
     "patches": 0,
@@ -53,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": _COMMON,
     "paper": {**_COMMON, **_NOTEBOOK, "steps": 1000},
     "notebook": {**_COMMON, **_NOTEBOOK, "steps": 100, "quirks": True},
+    "natural": {**_COMMON, "optimizer": "spectral", "lr": 0.02, "drafts": 4},
     "sharp": {**_COMMON, "steps": 300, "views": 8, "patches": 8, "grid": 0, "grow": 3},
     "soft": {
         **_COMMON,
@@ -98,8 +100,9 @@ class Generate(Options):
     steps: int | None = option(None, "updates of the picture" + _PER_PRESET, low=1)
     optimizer: str | None = option(
         None,
-        "update rule; gradient is the gradient at unit RMS" + _PER_PRESET,
-        choices=("adam", "adamw", "gradient"),
+        "update rule; gradient is the gradient at unit RMS, spectral its momentum with fine grain held back"
+        + _PER_PRESET,
+        choices=("adam", "adamw", "gradient", "spectral"),
     )
     lr: float | None = option(None, "step size in pixel values of [0, 1]" + _PER_PRESET, low=0)
     schedule: str | None = option(
@@ -124,6 +127,12 @@ class Generate(Options):
         None, "fitted mixture for --init gmm; default: the one in the package"
     )
     candidates: int | None = option(None, "start candidates per class of the mixture", low=1)
+    drafts: int | None = option(
+        None,
+        "pictures drawn for each one asked for; the one that the model finds closest is kept"
+        + _PER_PRESET,
+        low=1,
+    )
     views: int | None = option(
         None, "random views of the picture per step, 0 for the bare picture", low=0
     )

@@ -81,6 +81,8 @@ class Stepper:
         if self.rule == "gradient":
             rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
             pixels = pixels - rate * gradient / rms
+        elif self.rule == "spectral":
+            pixels = pixels - rate * self._spectral(gradient)
         else:
             if self.rule == "adamw":
                 pixels = pixels * (1 - rate * 0.01)
@@ -96,6 +98,34 @@ class Stepper:
         self.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         scale = math.sqrt(1 - 0.999**self.count)
         return self.first / (1 - 0.9**self.count) / (self.second.sqrt() / scale + 1e-8)
+
+    def _spectral(self, gradient: Tensor) -> Tensor:
+        """Momentum of the gradient, every frequency f of it weighted by 1/sqrt(f), at about unit RMS a picture.
+
+        Photographs have little at high frequencies. Adam gives every pixel a step of the same length and so paints
+        the checks and dots there that a gradient is full of (Olah et al. 2017, "Feature Visualization", on
+        preconditioning); here they stay as small as they are, or smaller.
+        """
+        gradient = weighted(gradient)
+        power = gradient.square().mean((1, 2, 3), keepdim=True)
+        if self.first is None or self.second is None:
+            self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(power)
+        self.count += 1
+        self.first.lerp_(gradient, 0.1)
+        self.second.lerp_(power, 0.01)
+        scale = (self.second / (1 - 0.99**self.count)).sqrt().clamp_min(1e-20)
+        return self.first / (1 - 0.9**self.count) / scale
+
+
+def weighted(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, h, w) with each frequency f, in cycles a pixel, multiplied by 1/sqrt(f); the mean by the
+    largest of these factors."""
+    height, width = pictures.shape[-2:]
+    rows = torch.fft.fftfreq(height, device=pictures.device)[:, None]
+    columns = torch.fft.rfftfreq(width, device=pictures.device)
+    frequency = torch.hypot(rows, columns).clamp_min(1 / max(height, width))
+    spectrum = torch.fft.rfft2(pictures) * frequency.rsqrt()
+    return torch.fft.irfft2(spectrum, s=(height, width))
 
 
 def threshold(pixels: Tensor, quantile: float) -> Tensor:

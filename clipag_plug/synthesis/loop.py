@@ -17,6 +17,10 @@ from .objective import NotFiniteError, Objective, Target, ViewSet
 from .prompts import sweep
 from .starts import picture_size, read_mask, start_pictures
 
+# Between the seeds of a picture's drafts: further than anyone's variations reach, and within the 32 bits that
+# torch's generator on the CPU takes of a seed.
+_DRAFT = 1_000_003
+
 
 @dataclasses.dataclass
 class Step:
@@ -52,6 +56,7 @@ class Synthesizer:
 
     Pictures are optimised together and independently: each has its own seed, its own random views and its own
     normalisation of the step. `results()` works at any moment: after an interruption it gives the best so far.
+    With `drafts` there are so many rows in the batch for each picture that is asked for.
     """
 
     def __init__(self, options: Generate, model: Any = None) -> None:
@@ -62,10 +67,13 @@ class Synthesizer:
             name: getattr(self.options, name) for name in ("device", "precision", "compile")
         }
         self.guides = [guide_for(each, **settings) for each in chosen]
-        count = self.options.variations
-        self.captions = [caption for caption, _ in captions for _ in range(count)]
-        self.seeds = [self.options.seed + number for _ in captions for number in range(count)]
-        self._parts = [parts for _, parts in captions for _ in range(count)]
+        self.drafts = int(self.options.drafts or 1)
+        seeds = range(self.options.seed, self.options.seed + self.options.variations)
+        each = [(seed, draft) for seed in seeds for draft in range(self.drafts)]
+        self.captions = [caption for caption, _ in captions for _ in each]
+        self.seeds = [seed for _ in captions for seed, _ in each]
+        self._draws = [seed + draft * _DRAFT for _ in captions for seed, draft in each]
+        self._parts = [parts for _, parts in captions for _ in each]
         self.size = picture_size(self.options, self.guides[0])
         self.losses: list[Tensor] = []
         self.frames: list[Tensor] = []
@@ -73,7 +81,7 @@ class Synthesizer:
 
     def _prepare(self) -> None:
         options = self.options
-        self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in self._draws]
         with frozen([guide.model for guide in self.guides]):
             targets = [Target.of(guide, self._parts) for guide in self.guides]
             start = start_pictures(options, self.size, self.guides[0], targets[0], self.generators)
@@ -153,7 +161,7 @@ class Synthesizer:
         return self.canvas.pictures(self.best if self.options.keep == "best" else None)
 
     def results(self) -> list[Synthesis]:
-        """The pictures in the order of the prompts, variations of one prompt together."""
+        """The pictures in the order of the prompts, variations of one prompt together; of its drafts the best."""
         from .recipes import recipe_of
 
         pictures = self.pictures().detach().cpu()
@@ -161,17 +169,14 @@ class Synthesizer:
             torch.stack(self.losses).cpu().T.tolist() if self.losses else [[] for _ in self.seeds]
         )
         found = []
-        for index, (caption, seed) in enumerate(zip(self.captions, self.seeds)):
+        for first in range(0, len(self.seeds), self.drafts):
+            index = min(range(first, first + self.drafts), key=self._loss)
             found.append(
                 Synthesis(
                     image=pictures[index],
-                    prompt=caption,
-                    seed=seed,
-                    loss=float(
-                        self.best_loss[index]
-                        if self.options.keep == "best"
-                        else self._last_loss(index)
-                    ),
+                    prompt=self.captions[index],
+                    seed=self.seeds[index],
+                    loss=self._loss(index),
                     steps=len(self.losses),
                     losses=curves[index],
                     frames=[frame[index].float() / 255 for frame in self.frames],
@@ -180,7 +185,9 @@ class Synthesizer:
             )
         return found
 
-    def _last_loss(self, index: int) -> float:
+    def _loss(self, index: int) -> float:
+        if self.options.keep == "best":
+            return float(self.best_loss[index])
         return float(self.losses[-1][index]) if self.losses else float("inf")
 
 

@@ -20,7 +20,7 @@ PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames", "json
 
 
 def recipe_of(run: Synthesizer, index: int) -> dict[str, Any]:
-    """Everything that made picture `index` of a run, ready for JSON. No time, no place: equal runs, equal bytes."""
+    """Everything that made row `index` of a run, ready for JSON. No time, no place: equal runs, equal bytes."""
     options = {
         name: value for name, value in run.options.to_dict().items() if name not in PRESENTATION
     }
@@ -30,9 +30,10 @@ def recipe_of(run: Synthesizer, index: int) -> dict[str, Any]:
     return {
         "clipag_plug": __version__,
         "torch": torch.__version__,
-        "index": index,
+        "index": index // run.drafts,
         "prompt": run.captions[index],
         "seed": run.seeds[index],
+        "kept_draft": index % run.drafts,
         "size": f"{run.size[1]}x{run.size[0]}",
         "kept_step": int(run.best_step[index]) if run.options.keep == "best" else done - 1,
         "stopped_after": done if done < run.steps else None,

@@ -1,13 +1,14 @@
 """What the bundled pair makes of words: sixty fixed prompts in four groups, and a sheet of 24, both models.
 
-    python benchmarks/pair_prompts.py                          # about 4 minutes of one core
+    python benchmarks/pair_prompts.py                          # about 4 minutes of one core; with --sheets 7
     python benchmarks/pair_prompts.py --models local-dir:runs/mine -o runs/mine.md
 
 The prompts are in pair_prompts.toml. `class` and `word`: the judge's first, or one of its first five, is the class or
 covered by the word. `colour`: the asked colour's share of the subject or the background is larger than in the
 picture of the same words without the colour, from the same seed. `two`: one of the two, or both, among the judge's
 first five.
-Writes the table, and with --sheets a sheet a model, on which nothing is picked: docs/models-NAME.png. The judge guides
+All of these at the default settings. Writes the table, and with --sheets a sheet a model: docs/models-NAME.png, preset
+`natural`, which keeps of four drafts the one that its own guide finds closest; nobody else picks. The judge guides
 nothing but, for its own sheet, itself.
 """
 
@@ -35,12 +36,12 @@ from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 PROMPTS = ROOT / "benchmarks" / "pair_prompts.toml"
 JUDGE = "judge-mini"
-CELL = 112
+CELL = 144
 
 
-def draw(texts: list[str], model: Any, seed: int) -> Tensor:
-    """Pictures (N, 3, side, side) at the default settings."""
-    results = synthesize(texts, model=model, seed=seed)
+def draw(texts: list[str], model: Any, seed: int, preset: str = "fast") -> Tensor:
+    """Pictures (N, 3, side, side) at a preset's settings."""
+    results = synthesize(texts, model=model, seed=seed, preset=preset)
     return torch.stack([result.image for result in results])
 
 
@@ -122,12 +123,13 @@ def main() -> int:
 
 def sheet(name: str, prompts: list[str], seed: int) -> Path:
     """One seed's pictures of the sheet's prompts, eight a row."""
-    pictures = F.interpolate(draw(prompts, clip.load_model(name, "cpu"), seed), CELL, mode="area")
+    drawn = draw(prompts, clip.load_model(name, "cpu"), seed, "natural")
+    pictures = F.interpolate(drawn, CELL, mode="bicubic", antialias=True).clamp(0, 1)
     captions = [" | ".join(prompts[at : at + 8]) for at in range(0, len(pictures), 8)]
     rows = [list(part) for part in pictures.split(8)]
-    drawn = Sheet(rows, title=name, captions=captions, scale=False).draw()
+    image = Sheet(rows, title=name, captions=captions, scale=False).draw()
     path = ROOT / "docs" / f"models-{name.rpartition('/')[2]}.png"
-    small = to_pil(drawn).quantize(256, dither=1)  # a third of the bytes
+    small = to_pil(image).quantize(256, dither=1)  # a third of the bytes
     return write_atomically(path, lambda to: small.save(to, "PNG", optimize=True))
 
 

@@ -43,6 +43,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grey start": {"init": "gray"},
     "full grid": {"grid": 0},
     "soft": {"preset": "soft"},
+    "spectral": {"optimizer": "spectral", "lr": 0.02},
+    "4 drafts": {"drafts": 4},
+    "natural": {"preset": "natural"},
     "lr 0.05": {"lr": 0.05},
     "lr 0.02": {"lr": 0.02},
 }

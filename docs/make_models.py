@@ -1,6 +1,7 @@
 """Writes docs/models.md, the cards of the models in the package, from their JSON files: `python docs/make_models.py`.
 
-Their picture sheets come from `python benchmarks/pair_prompts.py`, which draws the same 24 prompts with each.
+Their picture sheets come from `python benchmarks/pair_prompts.py`, which draws the same 24 prompts with each: preset
+`natural`, which takes the model's own choice of four drafts.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def _section(key: str) -> str:
     lines = [f"## {key}", "", card["description"], "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     if (DOCS / f"models-{key}.png").is_file():
-        lines += ["", f"![24 prompts drawn by {key}, nothing picked](models-{key}.png)"]
+        shown = f"24 prompts drawn by {key}, preset natural, nothing picked by hand"
+        lines += ["", f"![{shown}](models-{key}.png)"]
     return "\n".join(lines) + "\n"
 
 

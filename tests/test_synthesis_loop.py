@@ -109,6 +109,7 @@ def test_of_drafts_the_closest_is_kept(tiny_clip: Any, keep: str) -> None:
     run = Synthesizer(options, tiny_clip)
     last = list(run)[-1].losses
     rows = (run.best_loss if keep == "best" else last).view(4, 3)
+    assert torch.equal(run.leading(), run.canvas.pictures()[int(rows[0].argmin())])
     drawn = run.pictures().view(4, 3, *run.pictures().shape[1:])
     assert len({round(float(loss), 6) for loss in rows.flatten()}) == 12, "every draft is its own"
     for number, (one, result) in enumerate(zip(plain, run.results())):

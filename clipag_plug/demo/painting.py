@@ -29,8 +29,8 @@ def paint(
     runs: dict[str, Synthesizer] = {}
     for side, options in sides.items():
         runs[side] = Synthesizer(options, guide(options.model))
-        show(job, side, runs[side].canvas.pictures()[0], 0)
-    take_turns(job, runs, lambda run: run.canvas.pictures()[0])
+        show(job, side, runs[side].leading(), 0)
+    take_turns(job, runs, lambda run: run.leading())
     found = {side: run.results()[0] for side, run in runs.items()}
     for side, result in found.items():
         show(job, side, result.image, result.steps)

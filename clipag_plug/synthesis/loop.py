@@ -170,7 +170,7 @@ class Synthesizer:
         )
         found = []
         for first in range(0, len(self.seeds), self.drafts):
-            index = min(range(first, first + self.drafts), key=self._loss)
+            index = self._closest(first)
             found.append(
                 Synthesis(
                     image=pictures[index],
@@ -184,6 +184,13 @@ class Synthesizer:
                 )
             )
         return found
+
+    def leading(self) -> Tensor:
+        """The first picture (3, H, W) as it is now, to be watched; of its drafts the closest so far."""
+        return self.canvas.pictures()[self._closest(0)]
+
+    def _closest(self, first: int) -> int:
+        return min(range(first, first + self.drafts), key=self._loss)
 
     def _loss(self, index: int) -> float:
         if self.options.keep == "best":

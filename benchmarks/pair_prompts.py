@@ -1,14 +1,14 @@
 """What the bundled pair makes of words: sixty fixed prompts in four groups, and a sheet of 24, both models.
 
-    python benchmarks/pair_prompts.py                          # about 4 minutes of one core; with --sheets 7
+    python benchmarks/pair_prompts.py                          # about 4 minutes of one core; with --sheets 13
     python benchmarks/pair_prompts.py --models local-dir:runs/mine -o runs/mine.md
 
 The prompts are in pair_prompts.toml. `class` and `word`: the judge's first, or one of its first five, is the class or
 covered by the word. `colour`: the asked colour's share of the subject or the background is larger than in the
 picture of the same words without the colour, from the same seed. `two`: one of the two, or both, among the judge's
 first five.
-All of these at the default settings. Writes the table, and with --sheets a sheet a model: docs/models-NAME.png, preset
-`natural`, which keeps of four drafts the one that its own guide finds closest; nobody else picks. The judge guides
+All of these at the default settings. Writes the table, and with --sheets a sheet a model: docs/models-NAME.webp, preset
+`natural`, which keeps of eight drafts the one that its own guide finds closest; nobody else picks. The judge guides
 nothing but, for its own sheet, itself.
 """
 
@@ -128,9 +128,8 @@ def sheet(name: str, prompts: list[str], seed: int) -> Path:
     captions = [" | ".join(prompts[at : at + 8]) for at in range(0, len(pictures), 8)]
     rows = [list(part) for part in pictures.split(8)]
     image = Sheet(rows, title=name, captions=captions, scale=False).draw()
-    path = ROOT / "docs" / f"models-{name.rpartition('/')[2]}.png"
-    small = to_pil(image).quantize(256, dither=1)  # a third of the bytes
-    return write_atomically(path, lambda to: small.save(to, "PNG", optimize=True))
+    path = ROOT / "docs" / f"models-{name.rpartition('/')[2]}.webp"
+    return write_atomically(path, lambda to: to_pil(image).save(to, "WEBP", quality=92, method=6))
 
 
 def page(found: dict[str, dict[str, list[bool]]]) -> str:

@@ -1,7 +1,7 @@
 """Writes docs/models.md, the cards of the models in the package, from their JSON files: `python docs/make_models.py`.
 
 Their picture sheets come from `python benchmarks/pair_prompts.py`, which draws the same 24 prompts with each: preset
-`natural`, which takes the model's own choice of four drafts.
+`natural`, which takes the model's own choice of eight drafts.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def _section(key: str) -> str:
     }
     lines = [f"## {key}", "", card["description"], "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    if (DOCS / f"models-{key}.png").is_file():
+    if (DOCS / f"models-{key}.webp").is_file():
         shown = f"24 prompts drawn by {key}, preset natural, nothing picked by hand"
-        lines += ["", f"![{shown}](models-{key}.png)"]
+        lines += ["", f"![{shown}](models-{key}.webp)"]
     return "\n".join(lines) + "\n"
 
 

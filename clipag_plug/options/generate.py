@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": _COMMON,
     "paper": {**_COMMON, **_NOTEBOOK, "steps": 1000},
     "notebook": {**_COMMON, **_NOTEBOOK, "steps": 100, "quirks": True},
-    "natural": {**_COMMON, "optimizer": "spectral", "lr": 0.02, "drafts": 4},
+    "natural": {**_COMMON, "optimizer": "spectral", "lr": 0.02, "patches": 2, "drafts": 8},
     "sharp": {**_COMMON, "steps": 300, "views": 8, "patches": 8, "grid": 0, "grow": 3},
     "soft": {
         **_COMMON,

@@ -135,7 +135,7 @@ def kept(found: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def circumstances(port: str, seed: int) -> dict[str, Any]:
-    """What a measured picture depends on: where any of it has changed, everything is measured anew."""
+    """What a measured picture depends on; `kept` tells what a change of it undoes."""
     presets: dict[str, Any] = {"clipdraw": ClipDraw, "vqgan": Vqgan, "style": Style}
     image = {"image": CONTENT} if port == "style" else {}
     return {

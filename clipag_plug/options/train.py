@@ -138,12 +138,6 @@ class Train(Options):
         0.56, "smallest share of the area that a random crop keeps", low=0.01, high=1
     )
     flip: bool = option(True, "mirror half of the images")
-    noise_share: float = option(
-        0.0,
-        "share of the images that are mixed with smooth noise, as a picture painted from noise is on its way",
-        low=0,
-        high=1,
-    )
 
     samples: int = option(0, "images to train on in all (with repetition); required", low=0)
     batch_size: int = option(128, "images in a micro-batch", low=2)

@@ -33,7 +33,6 @@ from .feeds import (
 from .loader import Loader
 from .matches import Matches
 from .mixture import Mixture
-from .noised import noised
 from .shards import read_tar
 from .sources import Indexed, Source, open_sources, parse
 from .tables import Columns
@@ -58,8 +57,7 @@ __all__ = [
 class Batch:
     """images (N, 3, R, R) in [0, 1], a caption and a class label each, and the word that each caption is about.
 
-    attributes: how much of each attribute the images have (N, A), see `attributes.amounts`, before noise is mixed into
-    them; None where nobody asks.
+    attributes: how much of each attribute the images have (N, A), see `attributes.amounts`; None where nobody asks.
     """
 
     images: Tensor
@@ -166,7 +164,6 @@ class Batches:
         group_share: float,
         worker: tuple[int, int] = (0, 1),
         attributes: bool = False,
-        noise_share: float = 0.0,
         max_bad_fraction: float = 1.0,
         decoders: int = 0,
     ) -> None:
@@ -179,7 +176,7 @@ class Batches:
         self.batch_size, self.size, self.worker = batch_size, size, worker
         self.crop, self.flip, self.seed = crop, flip, seed
         self.vocabulary, self.group_share = vocabulary, group_share
-        self.attributes, self.noise_share = attributes, noise_share
+        self.attributes = attributes
         self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
         self.per_epoch = self.mixture.per_epoch
         self.loader = Loader(self.mixture, (rank * batch_size, batch_size), decoders)
@@ -195,12 +192,9 @@ class Batches:
         draw = draws(total, generator)[:, first : first + self.batch_size]
         images = to_float(np.stack([sample.image for sample in samples]))
         images = crops(images, self.size, self.crop, self.flip, draw)
-        told = amounts(images) if self.attributes else None
-        if self.noise_share:
-            images = noised(images, self.noise_share, generator, (first, total))
         texts, words = self._captions(samples, index, first)
         labels = torch.tensor([sample.label for sample in samples])
-        return Batch(images, texts, words, labels, told)
+        return Batch(images, texts, words, labels, amounts(images) if self.attributes else None)
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions); see `matches`."""

@@ -66,7 +66,6 @@ def prepare(
         vocabulary=vocabulary,
         group_share=options.group_share,
         attributes=bool(options.attributes),
-        noise_share=options.noise_share,
         max_bad_fraction=options.max_bad_fraction,
         decoders=options.decoders,
         worker=(workers.rank, workers.size),

@@ -46,6 +46,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "spectral": {"optimizer": "spectral", "lr": 0.02},
     "4 drafts": {"drafts": 4},
     "natural": {"preset": "natural"},
+    "the cosine alone": {"contrast": 0},
+    "100 steps, noise start, the cosine alone": {"contrast": 0, "steps": 100, "init": "noise"},
+    "natural, the cosine alone": {"contrast": 0, "preset": "natural"},
+    "contrast 30": {"contrast": 30, "steps": 100, "init": "noise"},
+    "contrast 45": {"contrast": 45, "steps": 100, "init": "noise"},
     "lr 0.05": {"lr": 0.05},
     "lr 0.02": {"lr": 0.02},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -53,6 +54,14 @@ class Vocabulary:
         for word, classes in self.groups.items():
             table[word].update(classes)
         return {word: frozenset(classes) for word, classes in table.items()}
+
+    def meant(self, text: str) -> frozenset[int]:
+        """The classes that taught words inside a text describe, "two dogs" all those of "dog"; none: empty."""
+        found: set[int] = set()
+        for word, classes in self.cover.items():
+            if re.search(rf"\b{re.escape(word)}(?:s|es)?\b", text, re.IGNORECASE):
+                found |= classes
+        return frozenset(found)
 
     @functools.cached_property
     def groups_of(self) -> tuple[tuple[str, ...], ...]:

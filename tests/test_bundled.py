@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def classifier(model):
 
 def test_all_three_fit_in_the_package() -> None:
     assert sum((FOLDER / f"{key}.safetensors").stat().st_size for key in KEYS) <= 40e6
+
+
+def test_the_register_and_the_card_name_the_same_attack() -> None:
+    from clipag_plug.checkpoints.registry import checkpoints
+
+    (record,) = (each for each in checkpoints() if each.key == "clipag-mini")
+    card = json.loads((FOLDER / "clipag-mini.json").read_text("utf-8"))["card"]
+    assert (record.norm, record.eps) == (card["norm"], card["eps"])
 
 
 def test_the_pair_shares_its_text_tower_to_the_bit(bundled_pair) -> None:

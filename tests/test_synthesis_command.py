@@ -210,7 +210,7 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 def test_presets_decide_what_is_not_given() -> None:
     for name, values in PRESETS.items():
-        resolved = Generate(prompts=["a"], preset=name, steps=7, init="noise").resolved()
+        resolved = Generate(prompts=["a"], preset=name, steps=7, init="gray").resolved()
         assert (
             resolved.steps == 7 and resolved.lr == values["lr"] and resolved.resolved() == resolved
         )
@@ -225,6 +225,14 @@ def test_the_mixture_takes_smaller_steps_unless_the_preset_has_its_own() -> None
         assert mixture.resolved() == mixture
     assert Generate(preset="notebook", init="gmm").resolved().lr == PRESETS["notebook"]["lr"]
     assert Generate(lr=0.05).resolved().lr == 0.05
+
+
+def test_from_noise_the_fast_preset_draws_shapes_first() -> None:
+    noise = Generate(init="noise").resolved()
+    assert (noise.optimizer, noise.lr) == ("spectral", 0.05) and noise.resolved() == noise
+    for kept in ({"optimizer": "adam"}, {"views": 0}):
+        resolved = Generate(init="noise", **kept).resolved()
+        assert (resolved.optimizer, resolved.lr) == ("adam", PRESETS["fast"]["lr"])
 
 
 def test_saving_by_hand(tmp_path: Path) -> None:

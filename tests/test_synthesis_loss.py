@@ -12,8 +12,11 @@ from torch.nn import functional as F
 
 from clipag_plug.options.generate import Generate
 from clipag_plug.synthesis import Synthesizer, synthesize
-from clipag_plug.synthesis.guides import frozen
+from clipag_plug.synthesis.guides import Guide, frozen
+from clipag_plug.synthesis.objective import Target
 from clipag_plug.synthesis.prompts import parse_prompt
+from clipag_plug.synthesis.rivals import Rivals
+from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 
 @pytest.mark.parametrize("reject", [0.0, 0.5])
@@ -62,6 +65,49 @@ def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
             loss = loss + weight * (1 - similarity).mean()
     loss.backward()
     assert torch.allclose(gradient, leaf.grad, atol=1e-7)
+
+
+def test_contrast_is_cross_entropy_among_the_prompt_and_the_other_words(tiny_clip: Any) -> None:
+    guide = Guide(tiny_clip)
+    names = bundled_vocabulary().class_names
+    prompts = ["a goldfish", "a red thing"]
+    target = Target.of(guide, [parse_prompt(prompt) for prompt in prompts], 20.0)
+    with torch.no_grad():
+        features = guide.features(torch.rand(2, 3, 3, guide.side, guide.side).flatten(0, 1))
+    features = features.view(2, 3, -1)
+    others = guide.texts([sentence(name, "a {}") for name in names if name != "goldfish"])
+    everything = guide.texts([sentence(name, "a {}") for name in names])
+    for row, rivals in enumerate((others, everything)):
+        words = torch.cat([guide.texts([prompts[row]]), rivals])
+        wanted = F.cross_entropy(
+            20 * features[row] @ words.T, torch.zeros(3).long(), reduction="none"
+        )
+        found = target.losses(features[row : row + 1], slice(row, row + 1))[0]
+        assert torch.allclose(20 * found, wanted, atol=1e-5)
+    doubled = Target.of(guide, [parse_prompt("a goldfish:2")], 20.0)
+    once, twice = (each.losses(features[:1], slice(0, 1)) for each in (target, doubled))
+    assert torch.allclose(2 * once, twice, atol=1e-5)
+
+
+def test_what_a_prompt_speaks_of_is_no_rival(tiny_clip: Any) -> None:
+    prompts = ["a painting of two dogs", "a lemon | a candle:-1"]
+    rivals = Rivals.of(Guide(tiny_clip), [parse_prompt(prompt) for prompt in prompts], 30.0)
+    vocabulary = bundled_vocabulary()
+    dogs, lemon = (set(row.nonzero()[:, 0].tolist()) for row in rivals.own)
+    assert dogs == set(vocabulary.groups["dog"]) and len(dogs) > 3
+    assert lemon == {vocabulary.class_names.index("lemon")}
+
+
+def test_contrast_is_for_the_models_it_was_measured_on(tiny_clip: Any) -> None:
+    options = {"steps": 1, "views": 1, "init": "noise"}
+    for model, preset, contrast in (
+        (tiny_clip, "fast", 0.0),
+        ("clipag-mini", "fast", 15.0),
+        ("clipag-mini", "paper", 0.0),
+    ):
+        run = Synthesizer(Generate(prompts=["a fox"], preset=preset, **options), model)
+        rivals = run.objective.targets[0].rivals
+        assert (rivals.scale if rivals else 0.0) == contrast
 
 
 def first_losses(model: Any, prompt: str) -> float:

@@ -36,3 +36,11 @@ def test_articles() -> None:
     assert sentence("orange", "a photo of a {}") == "a photo of an orange"
     assert sentence("lemon", "a photo of a {}") == "a photo of a lemon"
     assert all("orange" in sentence("orange", template) for template in TEMPLATES)
+
+
+def test_words_in_a_text_are_found_whole() -> None:
+    vocabulary = bundled_vocabulary()
+    lemon = vocabulary.class_names.index("lemon")
+    assert vocabulary.meant("a painting of Lemons on a table") >= {lemon}
+    assert vocabulary.meant("a lemony thing") == vocabulary.meant("") == frozenset()
+    assert vocabulary.meant("a dog") == frozenset(vocabulary.groups["dog"])

@@ -87,6 +87,9 @@ def draw(context: Context, prompts: list[str]) -> Tensor:
             views=options.views,
             steps=options.steps,
             init=options.init,
+            # Guides are compared by the published loss and rule, whatever the preset.
+            contrast=0,
+            optimizer="adam",
         )
         pictures += [result.image for result in results]
     return torch.stack(pictures)

@@ -12,6 +12,7 @@ from .base import Options, option
 # `policy` and `patch_policy` are lists of views (see clipag_plug.views.parse).
 _LR = 0.05
 _LR_FROM_MIXTURE = 0.03  # a sample of the mixture has its large shapes; smaller steps keep them
+_FROM_NOISE = "spectral"  # there every shape has to be drawn, and Adam draws grain first
 _COMMON: dict[str, Any] = {
     "steps": 50,
     "optimizer": "adam",
@@ -28,6 +29,7 @@ _COMMON: dict[str, Any] = {
     "patch_policy": "frame 0.4 0.7, flip, noise 0.05",
     "patch_weight": 1.0,
     "reject": 0.0,
+    "contrast": -1,
     "grid": -1,
     "grow": 1,
     "keep": "best",
@@ -48,6 +50,7 @@ _NOTEBOOK: dict[str, Any] = {
     "patches": 32,
     "patch_policy": f"noise 0.01 shared, crop 128, clamp, {_DIFFAUGMENT}",
     "patch_weight": 5.0,
+    "contrast": 0,
     "grid": 0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -143,6 +146,12 @@ class Generate(Options):
     reject: float | None = option(
         None, "share of a picture's easiest patches to leave out", low=0, high=1
     )
+    contrast: float | None = option(
+        None,
+        "scale of a softmax of the prompt against the words of the bundled vocabulary that it does not mean, 0 for "
+        "the cosine alone, -1 for what suits the model" + _PER_PRESET,
+        low=-1,
+    )
     tv: float = option(0.0, "weight of total variation", low=0)
     grid: int | None = option(
         None,
@@ -193,16 +202,19 @@ class Generate(Options):
         """A copy in which the preset has filled every field left at None that it decides.
 
         Without views the picture alone is optimised: no patches, and every pixel of it, unless asked otherwise.
-        A start picture is edited at its full size too, so that it keeps its details. From the mixture the presets that
-        have no step size of their own take smaller steps than from noise.
+        A start picture is edited at its full size too, so that it keeps its details. The presets that have no step size
+        of their own take smaller steps from the mixture; `fast`, with views, takes the spectral rule from noise.
         """
         decided = dict(PRESETS[self.preset])
         if self.image:
             decided.update(init="image", grow=1, grid=0)
         if self.views == 0:
             decided.update(patches=0, grid=0, grow=1)
-        if (self.init or decided["init"]) == "gmm" and decided["lr"] == _LR:
+        init = self.init or decided["init"]
+        if init == "gmm" and decided["lr"] == _LR:
             decided["lr"] = _LR_FROM_MIXTURE
+        if init == "noise" and self.preset == "fast" and self.optimizer is None and self.views != 0:
+            decided["optimizer"] = _FROM_NOISE
         chosen = {name: value for name, value in decided.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **chosen)
 

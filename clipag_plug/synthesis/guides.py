@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..mini import MiniVisual
+
 # OpenAI's normalisation, which every CLIP here uses unless it says otherwise.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+OWN_CONTRAST = 15.0  # benchmarks/results/synthesis.md
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,6 +28,8 @@ class Guide:
     resolution: what its preprocessing gives it; side: that of the views it is shown here. The bundled models reduce
     224 to their own `image_size` by area averaging; views are drawn at that size right away: the same picture for a
     twentieth of the pixels.
+
+    contrast: the scale of `--contrast -1`, 0 for all but the bundled models: for others it was not measured.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Guide:
         std = std or getattr(model, "std", None) or STD
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self.contrast = OWN_CONTRAST if isinstance(visual, MiniVisual) else 0.0
         self._tokenize = tokenizer or getattr(model, "tokenize", None) or _tokenize
         encode: Callable[[Tensor], Tensor] = model.encode_image
         self._encode = torch.compile(encode) if compile else encode

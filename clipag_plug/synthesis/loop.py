@@ -83,7 +83,8 @@ class Synthesizer:
         options = self.options
         self.generators = [torch.Generator().manual_seed(seed) for seed in self._draws]
         with frozen([guide.model for guide in self.guides]):
-            targets = [Target.of(guide, self._parts) for guide in self.guides]
+            contrast = float(options.contrast or 0)
+            targets = [Target.of(guide, self._parts, contrast) for guide in self.guides]
             start = start_pictures(options, self.size, self.guides[0], targets[0], self.generators)
         mask = read_mask(options.mask, self.size).to(start.device) if options.mask else None
         grid = int(options.grid or 0)

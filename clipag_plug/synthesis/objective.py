@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..views import Views
 from .guides import Guide
+from .rivals import Rivals
 
 Shown = Callable[[Tensor], Tensor]
 
@@ -26,15 +27,28 @@ class Target:
     """What one guide wants of N pictures: loss = bias - <features, direction>.
 
     By linearity a whole weighted prompt, sum of w * (1 - cos(image, text)), is one vector: direction (N, D) is the
-    sum of w * text, bias (N,) the sum of w.
+    sum of w * text, bias (N,) the sum of w. With `rivals` they take the place of the bias (see `Rivals`).
     """
 
     direction: Tensor
     bias: Tensor
+    rivals: Rivals | None = None
+
+    def losses(self, features: Tensor, pictures: slice) -> Tensor:
+        """(n, views) of unit features (n, views, D) of these pictures."""
+        near = (features @ self.direction[pictures, :, None])[..., 0]
+        if self.rivals is None:
+            return self.bias[pictures, None] - near
+        return self.rivals.losses(features, near, self.direction[pictures], pictures)
 
     @classmethod
-    def of(cls, guide: Guide, prompts: Sequence[Sequence[tuple[str, float]]]) -> Target:
-        """From the parsed prompts of the N pictures; each distinct text is encoded once."""
+    def of(
+        cls, guide: Guide, prompts: Sequence[Sequence[tuple[str, float]]], contrast: float = 0.0
+    ) -> Target:
+        """From the parsed prompts of the N pictures; each distinct text is encoded once.
+
+        contrast: scale of the softmax against other words; 0 for none, below 0 for what suits the guide.
+        """
         texts = list(dict.fromkeys(text for parts in prompts for text, _ in parts))
         place = {text: index for index, text in enumerate(texts)}
         features = guide.texts(texts)
@@ -42,7 +56,9 @@ class Target:
         for row, parts in enumerate(prompts):
             for text, weight in parts:
                 weights[row, place[text]] += weight
-        return cls(weights @ features, weights.sum(1))
+        scale = guide.contrast if contrast < 0 else contrast
+        rivals = Rivals.of(guide, prompts, scale) if scale else None
+        return cls(weights @ features, weights.sum(1), rivals)
 
 
 @dataclasses.dataclass
@@ -139,7 +155,7 @@ class Objective:
         if not torch.isfinite(features).all():
             raise NotFiniteError(f"{guide.name} gave features that are not finite")
         rows = features.view(len(shown[pictures]), -1, features.shape[-1])
-        return target.bias[pictures, None] - (rows @ target.direction[pictures, :, None])[..., 0]
+        return target.losses(rows, pictures)
 
     def _weights(self, g: int, s: int, pixels: Tensor, shown: Shown, uniform: Tensor) -> Tensor:
         """1 per view; 0 for the share of each picture's views with the lowest loss, where a set rejects some."""

@@ -66,9 +66,9 @@ def amounts(images: Tensor) -> Tensor:
     Every second pixel of each axis is looked at.
     """
     seen = images[..., ::2, ::2]
-    side = seen.shape[-1]
+    side, names = seen.shape[-1], colours.names_of(seen)
     subject, background = (
-        colours.shares(seen, where(side).to(seen))
+        colours.shares_of_names(names, where(side).to(seen))
         for where in (colours.subject, colours.background)
     )
     light = colours.lab(seen)[:, :1].mean((2, 3)) / 100

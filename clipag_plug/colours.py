@@ -59,9 +59,13 @@ def shares(images: Tensor, where: Tensor | None = None) -> Tensor:
 
     where: weight (H, W) of the pixels, not all zero; None: all the same.
     """
-    names = names_of(images)
-    weight = torch.ones_like(names[0], dtype=images.dtype) if where is None else where
-    hits = torch.nn.functional.one_hot(names, len(NAMES)).to(images.dtype)
+    weight = torch.ones_like(images[0, 0]) if where is None else where
+    return shares_of_names(names_of(images), weight)
+
+
+def shares_of_names(names: Tensor, weight: Tensor) -> Tensor:
+    """The same from `names_of` the pictures (N, H, W), for a weight (H, W) of the pixels that is not all zero."""
+    hits = torch.nn.functional.one_hot(names, len(NAMES)).to(weight.dtype)
     return torch.einsum("nhwc,hw->nc", hits, weight) / weight.sum()
 
 

@@ -69,6 +69,19 @@ def fare(image_features: Tensor, original_features: Tensor) -> Tensor:
     return (image_features - original_features).square().sum(dim=-1)
 
 
+def distillation(
+    image_features: Tensor, teacher_features: Tensor, text_features: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Cross-entropy of p(image) against p(teacher) over the texts (Hinton et al. 2015), per image (N,).
+
+    p is the softmax over an image's scaled similarities to the texts (M, D); the teacher's is a constant.
+    """
+    with torch.no_grad():
+        taught = logits(teacher_features, text_features, scale).softmax(dim=1)
+    own = logits(image_features, text_features, scale).log_softmax(dim=1)
+    return -(taught * own).sum(dim=1)
+
+
 def trades(
     attacked_features: Tensor, clean_features: Tensor, text_features: Tensor, scale: Tensor | float
 ) -> Tensor:

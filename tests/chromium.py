@@ -33,6 +33,27 @@ def find() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
+# The middle of an element that fits, once it is in view, at the same place in two frames and covered by nothing.
+_AIM = """(async () => {
+    const frame = () => new Promise((ready) => requestAnimationFrame(ready));
+    const e = [...document.querySelectorAll(%s)].find((e) => e.offsetParent);
+    if (!e) return null;
+    e.scrollIntoView({block: "center", behavior: "instant"});
+    const middle = () => {
+        const r = e.getBoundingClientRect();
+        return [r.x + r.width / 2, r.y + r.height / 2];
+    };
+    const before = middle();
+    await frame(), await frame();
+    const now = middle();
+    if (now.some((value, axis) => value !== before[axis])) return null;
+    if (!e.contains(document.elementFromPoint(...now))) return null;
+    const aimed = window.aimed = { hit: false };
+    addEventListener("click", (event) => { aimed.hit ||= e.contains(event.target); }, { once: true, capture: true });
+    return now;
+})()"""
+
+
 class Browser:
     """One page. Everything waits for what it needs, with a limit in seconds."""
 
@@ -111,6 +132,8 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 500,
         )
+        # The answer comes before the page has its new width; what is measured until then is out of date.
+        self.wait(f"innerWidth === {width}")
 
     def run(self, code: str) -> Any:
         """The value of an expression on the page, promises awaited."""
@@ -131,23 +154,27 @@ class Browser:
         raise AssertionError(f"waited {limit} s for {code}; page says: {self.messages}")
 
     def click(self, selector: str) -> None:
-        """A real click in the middle of the first visible element that fits."""
-        place = self.wait(f"""(() => {{
-            const e = [...document.querySelectorAll({selector!r})].find((e) => e.offsetParent);
-            if (!e) return null;
-            e.scrollIntoView({{block: "center", behavior: "instant"}});
-            const r = e.getBoundingClientRect();
-            return [r.x + r.width / 2, r.y + r.height / 2];
-        }})()""")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=place[0],
-                y=place[1],
-                button="left",
-                clickCount=1,
-            )
+        """A real click in the middle of the first visible element that fits.
+
+        The page lives: an element may move between the look at its place and the click. It is clicked once it lies
+        still and on top, and again where the click did not reach it.
+        """
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            if place := self.run(_AIM % json.dumps(selector)):
+                for kind in ("mousePressed", "mouseReleased"):
+                    self.call(
+                        "Input.dispatchMouseEvent",
+                        type=kind,
+                        x=place[0],
+                        y=place[1],
+                        button="left",
+                        clickCount=1,
+                    )
+                if self.run("window.aimed.hit"):
+                    return
+            time.sleep(0.03)
+        raise AssertionError(f"no click on {selector} in 90 s; page says: {self.messages}")
 
     def type(self, selector: str, text: str) -> None:
         """Replaces what is in a field, by the keyboard."""

@@ -131,6 +131,14 @@ def test_accumulation_equals_the_single_batch(
         assert float((expected[name] - got[name]).norm() / scale) < 1e-4, name
 
 
+@pytest.mark.parametrize(("given", "side"), [({}, 91), ({"decode_side": 64}, 64)])
+def test_photographs_are_decoded_to_the_side_asked_for(shard, tmp_path, given, side) -> None:
+    trainer = prepared(shard, tmp_path, resolution=64, crop=0.5, **given)
+    (feed,) = trainer.batches.mixture.feeds
+    assert feed.photos.images.shape[1:3] == (side, side)
+    assert trainer.batches[0].images.shape[-2:] == (64, 64)
+
+
 def test_text_tower_is_bit_identical_after_adversarial_training(shard, tmp_path) -> None:
     trainer = prepared(shard, tmp_path, text="frozen")
     before = {n: v.clone() for n, v in trainer.model.state_dict().items()}

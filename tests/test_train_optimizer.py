@@ -31,6 +31,16 @@ def test_singular_values_go_to_one_and_directions_stay(shape) -> None:
     assert float((core - core.diagonal().diag()).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(24, 216), (216, 24), (48, 64)])
+def test_rounds_in_bf16_turn_the_same_way(shape) -> None:
+    for spread in (1.0, 30.0):
+        given = matrix(*shape) @ torch.diag(torch.linspace(1 / spread, 1, shape[1]))
+        low, full = orthogonal(given, low=True), orthogonal(given)
+        assert low.dtype == given.dtype
+        assert float(F.cosine_similarity(low.flatten(), full.flatten(), dim=0)) > 0.97
+        assert float(torch.linalg.svdvals(low).max()) < 1.35
+
+
 def test_the_direction_is_that_of_torch() -> None:
     gradients = [matrix(24, 90, seed) for seed in range(3)]
     theirs = torch.nn.Parameter(torch.zeros(24, 90))
@@ -109,6 +119,14 @@ def test_muon_takes_inner_kernels_and_adamw_everything_else(shard, tmp_path) -> 
     assert not muon & rest and muon | rest == set(prepared(shard, tmp_path).weights)
     assert {"visual.stages.0.0.conv1.weight", "visual.stages.1.0.shortcut.1.weight"} <= muon
     assert {"visual.conv1.weight", "visual.proj.weight", "visual.bn1.weight"} <= rest
+
+
+def test_muon_multiplies_in_the_format_of_the_run(shard, tmp_path) -> None:  # noqa: F811
+    for precision, low in (("bf16", True), ("fp32", False)):
+        trainer = prepared(shard, tmp_path, optimizer="muon", precision=precision)
+        assert [g["low"] for g in trainer.optimizer.param_groups if g.get("muon")] == [low]
+        loss, _, _ = trainer.step()
+        assert loss > 0
 
 
 def test_beside_muon_adamw_takes_the_same_steps() -> None:

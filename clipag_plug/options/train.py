@@ -99,6 +99,16 @@ class Train(Options):
         "captions of its class; needs a frozen text tower that was taught them, and --captions vocabulary",
         low=0,
     )
+    teachers: list[str] = option(
+        [],
+        "models with the same text tower whose mean view of the clean images is learned beside the captions; any names "
+        "that load() takes, or run folders",
+    )
+    distil: float = option(
+        1.0,
+        "weight of that: cross-entropy with their distribution over the bank, the class prompts or the captions",
+        low=0,
+    )
     clean_weight: float = option(
         0.0, "weight of the same loss on the clean images, added to the adversarial one", low=0
     )
@@ -138,6 +148,12 @@ class Train(Options):
         0.56, "smallest share of the area that a random crop keeps", low=0.01, high=1
     )
     flip: bool = option(True, "mirror half of the images")
+    decode_side: int = option(
+        0,
+        "side of the square that photographs are decoded to, of which crops are taken; 0 is so much that the smallest "
+        "crop is not enlarged. Their own side suits photographs that are no larger than the training images",
+        low=0,
+    )
 
     samples: int = option(0, "images to train on in all (with repetition); required", low=0)
     batch_size: int = option(128, "images in a micro-batch", low=2)

@@ -44,6 +44,7 @@ class Aims:
     ) -> Targets:
         """Those of step number `step`; see `Targets` for the arguments, and `Described` for the amounts."""
         targets = Targets(text, matches, scale, original, labels, self.prompts)
+        targets.distil = self.options.distil if self.options.teachers else 0.0
         if self.options.bank:
             texts, names = self.batches.bank(step)
             targets.bank = self.text(texts)

@@ -26,6 +26,7 @@ from .precision import Precision
 from .schedule import learning_rate, radius
 from .state import load_state, save_state
 from .tally import Tally
+from .teachers import Teachers
 from .text import TextFeatures
 from .weights import original_tower, trained_weights, update_average
 from .whole import Part, Room, whole_loss
@@ -47,6 +48,7 @@ class Trainer:
         evaluate: Callable[[CLIP], Evaluation] | None = None,
         prompts: Tensor | None = None,
         workers: Workers = ALONE,
+        teachers: Teachers | None = None,
     ) -> None:
         self.batch = options.batch_size * options.accumulation * workers.size
         if options.samples < options.batch_size * workers.size:
@@ -55,7 +57,7 @@ class Trainer:
                 f"{options.batch_size * workers.size}"
             )
         self.model, self.options, self.batches, self.evaluate = model, options, batches, evaluate
-        self.workers = workers
+        self.workers, self.teachers = workers, teachers
         self.device = next(model.parameters()).device
         self.steps = max(1, options.samples // self.batch)
         self.text = TextFeatures(model, trained=options.text == "train")
@@ -74,6 +76,10 @@ class Trainer:
             if "fare" in (options.objective, options.attack_objective)
             else None
         )
+        if self.original is not None and teachers is not None:
+            raise ValueError(
+                "the objective fare has a teacher of its own, the initial model; leave --teachers out"
+            )
         self.adversarial = options.attack_steps > 0 and options.eps > 0
         self.precision = Precision(options.precision, str(self.device))
         if options.checkpointing:
@@ -237,7 +243,11 @@ class Trainer:
         return features.float()
 
     def _original(self, clean: Tensor) -> Tensor | None:
-        """The initial tower's features of clean images, where an objective asks for them."""
+        """The teachers' or the initial tower's features of clean images, where there are teachers or an objective
+        asks for them."""
+        if self.teachers is not None:
+            with self.precision.autocast():
+                return self.teachers(clean)
         if self.original is None:
             return None
         with torch.no_grad(), self.precision.autocast():

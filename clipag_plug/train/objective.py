@@ -31,7 +31,8 @@ class Targets:
     features of the clean images (N, D), only where the objective asks for them; so labels (N,) and prompts (C, D).
     bank, bank_positives: more texts (B, D) that the image-to-text half sees, and which describe which image (N, B).
     clean: the present model's features of the clean images (N, D), for "kl". first: row of `text` that is the
-    first image's own caption. described: what else is to be told of the images.
+    first image's own caption. described: what else is to be told of the images. distil: weight of what `original`,
+    then the teachers' features, says of the images.
     """
 
     text: Tensor
@@ -45,6 +46,7 @@ class Targets:
     clean: Tensor | None = None
     first: int = 0
     described: Described | None = None
+    distil: float = 0.0
 
     def of(self, rows: slice) -> Targets:
         """Those of some of the images."""
@@ -59,8 +61,17 @@ class Targets:
         return next(t for t in (self.prompts, self.bank, self.text) if t is not None)
 
     def telling(self, features: Tensor) -> Tensor | float:
-        """The loss of `described` per image (N,), 0 without one."""
-        return 0.0 if self.described is None else self.described.loss(features, self.scale)
+        """The losses of `described` and of `distil` per image (N,), 0 without them."""
+        told = 0.0 if self.described is None else self.described.loss(features, self.scale)
+        if not self.distil or self.original is None:
+            return told
+        taught = losses.distillation(features, self.original, self.texts(), self.scale)
+        return told + self.distil * taught
+
+    def width(self) -> int:
+        """Numbers an image that `telling` makes; 0 where there is nothing to tell."""
+        told = 0 if self.described is None else self.described.captions[0].numel()
+        return max(told, len(self.texts()) if self.distil else 0)
 
 
 def per_image(objective: str, features: Tensor, targets: Targets) -> Tensor:
@@ -155,14 +166,14 @@ def outer_loss(
 def _told(objective: str, features: Tensor, targets: Targets, own: slice | None) -> Tensor:
     """The objective of all images together and what is told of them besides; see `whole_batch`."""
     loss = whole_batch(objective, features, targets, own)
-    if targets.described is None:
+    if not (width := targets.width()):
         return loss
     mine = slice(0, len(features)) if own is None else own
 
     def told(rows: slice) -> Tensor:
         return torch.as_tensor(targets.of(rows).telling(features[rows]))
 
-    return loss + _sum_of_blocks(told, mine, targets.described.captions[0].numel()) / len(features)
+    return loss + _sum_of_blocks(told, mine, width) / len(features)
 
 
 def attack_images(

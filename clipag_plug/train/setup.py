@@ -23,6 +23,7 @@ from .evaluate import ZeroShot, class_prompts
 from .loop import Trainer
 from .running import Step
 from .state import find_state, load_state, read_model
+from .teachers import Teachers
 from .textual import train_text
 
 
@@ -44,7 +45,7 @@ def prepare(
         teach(options, model, vocabulary)
     size = options.resolution or int(model.visual.input_resolution)
     # So much that the smallest crop is not enlarged; 64 at least, the side of the bundled models' photographs.
-    stored = max(64, math.ceil(size / math.sqrt(options.crop)))
+    stored = options.decode_side or max(64, math.ceil(size / math.sqrt(options.crop)))
     objectives = {options.objective, options.attack_objective}
     data = open_data(
         options.data,
@@ -84,7 +85,10 @@ def prepare(
         )
     needs_prompts = "tecoa" in objectives
     prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
-    trainer = Trainer(model, options, batches, evaluate, prompts, workers)
+    teachers = Teachers([_teacher(name, workers.device) for name in options.teachers], model)
+    trainer = Trainer(
+        model, options, batches, evaluate, prompts, workers, teachers if options.teachers else None
+    )
     return (
         trainer,
         config,
@@ -149,6 +153,11 @@ class _Lesson:
         if not self.quiet and time.monotonic() - self.shown > 30:
             self.shown = time.monotonic()
             print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
+
+
+def _teacher(name: str, device: str) -> CLIP:
+    config, _, weights = _starting_point(name)
+    return build(config, weights, name=name).to(device)
 
 
 def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:

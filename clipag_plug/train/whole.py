@@ -19,7 +19,7 @@ class Part:
     """A micro-batch between its two passes: everything but its images.
 
     images: features of the attacked images (N, D), or (2 N, D) with those of the clean ones behind; text (N, D).
-    original: the initial model's features of the clean images (N, D), where an objective asks for them; so
+    original: the initial model's or the teachers' features of the clean images (N, D), where they are asked for; so
     attributes, their amounts (N, A).
     """
 

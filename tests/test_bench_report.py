@@ -60,6 +60,23 @@ def test_comparisons_pool_seeds_and_refuse_what_is_no_pair() -> None:
         compare([made("a", 0, top=[0.0, 1]), other], "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "holds", "text"),
+    [
+        (0.5, 2.0, True, "4.0x"),
+        (0.5, 1.9, False, "3.8x"),
+        (-0.1, 1.0, True, "∞"),
+        (-0.1, -0.5, False, ""),
+    ],
+)
+def test_a_factor_of_what_is_no_share_is_that_of_the_means(theirs, ours, holds, text) -> None:
+    records = [made("a", gain=[theirs] * 4), made("b", gain=[ours] * 4)]
+    for record in records:
+        record.metrics["gain"]["unit"] = "nats"
+    verdict = judge_claims([Claim("c", "e/gain", times=4.0)], compare(records, "a", "b"))[0]
+    assert verdict.holds is holds and text in verdict.text
+
+
 def test_claims_hold_or_fail_at_the_radius_that_is_asked_for() -> None:
     n = 20
     theirs = made(

@@ -157,7 +157,7 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         checks.append(row.ours.value >= claim.least - ROUNDING)
         parts.append(f"(asked: {number(claim.least, row.unit)})")
     if claim.times is not None:
-        ratio = row.ratio.value if row.ratio else math.nan
+        ratio = _factor(row)
         checks.append(ratio >= claim.times - ROUNDING)
         parts.append(f"{times(ratio)} (asked: {times(claim.times)})")
     if claim.points is not None:
@@ -170,6 +170,16 @@ def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         low, high = (difference(end, row.unit) for end in (row.difference.low, row.difference.high))
         parts.append(f"difference {low} to {high} (asked: above zero)")
     return Verdict(claim, all(checks), ", ".join(parts), radius)
+
+
+def _factor(row: Comparison) -> float:
+    """How many times the baseline's mean the model's is: infinite where only the model's is above 0, NaN below that."""
+    if row.ratio:
+        return row.ratio.value
+    ours, theirs = row.ours.value, row.theirs.value
+    if ours <= 0:
+        return math.nan
+    return ours / theirs if theirs > 0 else math.inf
 
 
 def _sweep(rows: Sequence[Comparison], metric: str) -> list[Comparison]:

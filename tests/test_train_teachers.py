@@ -139,6 +139,11 @@ def test_a_pupil_comes_to_say_what_its_teachers_say(shard, tmp_path, folders) ->
         assert apart() < 0.7 * before
 
 
+def test_texts_that_train_cannot_be_taught_about(shard, tmp_path, folders) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="--teachers needs --text frozen"):
+        taught(shard, tmp_path, folders, text="train", bank=False)
+
+
 def test_fare_has_its_own_teacher(shard, tmp_path, folders) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="leave --teachers out"):
         taught(shard, tmp_path, folders, objective="fare")

@@ -85,10 +85,8 @@ def prepare(
         )
     needs_prompts = "tecoa" in objectives
     prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
-    teachers = Teachers([_teacher(name, workers.device) for name in options.teachers], model)
-    trainer = Trainer(
-        model, options, batches, evaluate, prompts, workers, teachers if options.teachers else None
-    )
+    teachers = _teachers(options, model, workers.device) if options.teachers else None
+    trainer = Trainer(model, options, batches, evaluate, prompts, workers, teachers)
     return (
         trainer,
         config,
@@ -155,9 +153,15 @@ class _Lesson:
             print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
 
 
-def _teacher(name: str, device: str) -> CLIP:
-    config, _, weights = _starting_point(name)
-    return build(config, weights, name=name).to(device)
+def _teachers(options: Train, pupil: CLIP, device: str) -> Teachers:
+    """ValueError where the texts that teachers and pupil share would not stay the same."""
+    if options.text == "train":
+        raise ValueError("--teachers needs --text frozen: what they say is about the texts of now")
+    models = []
+    for name in options.teachers:
+        config, _, weights = _starting_point(name)
+        models.append(build(config, weights, name=name).to(device))
+    return Teachers(models, pupil)
 
 
 def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:

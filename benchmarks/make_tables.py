@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from clipag_plug.bench.__main__ import result_of  # noqa: E402
 from clipag_plug.bench.formats import cells, markdown  # noqa: E402
-from clipag_plug.bench.suites import read_suite  # noqa: E402
+from clipag_plug.bench.suites import names, read_suite  # noqa: E402
 from clipag_plug.bench.table import Result  # noqa: E402
 from clipag_plug.images import write_text  # noqa: E402
 
@@ -80,8 +80,10 @@ def filled(match: re.Match[str], results: dict[str, Result]) -> str:
 
 
 def take(source: Path) -> None:
-    """Copies the records (not the pictures) of every suite in a folder of the bench."""
-    for record in sorted(source.glob("*/*/*.json")):
+    """Copies the records (not the pictures) of the package's suites in a folder of the bench."""
+    for record in sorted(
+        path for name in names() for path in source.joinpath(name).glob("*/*.json")
+    ):
         target = RECORDS / record.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record, target)

@@ -27,12 +27,13 @@ BATCH = 64
 # name: (side, widths, blocks of each stage, kernel and stride of the first convolution, activation)
 TOWERS = {
     "40 inside": (40, (32, 64, 144, 320), 1, 3, 2, "relu"),
-    "bundled guides, 48 inside, stride 3": (48, (48, 96, 192, 384), 1, 5, 3, "relu"),
+    "48 inside, stride 3": (48, (48, 96, 192, 384), 1, 5, 3, "relu"),
     "40 inside, SiLU": (40, (32, 64, 144, 320), 1, 3, 2, "silu"),
     "40 inside, two blocks a stage": (40, (32, 64, 144, 320), 2, 3, 2, "relu"),
     "40 inside, twice as wide": (40, (64, 128, 256, 512), 1, 4, 2, "relu"),
     "twice as wide, 32 inside": (32, (64, 128, 256, 512), 1, 4, 2, "relu"),
     "twice as wide, 64 inside, stride 4": (64, (64, 128, 256, 512), 1, 6, 4, "relu"),
+    "bundled guides: the same with SiLU": (64, (64, 128, 256, 512), 1, 6, 4, "silu"),
     "three wide stages, 48 inside, stride 4": (48, (96, 192, 384), 1, 6, 4, "relu"),
 }
 

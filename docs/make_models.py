@@ -16,11 +16,17 @@ from clipag_plug.vocabulary import bundled_vocabulary
 DOCS = Path(__file__).parent
 PAGE = DOCS / "models.md"
 BUNDLED = DOCS.parent / "clipag_plug" / "bundled"
-KEYS = ("clip-mini", "clipag-mini", "judge-mini")
+# Recipes in the order in which they ran; what goes beyond them is said in the card.
+RECIPES = {
+    "clip-mini": ("clip-mini", "clip-mini-2", "clip-mini-3"),
+    "clipag-mini": ("clipag-mini", "clipag-mini-2"),
+    "judge-mini": ("judge-mini-32", "judge-mini"),
+}
 HEAD = """# The models in the package
 
 Written by `python docs/make_models.py`. Two guides to compare, and a judge that scores what they guide and shares
-neither architecture nor seed with them. All three read 224x224 pixels and reduce them inside.
+neither weights nor seed nor text tower with them; its image tower is a narrower one of the same kind. All three read
+224x224 pixels and reduce them inside.
 
 What they make of sixty fixed prompts, counted: [benchmarks/results/prompts.md](../benchmarks/results/prompts.md); of
 photographs and of attacks on them: [benchmarks/results/standard.md](../benchmarks/results/standard.md).
@@ -29,7 +35,7 @@ photographs and of attacks on them: [benchmarks/results/standard.md](../benchmar
 
 def page() -> str:
     """The Markdown of the page: a section for each model, then the words."""
-    return "\n".join([HEAD, *(_section(key) for key in KEYS), _words()])
+    return "\n".join([HEAD, *(_section(key) for key in RECIPES), _words()])
 
 
 def _section(key: str) -> str:
@@ -42,7 +48,7 @@ def _section(key: str) -> str:
         f"blocks, {vision['activation']}, {vision['image_size']}x{vision['image_size']} inside",
         "Text tower": f"that of `{shared}`" if shared else _text(data["config"]),
         "File": f"{size:.1f} MB, matrices and kernels in fp16",
-        "Recipe": f"`clipag train --recipe {key}`",
+        "Recipes": ", then ".join(f"`clipag train --recipe {each}`" for each in RECIPES[key]),
         "How it was trained": card["history"],
         "Attack in training": f"L2 {card['eps']:g}, images in [0, 1] at 224x224"
         if card.get("eps")

@@ -126,7 +126,7 @@ def test_the_page_of_the_bundled_models_is_what_their_cards_say() -> None:
     make = runpy.run_path(str(DOCS / "make_models.py"))
     written = (DOCS / "models.md").read_text(encoding="utf-8")
     assert written == make["page"](), "run: python docs/make_models.py"
-    assert all((DOCS / f"models-{key}.webp").is_file() for key in make["KEYS"])
+    assert all((DOCS / f"models-{key}.webp").is_file() for key in make["RECIPES"])
 
 
 def test_the_reference_holds_every_public_name() -> None:

@@ -15,7 +15,7 @@ from ..mini import MiniVisual
 # OpenAI's normalisation, which every CLIP here uses unless it says otherwise.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-OWN_CONTRAST = 15.0  # benchmarks/results/synthesis.md
+OWN_CONTRAST = 30.0  # benchmarks/results/synthesis.md
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

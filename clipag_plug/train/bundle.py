@@ -1,4 +1,4 @@
-"""`python -m clipag_plug.train.bundle RUN --validation SHARD`: measures a run and packs it."""
+"""`python -m clipag_plug.train.bundle RUN [RUN ...] --validation SHARD`: packs a run, or the mean of several."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoints.pack import write_bundled
 from ..model import CLIP, build
@@ -21,7 +22,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "bundled"
 ROLES = {
     "clip-mini": "Vanilla guide: a small CLIP trained without an attack.",
     "clipag-mini": "Robust guide: clip-mini's image tower fine-tuned adversarially, its text tower frozen.",
-    "judge-mini": "Independent judge: vanilla, another architecture and seed. It scores, never guides.",
+    "judge-mini": "Independent judge: vanilla, a narrower tower, another text tower and seed. It scores, never guides.",
 }
 DATA = (
     "Tiny ImageNet (202 classes, 101,000 photographs of 64x64 pixels, a subset of ImageNet made for Stanford's "
@@ -40,19 +41,9 @@ CANNOT = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Packs a run; prints the card."""
-    parser = argparse.ArgumentParser(prog="python -m clipag_plug.train.bundle", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--key", help="name of the bundled model [the run's name]")
-    parser.add_argument("--shares-text-with", help="bundled model whose text tower is the same")
-    parser.add_argument("--validation", nargs="+", required=True, help="held-out shards")
-    parser.add_argument(
-        "--images", type=int, default=2000, help="held-out images to measure on [2000]"
-    )
-    parser.add_argument("--history", default="", help="how it was trained, on what, for how long")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder to write")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        config, card, weights = read_model(options.run)
+        config, card, weights = read_mean(options.runs)
         key = options.key or card["name"]
         # Measured as it is shipped: matrices and kernels rounded to fp16.
         rounded = {n: w.half().float() if w.ndim > 1 else w.clone() for n, w in weights.items()}
@@ -65,6 +56,42 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(json.dumps(full, indent=1))
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m clipag_plug.train.bundle", description=__doc__)
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folder of a finished run; of several the weights are averaged, and the card is the last one's",
+    )
+    parser.add_argument("--key", help="name of the bundled model [the run's name]")
+    parser.add_argument("--shares-text-with", help="bundled model whose text tower is the same")
+    parser.add_argument("--validation", nargs="+", required=True, help="held-out shards")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="held-out images to measure on [2000]"
+    )
+    parser.add_argument("--history", default="", help="how it was trained, on what, for how long")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder to write")
+    return parser
+
+
+def read_mean(runs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Config and card of the last run, and the mean of the weights of all (model soups, Wortsman et al. 2022), as of
+    runs that come from one start and differ in rate, order or length. ValueError where the networks differ."""
+    config, card, weights = read_model(runs[-1])
+    mean = {name: value.clone() for name, value in weights.items()}
+    for count, run in enumerate(runs[:-1], 2):
+        other, _, values = read_model(run)
+        if other != config:
+            raise ValueError(f"{run} and {runs[-1]} are different networks; they have no mean")
+        for name, value in mean.items():
+            if value.is_floating_point():
+                value.lerp_(values[name].to(value.dtype), 1 / count)
+    return config, card, mean
 
 
 def measure(model: CLIP, validation: list[str], images: int) -> dict[str, float]:

@@ -12,8 +12,8 @@ prompts, with a percentile bootstrap of 10,000 resamples; shares have Wilson's i
 
 Naming: every run leaves runs/ports/blind-PIPELINE.png, both models' pictures shuffled and numbered without a word.
 Someone who has not seen the other sheets writes down what each shows, in OUTPUT/ports-named.json as {"clipdraw":
-["lemon", "", ...]}, from number 1 on, "" for what cannot be named ("bear" counts for a brown bear); then `--only` adds
-the count to the table.
+["lemon", "", ...], "how": "in a sentence"}, from number 1 on, "" for what cannot be named ("bear" counts for a brown
+bear); then `--only` adds the count to the table.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def document(found: dict[str, dict[str, Any]], folder: Path) -> str:
         "a percentile bootstrap over prompts else; differences are paired over prompts, * marks those that exclude 0.",
         "The presets were chosen on other prompts and, for CLIPStyler, another photograph.",
     ]
+    lines += [f"Naming: {named['how']}."] if "how" in named else []
     for port, one in found.items():
         lines += table(port, one, judge, names, named.get(port))
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from bench_helpers import finished, served, suite_file, trio
 
 from clipag_plug.bench import engine, suites
 from clipag_plug.bench.__main__ import main
+from clipag_plug.bench.charts import spread
 from clipag_plug.bench.compare import compare, judge_claims
 from clipag_plug.bench.records import Metric, Record
 from clipag_plug.bench.suites import Claim, read_suite
@@ -215,6 +216,23 @@ def test_every_format_says_the_same(
     body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert len(body) == len(rows) + 1 and all(line.count(" & ") == 7 for line in body)
     assert not re.search(r"(?<!\\)[%_#]", tex)
+
+
+@pytest.mark.parametrize("wanted", [[14, 14], [280, 280, 14, 14], [100, 90, 20, 15], [200, 50]])
+def test_names_of_curves_do_not_touch_and_stay_in_the_chart(wanted: list[float]) -> None:
+    places = spread(wanted, 16, 14, 280)
+    assert len(places) == len(wanted)
+    order = sorted(places)
+    assert order[0] >= 14 and order[-1] <= 280
+    assert all(after - before >= 16 for before, after in zip(order, order[1:]))
+    above = [
+        (a, b) for a in range(len(wanted)) for b in range(len(wanted)) if wanted[a] < wanted[b]
+    ]
+    assert all(places[a] < places[b] for a, b in above)
+
+
+def test_curves_that_are_apart_keep_their_heights() -> None:
+    assert spread([200, 50], 16, 14, 280) == [200, 50]
 
 
 def test_the_report_stands_alone(

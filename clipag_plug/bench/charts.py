@@ -80,15 +80,25 @@ def curves(
         parts.append(f'<polygon class="{kind}" points="{" ".join(band)}"/>')
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
         labels.append((up_at(shape[-1][1].value), name, kind))
-    floor = height - bottom + 16.0
-    for wanted, name, kind in sorted(
-        labels, reverse=True
-    ):  # from below, where the axis is in the way
-        y = floor = min(wanted, floor - 16)
+    places = spread([y for y, _, _ in labels], 16, top, height - bottom)
+    for y, (_, name, kind) in zip(places, labels, strict=True):
         parts.append(
             f'<text class="{kind}" x="{width - right + 10}" y="{y + 4:.1f}">{escape(name)}</text>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def spread(wanted: Sequence[float], gap: float, ceiling: float, floor: float) -> list[float]:
+    """Heights near the wanted ones, at least `gap` apart and, where that leaves room, between ceiling and floor."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index], reverse=True)
+    places = list(wanted)
+    limit = floor + gap
+    for index in order:  # from below, where the axis is in the way
+        places[index] = limit = min(places[index], limit - gap)
+    limit = ceiling - gap
+    for index in reversed(order):
+        places[index] = limit = max(places[index], limit + gap)
+    return places
 
 
 def running(series: dict[str, Sequence[float]], bar: float, *, across: str, up: str) -> str:
@@ -130,9 +140,8 @@ def running(series: dict[str, Sequence[float]], bar: float, *, across: str, up: 
             f'<polyline points="{points}" style="fill:none;stroke-width:2;stroke:hsl({hue} 60% 42%)"/>'
         )
         ends.append((at(0, curve[-1])[1], name, hue))
-    floor = height - bottom + 16.0
-    for wanted, name, hue in sorted(ends, reverse=True):
-        y = floor = min(wanted, floor - 14)
+    places = spread([y for y, _, _ in ends], 14, top, height - bottom)
+    for y, (_, name, hue) in zip(places, ends, strict=True):
         parts.append(
             f'<text x="{width - right + 10}" y="{y + 4:.1f}" style="fill:hsl({hue} 60% 32%)">{escape(name)}</text>'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -15,7 +16,7 @@ from PIL import Image
 from clipag_plug.cli import main
 from clipag_plug.options.train import Train
 from clipag_plug.train import setup
-from clipag_plug.train.data import read_shards
+from clipag_plug.train.data import Batch, read_shards
 from clipag_plug.train.distributed import Workers
 from clipag_plug.train.loop import Trainer
 from clipag_plug.train.running import run
@@ -96,6 +97,19 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in trainer.weights.items() if p.grad is not None}
 
 
+def one_batch(trainer: Trainer, count: int) -> Batch:
+    """The first micro-batches as a single one."""
+    parts = [trainer.batches[index] for index in range(count)]
+
+    def joined(field: str) -> torch.Tensor | list[str] | None:
+        values = [getattr(part, field) for part in parts]
+        if isinstance(values[0], torch.Tensor):
+            return torch.cat(values)
+        return None if values[0] is None else [each for value in values for each in value]
+
+    return Batch(**{field.name: joined(field.name) for field in dataclasses.fields(Batch)})
+
+
 @pytest.mark.parametrize("text", ["train", "frozen"])
 @pytest.mark.parametrize("attack_steps", [0, 2])
 @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
@@ -114,13 +128,7 @@ def test_accumulation_equals_the_single_batch(
     }
     whole = prepared(shard, tmp_path, batch_size=24, **common)
     split = prepared(shard, tmp_path, batch_size=8, accumulation=3, **common)
-    parts = [split.batches[i] for i in range(3)]
-    merged = type(parts[0])(
-        torch.cat([p.images for p in parts]),
-        sum((p.texts for p in parts), []),
-        sum((p.words for p in parts), []),
-        torch.cat([p.labels for p in parts]),
-    )
+    merged = one_batch(split, 3)
     whole.batches = type(
         "Fixed", (), {"__getitem__": lambda self, i: merged, "matches": split.batches.matches}
     )()

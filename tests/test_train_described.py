@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from test_train import ARCHITECTURE, gradients, prepared, shard  # noqa: F401
+from test_train import ARCHITECTURE, gradients, one_batch, prepared, shard  # noqa: F401
 from torch.nn import functional as F
 
 from clipag_plug import colours
@@ -116,15 +116,7 @@ def test_a_step_in_parts_tells_attributes_as_a_whole_one(shard, tmp_path) -> Non
     split = prepared(shard, tmp_path, batch_size=8, accumulation=3, **told)
     plain = prepared(shard, tmp_path, batch_size=24, **{**told, "attributes": 0.0})
     assert plain.batches[0].attributes is None
-    parts = [split.batches[i] for i in range(3)]
-    merged = dataclasses.replace(
-        parts[0],
-        images=torch.cat([part.images for part in parts]),
-        texts=sum((part.texts for part in parts), []),
-        words=sum((part.words for part in parts), []),
-        labels=torch.cat([part.labels for part in parts]),
-        attributes=torch.cat([part.attributes for part in parts]),
-    )
+    merged = one_batch(split, 3)
     for trainer in (whole, plain):
         fixed = {"__getitem__": lambda self, i: merged, "matches": split.batches.matches}
         trainer.batches = type("Fixed", (), fixed)()

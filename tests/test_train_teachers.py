@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import gradients, options, prepared, shard  # noqa: F401
+from test_train import gradients, one_batch, options, prepared, shard  # noqa: F401
 from torch.nn import functional as F
 
 from clipag_plug import losses
@@ -92,14 +91,7 @@ def test_a_step_in_parts_learns_as_a_whole_one(shard, tmp_path, folders) -> None
     whole = taught(shard, tmp_path, folders, batch_size=24, **quiet)
     split = taught(shard, tmp_path, folders, batch_size=8, accumulation=3, **quiet)
     alone = taught(shard, tmp_path, folders, batch_size=24, teachers=[], **quiet)
-    parts = [split.batches[i] for i in range(3)]
-    merged = dataclasses.replace(
-        parts[0],
-        images=torch.cat([part.images for part in parts]),
-        texts=sum((part.texts for part in parts), []),
-        words=sum((part.words for part in parts), []),
-        labels=torch.cat([part.labels for part in parts]),
-    )
+    merged = one_batch(split, 3)
     for trainer in (whole, alone):
         batches = trainer.batches
         fixed = {

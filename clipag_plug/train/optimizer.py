@@ -91,7 +91,7 @@ class AdamWMuon(torch.optim.AdamW):
 def turn(
     kernel: Tensor, gradient: Tensor, state: dict[str, Any], lr: float, low: bool = False
 ) -> None:
-    """One step of a kernel (O, I, H, W) at its own norm; `state` keeps that norm and the momentum."""
+    """One step of a kernel (O, I, H, W) at its own norm; `state` keeps that norm and the momentum. low: in bf16."""
     if not state:
         state["norm"], state["momentum"] = kernel.norm(), torch.zeros_like(gradient)
         state["step"] = torch.tensor(0.0)  # AdamW wants one in every state that it loads

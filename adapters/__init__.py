@@ -6,7 +6,7 @@ One `.toml` file a pipeline, in this flat folder, beside the machinery that read
 
 from __future__ import annotations
 
-from .. import __version__ as __version__  # fails at once under `import adapters`
+from ..version import __version__ as __version__  # fails at once under `import adapters`
 
 
 def available_adapters() -> list[str]:

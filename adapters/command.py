@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ..checkpoints.errors import FetchError
+from ..weights.errors import FetchError
 from ..options.run import Run
 from . import catalog, loading
 from .errors import MissingWeightsError, RequestError

@@ -32,7 +32,7 @@ import json, os, resource, sys, time
 import torch, torchvision, open_clip, safetensors.torch
 torch.set_num_threads(1)
 from clipag_plug import clip, model
-from clipag_plug.checkpoints import opening, registry, remote
+from clipag_plug.weights import opening, registry, remote
 record = registry.Checkpoint("served", "ViT-B-32", False, (os.environ["SERVED"],))
 registry._table = lambda: {"served": record}
 def peak():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clipag_plug.explanation.figure import Sheet
 from clipag_plug.images import write_image
-from clipag_plug.synthesis import synthesize
+from clipag_plug.paint import synthesize
 
 PROMPTS = ["a goldfish", "a lemon", "a school bus", "a jellyfish", "a king penguin", "a brown bear"]
 MODELS = {"vanilla": "clip-mini", "CLIPAG": "clipag-mini"}

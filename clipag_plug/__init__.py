@@ -16,6 +16,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import clip as clip
     from . import model as model
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
     from .clip import load as load
     from .clip import tokenize as tokenize
     from .explanation import explain as explain
-    from .synthesis import synthesize as synthesize
-
-__version__ = "0.1.0"
+    from .paint import synthesize as synthesize
 
 # Where each public name lives. No module may have one of these names: importing it would put the
 # module in the place of the function.
@@ -35,7 +35,7 @@ _HOME = {
     "load": "clip",
     "tokenize": "clip",
     "available_models": "clip",
-    "synthesize": "synthesis",
+    "synthesize": "paint",
     "explain": "explanation",
     "patch": "adapters.patching",
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__
+from .version import __version__
 from .options.base import Options, add_arguments, flag, from_arguments
 
 
@@ -41,7 +41,7 @@ class Command:
 COMMANDS = {
     "generate": Command(
         "clipag_plug.options.generate:Generate",
-        "clipag_plug.synthesis.command:run",
+        "clipag_plug.paint.command:run",
         "paint a picture from a sentence, with the gradients of CLIP alone",
         'clipag generate "a goldfish" -o goldfish.png',
     ),
@@ -85,31 +85,31 @@ COMMANDS = {
     ),
     "clipdraw": Command(
         "clipag_plug.options.clipdraw:ClipDraw",
-        "clipag_plug.ports.drawing:run",
+        "clipag_plug.pipelines.drawing:run",
         "draw with strokes towards a sentence (CLIPDraw)",
         'clipag clipdraw "a goldfish" --preset demo --compare -o goldfish.png --svg goldfish.svg',
     ),
     "vqgan": Command(
         "clipag_plug.options.vqgan:Vqgan",
-        "clipag_plug.ports.latents:run",
+        "clipag_plug.pipelines.latents:run",
         "steer the codes of a VQGAN with sentences (VQGAN+CLIP)",
         'clipag vqgan "a lemon | a banana:-0.3" --preset demo --compare -o lemon.png',
     ),
     "style": Command(
         "clipag_plug.options.style:Style",
-        "clipag_plug.ports.styling:run",
+        "clipag_plug.pipelines.styling:run",
         "give a picture the style that a sentence describes (CLIPStyler)",
         'clipag style "a coral reef" --image photo.jpg --preset demo --compare -o styled.png',
     ),
     "models": Command(
         "clipag_plug.options.models:Models",
-        "clipag_plug.checkpoints.listing:run",
+        "clipag_plug.weights.listing:run",
         "list the models that can be loaded by name",
         "clipag models",
     ),
     "export": Command(
         "clipag_plug.options.export:Export",
-        "clipag_plug.checkpoints.export:run",
+        "clipag_plug.weights.export:run",
         "write a model in another library's format",
         "clipag export clipag-mini exported --format bundled",
     ),
@@ -121,7 +121,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "clipag_plug.options.doctor:Doctor",
-        "clipag_plug.checkpoints.doctor:run",
+        "clipag_plug.weights.doctor:run",
         "say what a weight file is and whether it is sound",
         "clipag doctor clipag-mini",
     ),

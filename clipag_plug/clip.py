@@ -116,7 +116,7 @@ def tokenize(
 
 def _resolve(name: str) -> str:
     """The key, source or path that a name stands for."""
-    from .checkpoints import names
+    from .weights import names
 
     if name in ROBUST_COUNTERPART:
         return _robust(name)
@@ -154,7 +154,7 @@ def _robust(name: str) -> str:
 
 
 def _keys() -> list[str]:
-    from .checkpoints import registry
+    from .weights import registry
 
     return [checkpoint.key for checkpoint in registry.checkpoints()]
 

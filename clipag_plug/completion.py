@@ -73,7 +73,7 @@ def _values(name: str, meta: typing.Any) -> tuple[str, ...]:
 
 
 def _models() -> tuple[str, ...]:
-    from .checkpoints.registry import checkpoints
+    from .weights.registry import checkpoints
 
     return tuple(record.key for record in checkpoints())
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipag_plug.checkpoints.listing import training
-from clipag_plug.checkpoints.registry import Checkpoint, checkpoints
+from clipag_plug.weights.listing import training
+from clipag_plug.weights.registry import Checkpoint, checkpoints
 from clipag_plug.images import write_text
 
 PAGE = Path(__file__).with_name("checkpoints.md")
 HEAD = """# Checkpoints
 
-Written by `python docs/make_checkpoints.py` from `clipag_plug/checkpoints/registry.json`; edit that.
+Written by `python docs/make_checkpoints.py` from `clipag_plug/weights/registry.json`; edit that.
 
 Load one by its name, `clipag_plug.load(NAME)`, or give it to any command as `--model NAME`. `clipag models` also says
 which are on this machine, `clipag doctor NAME` checks one. Accuracies are those that their authors report, in percent.

@@ -24,10 +24,10 @@ MODULES = (
     "clipag_plug.views",
     "clipag_plug.priors",
     "clipag_plug.runs",
-    "clipag_plug.synthesis",
+    "clipag_plug.paint",
     "clipag_plug.explanation",
     "clipag_plug.strokes",
-    "clipag_plug.ports",
+    "clipag_plug.pipelines",
     "clipag_plug.adapters",
     "clipag_plug.search",
 )

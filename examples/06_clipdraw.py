@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipag_plug.images import contact_sheet, write_animation, write_image
-from clipag_plug.ports import clipdraw
+from clipag_plug.pipelines import clipdraw
 
 PROMPTS = ["a goldfish"]
 folder = Path("runs/examples")

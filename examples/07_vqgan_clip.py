@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipag_plug.images import contact_sheet, write_animation, write_image
-from clipag_plug.ports import vqgan_clip
+from clipag_plug.pipelines import vqgan_clip
 
 folder = Path("runs/examples")
 folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def tiny_checkpoint(tmp_path: Path, tiny_clip: CLIP) -> Path:
 def local_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`local_models(config, state_dict)` lets `load` give that model under every key."""
     from clipag_plug import checkpoints
-    from clipag_plug.checkpoints import registry
+    from clipag_plug.weights import registry
 
     def serve(
         config: dict[str, Any], state_dict: dict[str, Tensor], card: dict[str, Any] | None = None

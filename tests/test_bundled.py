@@ -38,7 +38,7 @@ def test_all_three_fit_in_the_package() -> None:
 
 
 def test_the_register_and_the_card_name_the_same_attack() -> None:
-    from clipag_plug.checkpoints.registry import checkpoints
+    from clipag_plug.weights.registry import checkpoints
 
     (record,) = (each for each in checkpoints() if each.key == "clipag-mini")
     card = json.loads((FOLDER / "clipag-mini.json").read_text("utf-8"))["card"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipag_plug.checkpoints import cache, doctor, hub, open_checkpoint, registry, tensorfile
-from clipag_plug.checkpoints.errors import FetchError
+from clipag_plug.weights import cache, doctor, hub, open_checkpoint, registry, tensorfile
+from clipag_plug.weights.errors import FetchError
 from clipag_plug.options.doctor import Doctor
 
 
@@ -185,7 +185,7 @@ def test_hub_repository_offline_is_mapped_in_place(tmp_path: Path, home: Path) -
 
 @pytest.mark.parametrize("layout", ["bin", "transformers"])
 def test_other_hub_layouts_are_converted_once(tmp_path: Path, layout: str) -> None:
-    from clipag_plug.checkpoints import configs, layouts
+    from clipag_plug.weights import configs, layouts
 
     state = helpers.weights(small=True)
     if layout == "bin":

@@ -15,10 +15,10 @@ import faulty_server
 import pytest
 from faulty_server import CONTENT, Handler, Server
 
-from clipag_plug.checkpoints import cache
-from clipag_plug.checkpoints import fetch as module
-from clipag_plug.checkpoints.errors import FetchError
-from clipag_plug.checkpoints.fetch import fetch
+from clipag_plug.weights import cache
+from clipag_plug.weights import fetch as module
+from clipag_plug.weights.errors import FetchError
+from clipag_plug.weights.fetch import fetch
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SIZE = len(CONTENT)

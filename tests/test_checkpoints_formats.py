@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipag_plug import load
-from clipag_plug.checkpoints import layouts, open_checkpoint
-from clipag_plug.checkpoints.errors import BadFileError
+from clipag_plug.weights import layouts, open_checkpoint
+from clipag_plug.weights.errors import BadFileError
 
 
 def opened(name: str) -> Any:
@@ -172,7 +172,7 @@ def test_transformers_folder(tmp_path: Path, quick_gelu: bool) -> None:
     """A folder that transformers itself writes."""
     import transformers
 
-    from clipag_plug.checkpoints import configs
+    from clipag_plug.weights import configs
 
     whole = configs.to_transformers(helpers.config(quick_gelu))
     hf = transformers.CLIPModel(transformers.CLIPConfig.from_dict(whole)).eval()
@@ -244,8 +244,8 @@ def test_architecture_is_told_from_shapes_or_stated(tmp_path: Path) -> None:
 
 
 def test_heads_are_those_of_the_known_architecture_with_these_shapes() -> None:
-    from clipag_plug.checkpoints import configs
-    from clipag_plug.checkpoints.check import shapes
+    from clipag_plug.weights import configs
+    from clipag_plug.weights.check import shapes
 
     # ViT-H/14 has heads of 80 channels, which no shape shows.
     wanted = configs.named("ViT-H-14")

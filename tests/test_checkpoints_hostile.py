@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipag_plug.checkpoints import open_checkpoint, pickles, tensorfile, weights
-from clipag_plug.checkpoints.errors import BadFileError
+from clipag_plug.weights import open_checkpoint, pickles, tensorfile, weights
+from clipag_plug.weights.errors import BadFileError
 
 
 class Payload:

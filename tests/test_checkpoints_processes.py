@@ -18,8 +18,8 @@ import pytest
 import torch
 from faulty_server import Handler, Server
 
-from clipag_plug.checkpoints import cache, fetch, open_checkpoint, registry, tensorfile
-from clipag_plug.checkpoints.errors import BadFileError, FetchError
+from clipag_plug.weights import cache, fetch, open_checkpoint, registry, tensorfile
+from clipag_plug.weights.errors import BadFileError, FetchError
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ DRIVER = """
     import torch
     sys.path.insert(0, {tests!r})
     import checkpoint_helpers as helpers
-    from clipag_plug.checkpoints import fetch, opening, registry, remote, tensorfile, check
+    from clipag_plug.weights import fetch, opening, registry, remote, tensorfile, check
     import open_clip
 
     record = registry.Checkpoint(key="served", quick_gelu=False, sources=({url!r},))

@@ -75,7 +75,7 @@ def test_point_2_a_redirection_may_itself_be_a_generic_name(
 
 
 def test_point_2_every_counterpart_is_a_robust_model_of_the_registry() -> None:
-    from clipag_plug.checkpoints import registry
+    from clipag_plug.weights import registry
 
     for name, key in ROBUST_COUNTERPART.items():
         if key is not None:

@@ -14,7 +14,7 @@ import pytest
 from demo_helpers import Client, client, paint, png
 
 from clipag_plug.images import read_image
-from clipag_plug.synthesis import synthesize
+from clipag_plug.paint import synthesize
 
 
 def test_a_painting_is_what_the_api_paints_and_can_be_repeated(client: Client) -> None:

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 FOR_DEVELOPERS = {"test", "dev"}
-REQUIRED = {"torch", "open-clip-torch", "huggingface-hub", "safetensors", "ftfy", "regex"}
+REQUIRED = {
+    *("torch", "open-clip-torch", "huggingface-hub", "safetensors", "ftfy", "regex", "filelock"),
+    *("jinja2", "matplotlib", "python-multipart", "pyyaml", "shtab", "starlette", "uvicorn"),
+    "websockets",
+}
 TODAY = ("pillow>=13", "numpy>=2.4", "torch>=2.15")
 
 

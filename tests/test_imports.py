@@ -75,7 +75,7 @@ def state():
     return [torch.random.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),
             torch.is_grad_enabled(), torch.cuda.is_initialized()]
 before = state()
-import clipag_plug.clip, clipag_plug.synthesis, clipag_plug.explanation
+import clipag_plug.clip, clipag_plug.paint, clipag_plug.explanation
 if state() != before: found.append("changed")
 found += [name for name in ("torchvision", "open_clip", "timm", "matplotlib") if name in sys.modules]
 """

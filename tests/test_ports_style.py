@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipag_plug import cli
-from clipag_plug.checkpoints import tensorfile
-from clipag_plug.checkpoints.errors import FetchError
+from clipag_plug.weights import tensorfile
+from clipag_plug.weights.errors import FetchError
 from clipag_plug.images import write_image
 from clipag_plug.options.style import Style
-from clipag_plug.ports import (
+from clipag_plug.pipelines import (
     clipstyler,
     fast_style,
     faststyle,
@@ -24,12 +24,12 @@ from clipag_plug.ports import (
     train_fast_style,
     weights,
 )
-from clipag_plug.ports.autoencoder import Shape, VQModel
-from clipag_plug.ports.content import VggContent
-from clipag_plug.ports.stylenets import padded, seeded_unet
-from clipag_plug.ports.styling import Styling
+from clipag_plug.pipelines.autoencoder import Shape, VQModel
+from clipag_plug.pipelines.content import VggContent
+from clipag_plug.pipelines.stylenets import padded, seeded_unet
+from clipag_plug.pipelines.styling import Styling
 from clipag_plug.sampling import fit
-from clipag_plug.synthesis import Guide
+from clipag_plug.paint import Guide
 
 QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
 

@@ -19,7 +19,7 @@ from clipag_plug.search.biggan import BigGan, load_biggan
 from clipag_plug.search.methods import Problem
 from clipag_plug.search.protocol import as_pictures, enlarged, one_hot
 from clipag_plug.search.scoring import class_features, nearest_labels, ordered, scorer
-from clipag_plug.synthesis import Guide
+from clipag_plug.paint import Guide
 
 
 class Toy:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from clipag_plug.images import read_image, read_recipe, write_image
 from clipag_plug.options.generate import PRESETS, Generate, parse_size
-from clipag_plug.synthesis import Synthesizer, synthesize
-from clipag_plug.synthesis.command import draw, run
+from clipag_plug.paint import Synthesizer, synthesize
+from clipag_plug.paint.command import draw, run
 
 QUICK: dict[str, Any] = {"steps": 4, "views": 2, "init": "noise"}
 

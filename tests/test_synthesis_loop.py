@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transcription import notebook_loop
 
 from clipag_plug.options.generate import Generate
-from clipag_plug.synthesis import Guide, NotFiniteError, Synthesizer, synthesize
-from clipag_plug.synthesis.canvas import threshold
+from clipag_plug.paint import Guide, NotFiniteError, Synthesizer, synthesize
+from clipag_plug.paint.canvas import threshold
 from clipag_plug.views import Views
 
 
@@ -68,7 +68,7 @@ def test_notebook_start_has_its_quirks(tiny_clip: Any, monkeypatch: pytest.Monke
 
 def test_gmm_start_is_the_best_candidate(tiny_clip: Any) -> None:
     from clipag_plug.priors import Mixture
-    from clipag_plug.synthesis.starts import score
+    from clipag_plug.paint.starts import score
 
     run = Synthesizer(
         Generate(prompts=[PROMPT, "a fox"], init="gmm", candidates=1, steps=1), tiny_clip

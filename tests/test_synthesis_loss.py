@@ -11,11 +11,11 @@ from synthesis_helpers import PROMPT, QUICK
 from torch.nn import functional as F
 
 from clipag_plug.options.generate import Generate
-from clipag_plug.synthesis import Synthesizer, synthesize
-from clipag_plug.synthesis.guides import Guide, frozen
-from clipag_plug.synthesis.objective import Target
-from clipag_plug.synthesis.prompts import parse_prompt
-from clipag_plug.synthesis.rivals import Rivals
+from clipag_plug.paint import Synthesizer, synthesize
+from clipag_plug.paint.guides import Guide, frozen
+from clipag_plug.paint.objective import Target
+from clipag_plug.paint.prompts import parse_prompt
+from clipag_plug.paint.rivals import Rivals
 from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
+from ..version import __version__
 from ..images import contact_sheet, write_image
 from ..model import CLIP
 from ..photos import Photographs

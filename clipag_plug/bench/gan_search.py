@@ -14,7 +14,7 @@ from ..search.command import load_generator, solve
 from ..search.methods import Found, Problem
 from ..search.protocol import Generator, enlarged
 from ..search.scoring import class_features, ordered, scorer
-from ..synthesis.guides import Guide
+from ..paint.guides import Guide
 from ..vocabulary import sentence
 from .distribution import fid, values
 from .generation import marks, verdicts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..options.base import Options, option
-from ..synthesis import Step, synthesize
+from ..paint import Step, synthesize
 from ..vocabulary import sentence
 from .judge import Judge
 from .metrics import r_precision, ranks, similarity

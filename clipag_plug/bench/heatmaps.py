@@ -15,7 +15,7 @@ from ..explanation.scores import agreement, localisation
 from ..options.base import Options, option
 from ..options.explain import METHODS
 from ..photos import Photographs
-from ..synthesis.guides import Guide
+from ..paint.guides import Guide
 from ..vocabulary import bundled_vocabulary, sentence
 from .records import Metric
 from .registry import Context, Measured, Sheet, task

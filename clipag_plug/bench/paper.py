@@ -95,7 +95,7 @@ def clipdraw(context: Context) -> Measured:
     options: Drawings = context.options
 
     def made(prompt: str, place: int) -> Tensor:
-        from ..ports import clipdraw as port
+        from ..pipelines import clipdraw as port
 
         return port(
             prompt,
@@ -115,7 +115,7 @@ def vqgan_clip(context: Context) -> Measured:
     options: Codes = context.options
 
     def made(prompt: str, place: int) -> Tensor:
-        from ..ports import vqgan_clip as port
+        from ..pipelines import vqgan_clip as port
 
         return port(
             prompt,
@@ -143,7 +143,7 @@ def clipstyler(context: Context) -> Measured:
     pairs = [(style, place) for style in styles for place in range(len(rows))]
     images = []
     for done, (style, place) in enumerate(pairs):
-        from ..ports import clipstyler as port
+        from ..pipelines import clipstyler as port
 
         images.append(
             port(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__
+from ..version import __version__
 from ..images import write_text
 from .statistics import mean
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..images import to_pil
 from ..options.generate import Generate
-from ..synthesis import NotFiniteError, Synthesis, Synthesizer
-from ..synthesis.command import write_results
+from ..paint import NotFiniteError, Synthesis, Synthesizer
+from ..paint.command import write_results
 from .jobs import Job
 
 PAUSE = 0.12  # s between two previews of a side: what an eye follows, at a few percent of the work

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..images import read_image, write_animation, write_image, write_text
 from ..options.clipdraw import ClipDraw
 from ..options.style import Style
-from ..ports.common import Run
+from ..pipelines.common import Run
 from .gallery import SIDES
 from .jobs import Job
 from .painting import show, take_turns, write_frames
@@ -42,7 +42,7 @@ def work(studio: Studio, job: Job, request: Draw | Restyle) -> str:
 
 
 def _drawing(studio: Studio, request: Any, model: str) -> Run:
-    from ..ports.drawing import Drawing
+    from ..pipelines.drawing import Drawing
 
     options = ClipDraw(
         prompts=[request.prompt.strip()],
@@ -58,8 +58,8 @@ def _drawing(studio: Studio, request: Any, model: str) -> Run:
 
 
 def _styling(studio: Studio, request: Any, model: str) -> Run:
-    from ..ports.content import content_network
-    from ..ports.styling import Styling
+    from ..pipelines.content import content_network
+    from ..pipelines.styling import Styling
 
     path = studio.picture(request.picture)
     picture = read_image(path)

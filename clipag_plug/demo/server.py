@@ -15,7 +15,7 @@ from socket import AF_INET, AF_INET6, SHUT_WR
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .. import __version__
+from ..version import __version__
 from ..options.demo import Demo
 from ..options.explain import METHODS
 from ..options.generate import PRESETS

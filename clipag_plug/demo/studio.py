@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import registry
-from ..checkpoints.listing import training, whereabouts
+from ..weights import registry
+from ..weights.listing import training, whereabouts
 from ..options.generate import Generate
 from .gallery import SIDES, Gallery
 from .jobs import Job, Task
@@ -58,7 +58,7 @@ class Studio:
             from .requests import read
 
             return self.task(read(record["kind"], record["request"]))
-        from ..synthesis.recipes import replay_options
+        from ..paint.recipes import replay_options
 
         sides = {key: replay_options(recipe) for key, recipe in self.gallery.recipes(run)}
         for options in sides.values():
@@ -84,7 +84,7 @@ class Studio:
 
     def guide(self, name: str) -> Any:
         """A loaded model, frozen: two jobs never meet, but two sides may share it."""
-        from ..synthesis.guides import guide_for
+        from ..paint.guides import guide_for
 
         if name not in self._guides:
             while len(self._guides) >= _LOADED:
@@ -97,7 +97,7 @@ class Studio:
 
     def warm_up(self, job: Job) -> str:
         """Loads the models that the page opens with, and paints one step with each; a job that comes goes first."""
-        from ..synthesis import Synthesizer
+        from ..paint import Synthesizer
 
         for number, name in enumerate([model["key"] for model in self.models][:2]):
             if job.stopping.is_set():

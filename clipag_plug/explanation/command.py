@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..images import read_image, write_image
 from ..options.explain import Explain
-from ..synthesis.guides import Guide, frozen, guide_for
+from ..paint.guides import Guide, frozen, guide_for
 from . import scores
 from .attack import negation_attack
 from .figure import attack_sheet, text_sheet
@@ -114,7 +114,7 @@ def attacked_maps(
 
 def counterpart(model: str) -> str:
     """The registered model that this one was fine-tuned from. Raises ValueError where none is known."""
-    from ..checkpoints import registry
+    from ..weights import registry
 
     record = registry.get(model)
     if record is not None and record.bundled and record.key != "clip-mini":

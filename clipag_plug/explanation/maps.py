@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..options.explain import METHODS
-from ..synthesis.guides import Guide, frozen, guide_for
+from ..paint.guides import Guide, frozen, guide_for
 from .gradcam import CHANNELS, gradcam, gscorecam, plain_gradcam
 from .gradients import input_gradient, integrated_gradients
 from .layers import find_layer

@@ -1,4 +1,4 @@
-"""Options of `clipag clipdraw` and `clipag_plug.ports.clipdraw`."""
+"""Options of `clipag clipdraw` and `clipag_plug.pipelines.clipdraw`."""
 
 from __future__ import annotations
 

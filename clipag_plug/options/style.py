@@ -1,4 +1,4 @@
-"""Options of `clipag style` and `clipag_plug.ports.clipstyler`."""
+"""Options of `clipag style` and `clipag_plug.pipelines.clipstyler`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 
 from ..images import write_image
 from ..options.search import Search
-from ..synthesis.guides import Guide, frozen, guide_for
+from ..paint.guides import Guide, frozen, guide_for
 from . import methods
 from .methods import Found, Problem
 from .protocol import Generator

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.pack import write_bundled
+from ..weights.pack import write_bundled
 from ..model import CLIP, build
 from ..vocabulary import bundled_vocabulary
 from .data import read_shards

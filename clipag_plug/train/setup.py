@@ -168,7 +168,7 @@ def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str
     """Config, card and weights of a run folder or of any name that load() takes."""
     if (Path(name) / "model.json").is_file():
         return read_model(Path(name))
-    from ..checkpoints import open_checkpoint
+    from ..weights import open_checkpoint
 
     opened = open_checkpoint(name)
     return opened.config, {**opened.card, "name": name}, opened.state_dict

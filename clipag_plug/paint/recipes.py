@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__
+from ..version import __version__
 from ..options.generate import Generate
 
 if TYPE_CHECKING:

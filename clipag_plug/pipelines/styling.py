@@ -13,8 +13,8 @@ from ..images import read_image
 from ..options.generate import parse_size
 from ..options.style import Style
 from ..sampling import fit
-from ..synthesis import Guide, Step
-from ..synthesis.starts import fitted
+from ..paint import Guide, Step
+from ..paint.starts import fitted
 from . import stylelosses, warps
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 from .content import content_network

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
+from ..version import __version__
 from ..images import contact_sheet, write_animation, write_image, write_text
 from ..options.base import Options
-from ..synthesis import Guide, NotFiniteError, Step
-from ..synthesis.guides import frozen, guide_for
+from ..paint import Guide, NotFiniteError, Step
+from ..paint.guides import frozen, guide_for
 
 FRAMES = 48  # of an animation
 # Where a result goes does not change it.
@@ -152,7 +152,7 @@ def guides(options: Any, model: Any = None) -> list[Guide]:
     chosen = guide_for(options.model if model is None else model, device=options.device)
     if not options.compare:
         return [chosen]
-    from ..checkpoints import registry
+    from ..weights import registry
 
     record, card = registry.get(chosen.name), getattr(chosen.model, "card", None) or {}
     vanilla = options.vanilla or card.get("base") or (record.base if record else None)

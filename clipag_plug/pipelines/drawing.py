@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..options.clipdraw import ClipDraw
 from ..strokes import render_strokes, strokes_to_svg
-from ..synthesis import Guide, Step
+from ..paint import Guide, Step
 from . import warps
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 

@@ -1,4 +1,4 @@
-"""`python -m clipag_plug.ports.train_vqgan --recipe FILE`: trains and packs the autoencoder that is bundled.
+"""`python -m clipag_plug.pipelines.train_vqgan --recipe FILE`: trains and packs the autoencoder that is bundled.
 
 L1 on pixels and on their differences, the codebook's loss, Adam. The first updates run without the codebook; then its
 vectors start at codes of photographs, and those that nothing uses are moved to such codes again for a while.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints.tensorfile import write
+from ..weights.tensorfile import write
 from ..options.base import add_arguments, from_arguments
 from ..options.vqgan import TrainVQGAN
 from ..train.state import load_state, replace_file, save_state
@@ -30,7 +30,7 @@ LOSS_EVERY = 20
 def main(arguments: list[str] | None = None) -> int:
     """Trains, measures, writes `vqgan-mini.safetensors` and `.json` into the run's folder; prints the card."""
     parser = argparse.ArgumentParser(
-        prog="python -m clipag_plug.ports.train_vqgan", description=__doc__
+        prog="python -m clipag_plug.pipelines.train_vqgan", description=__doc__
     )
     parser.add_argument("--recipe", help=".toml or .json file; flags beside it win")
     add_arguments(parser, TrainVQGAN)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import cache, tensorfile
-from ..checkpoints.errors import FetchError
-from ..checkpoints.fetch import fetch
-from ..checkpoints.weights import sniff
+from ..weights import cache, tensorfile
+from ..weights.errors import FetchError
+from ..weights.fetch import fetch
+from ..weights.weights import sniff
 from .autoencoder import Shape, VQModel
 
 
@@ -150,8 +150,8 @@ def _params(path: str) -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a torch.save file, whose code is not run."""
-    from ..checkpoints import layouts
-    from ..checkpoints.archive import Archive, Stored
+    from ..weights import layouts
+    from ..weights.archive import Archive, Stored
 
     kind = sniff(path)
     if kind == "safetensors":

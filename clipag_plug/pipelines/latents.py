@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.vqgan import Vqgan
-from ..synthesis import Guide, Step
-from ..synthesis.starts import fitted
+from ..paint import Guide, Step
+from ..paint.starts import fitted
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 from .cuts import cutouts
 from .weights import load_autoencoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..synthesis import Guide
+from ..paint import Guide
 
 SOURCE = "a Photo"
 

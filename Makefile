@@ -9,13 +9,17 @@ EXTRAS := test,dev
 WORKERS ?= 2
 INSTALL := $(PY) -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: bench test dev lint format types docs clean venv
+.PHONY: bench test test-long dev lint format types docs clean venv
 
 bench: venv
 	$(PY) -m clipag_plug.bench $(ARGS)
 
 test: venv
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# What takes long: fuzz, kills, random sequences, small trainings, other people's programs.
+test-long: venv
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "long and not network" $(ARGS)
 
 dev: venv
 	$(PY) -m pre_commit install

@@ -6,8 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from ..weights.errors import FetchError
 from ..options.run import Run
+from ..weights.errors import FetchError
 from . import catalog, loading
 from .errors import MissingWeightsError, RequestError
 from .patching import Patch

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .version import __version__
 from .options.base import Options, add_arguments, flag, from_arguments
+from .version import __version__
 
 
 @dataclass(frozen=True)

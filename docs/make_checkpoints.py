@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipag_plug.images import write_text
 from clipag_plug.weights.listing import training
 from clipag_plug.weights.registry import Checkpoint, checkpoints
-from clipag_plug.images import write_text
 
 PAGE = Path(__file__).with_name("checkpoints.md")
 HEAD = """# Checkpoints

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from clipag_plug.images import contact_sheet, write_image
+from clipag_plug.paint.starts import fitted
 from clipag_plug.photos import bundled_photos
 from clipag_plug.pipelines import clipstyler, fast_style, train_fast_style
-from clipag_plug.paint.starts import fitted
 
 STYLE = "a coral reef"
 folder = Path("runs/examples")

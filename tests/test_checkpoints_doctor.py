@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipag_plug.options.doctor import Doctor
 from clipag_plug.weights import cache, doctor, hub, open_checkpoint, registry, tensorfile
 from clipag_plug.weights.errors import FetchError
-from clipag_plug.options.doctor import Doctor
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from clipag_plug import load
+from clipag_plug.options.export import FORMATS, Export
 from clipag_plug.weights import export, open_checkpoint, pack, registry
 from clipag_plug.weights.cards import card_text
 from clipag_plug.weights.errors import BadFileError
 from clipag_plug.weights.opening import Opened, card_of
-from clipag_plug.options.export import FORMATS, Export
 
 
 def opened(quick_gelu: bool = False, small: bool = False, **known: Any) -> Opened:

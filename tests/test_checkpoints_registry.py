@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clipag_plug.weights import cache, configs, listing, names, registry
 from clipag_plug.options.models import Models
+from clipag_plug.weights import cache, configs, listing, names, registry
 
 # The published robust models, each with its method, norm and radius.
 PUBLISHED = {

@@ -24,8 +24,8 @@ from clipag_plug.explanation.figure import (
 )
 from clipag_plug.images import from_pil, read_image, read_recipe
 from clipag_plug.options.explain import Explain
-from clipag_plug.photos import bundled_photos
 from clipag_plug.paint.guides import Guide
+from clipag_plug.photos import bundled_photos
 
 
 @pytest.fixture

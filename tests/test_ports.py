@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from clipag_plug import cli
 from clipag_plug.options.clipdraw import ClipDraw
 from clipag_plug.options.vqgan import CUTS, Vqgan
+from clipag_plug.paint import Guide
 from clipag_plug.pipelines import clipdraw, cuts, vqgan_clip, warps
 from clipag_plug.pipelines.autoencoder import Shape, VQModel
 from clipag_plug.pipelines.drawing import Drawing, course
 from clipag_plug.pipelines.latents import Latents, parts_of, quantized, spherical
 from clipag_plug.strokes import render_strokes, strokes_from_svg
-from clipag_plug.paint import Guide
 
 QUICK: dict[str, Any] = {"canvas": 64, "strokes": 12, "steps": 3, "device": "cpu"}
 SMALL = Shape(

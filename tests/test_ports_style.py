@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipag_plug import cli
-from clipag_plug.weights import tensorfile
-from clipag_plug.weights.errors import FetchError
 from clipag_plug.images import write_image
 from clipag_plug.options.style import Style
+from clipag_plug.paint import Guide
 from clipag_plug.pipelines import (
     clipstyler,
     fast_style,
@@ -29,7 +28,8 @@ from clipag_plug.pipelines.content import VggContent
 from clipag_plug.pipelines.stylenets import padded, seeded_unet
 from clipag_plug.pipelines.styling import Styling
 from clipag_plug.sampling import fit
-from clipag_plug.paint import Guide
+from clipag_plug.weights import tensorfile
+from clipag_plug.weights.errors import FetchError
 
 QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
 

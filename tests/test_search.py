@@ -14,12 +14,12 @@ from clipag_plug import cli
 from clipag_plug.bench.statistics import paired_difference
 from clipag_plug.images import read_image, read_recipe
 from clipag_plug.model import CLIP
+from clipag_plug.paint import Guide
 from clipag_plug.search import Labelled, bundled, fitting, methods, search
 from clipag_plug.search.biggan import BigGan, load_biggan
 from clipag_plug.search.methods import Problem
 from clipag_plug.search.protocol import as_pictures, enlarged, one_hot
 from clipag_plug.search.scoring import class_features, nearest_labels, ordered, scorer
-from clipag_plug.paint import Guide
 
 
 class Toy:

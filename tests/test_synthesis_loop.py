@@ -67,8 +67,8 @@ def test_notebook_start_has_its_quirks(tiny_clip: Any, monkeypatch: pytest.Monke
 
 
 def test_gmm_start_is_the_best_candidate(tiny_clip: Any) -> None:
-    from clipag_plug.priors import Mixture
     from clipag_plug.paint.starts import score
+    from clipag_plug.priors import Mixture
 
     run = Synthesizer(
         Generate(prompts=[PROMPT, "a fox"], init="gmm", candidates=1, steps=1), tiny_clip

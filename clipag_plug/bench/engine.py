@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ..version import __version__
 from ..images import contact_sheet, write_image
 from ..model import CLIP
 from ..photos import Photographs
+from ..version import __version__
 from .aesthetics import Predictor, find_predictor
 from .datasets import Dataset, read_dataset
 from .judge import Classifier, Judge

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..options.base import Options, option
 from ..options.search import METHODS, RANGES
 from ..options.search import Search as SearchOptions
+from ..paint.guides import Guide
 from ..search.command import load_generator, solve
 from ..search.methods import Found, Problem
 from ..search.protocol import Generator, enlarged
 from ..search.scoring import class_features, ordered, scorer
-from ..paint.guides import Guide
 from ..vocabulary import sentence
 from .distribution import fid, values
 from .generation import marks, verdicts

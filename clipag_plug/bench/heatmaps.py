@@ -14,8 +14,8 @@ from ..explanation.maps import rescaled, resized
 from ..explanation.scores import agreement, localisation
 from ..options.base import Options, option
 from ..options.explain import METHODS
-from ..photos import Photographs
 from ..paint.guides import Guide
+from ..photos import Photographs
 from ..vocabulary import bundled_vocabulary, sentence
 from .records import Metric
 from .registry import Context, Measured, Sheet, task

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..version import __version__
 from ..images import write_text
+from ..version import __version__
 from .statistics import mean
 
 FORMAT = 1

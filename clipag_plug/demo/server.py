@@ -15,10 +15,10 @@ from socket import AF_INET, AF_INET6, SHUT_WR
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..version import __version__
 from ..options.demo import Demo
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
+from ..version import __version__
 from .events import Channel, stream
 from .gallery import FILES, MOST_MAPS, Gallery
 from .guard import Guard

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..options.generate import Generate
 from ..weights import registry
 from ..weights.listing import training, whereabouts
-from ..options.generate import Generate
 from .gallery import SIDES, Gallery
 from .jobs import Job, Task
 from .requests import Draw, Look, Paint, Restyle

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..version import __version__
 from ..options.generate import Generate
+from ..version import __version__
 
 if TYPE_CHECKING:
     from .loop import Synthesizer

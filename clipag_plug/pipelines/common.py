@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..version import __version__
 from ..images import contact_sheet, write_animation, write_image, write_text
 from ..options.base import Options
 from ..paint import Guide, NotFiniteError, Step
 from ..paint.guides import frozen, guide_for
+from ..version import __version__
 
 FRAMES = 48  # of an animation
 # Where a result goes does not change it.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..options.clipdraw import ClipDraw
-from ..strokes import render_strokes, strokes_to_svg
 from ..paint import Guide, Step
+from ..strokes import render_strokes, strokes_to_svg
 from . import warps
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 

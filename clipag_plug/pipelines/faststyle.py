@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..version import __version__
-from ..weights import tensorfile
 from ..images import read_image, write_image
 from ..options.generate import parse_size
 from ..options.style import Style
-from ..photos import bundled_photos
-from ..sampling import fit
 from ..paint import Guide, Step
 from ..paint.guides import frozen, guide_for
 from ..paint.starts import fitted
+from ..photos import bundled_photos
+from ..sampling import fit
+from ..version import __version__
+from ..weights import tensorfile
 from . import stylelosses, warps
 from .common import options_of
 from .content import content_network

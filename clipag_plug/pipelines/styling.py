@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.style import Style
-from ..sampling import fit
 from ..paint import Guide, Step
 from ..paint.starts import fitted
+from ..sampling import fit
 from . import stylelosses, warps
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 from .content import content_network

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..weights.tensorfile import write
 from ..options.base import add_arguments, from_arguments
 from ..options.vqgan import TrainVQGAN
 from ..train.state import load_state, replace_file, save_state
+from ..weights.tensorfile import write
 from .autoencoder import Shape, VQModel, count_parameters
 
 LOSS_EVERY = 20

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights.pack import write_bundled
 from ..model import CLIP, build
 from ..vocabulary import bundled_vocabulary
+from ..weights.pack import write_bundled
 from .data import read_shards
 from .evaluate import ZeroShot
 from .state import read_model

@@ -20,7 +20,7 @@ from torch import Tensor
 from clipag_plug.explanation.gradcam import gscorecam, maps_and_gradients, masks
 from clipag_plug.explanation.layers import Layer, find_layer
 from clipag_plug.explanation.maps import text_features
-from clipag_plug.paint.guides import Guide, frozen, guide_for
+from clipag_plug.guide import Guide, frozen, guide_for
 
 TEXTS = ("a dog", "a cat", "a rocking chair")
 

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import transcription  # noqa: E402
 
+from clipag_plug.guide import frozen  # noqa: E402
 from clipag_plug.options.generate import Generate  # noqa: E402
 from clipag_plug.paint import Synthesizer  # noqa: E402
-from clipag_plug.paint.guides import frozen  # noqa: E402
 
 VIT_B_32: dict[str, Any] = {
     "embed_dim": 512,

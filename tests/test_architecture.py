@@ -32,6 +32,7 @@ ROWS = (
         "strokes",
     ),
     ("images", "colours", "photos", "sampling", "runs"),
+    ("guide",),
     ("clip",),
     ("model",),
     ("towers", "mini", "minitext", "blocks", "simple_tokenizer"),

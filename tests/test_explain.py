@@ -17,10 +17,10 @@ from clipag_plug.explanation.gradcam import masks
 from clipag_plug.explanation.gradients import integrated_gradients
 from clipag_plug.explanation.layers import Layer, cut_at, find_layer
 from clipag_plug.explanation.maps import rescaled, resized, squash
+from clipag_plug.guide import Guide, frozen
 from clipag_plug.losses import cosine
 from clipag_plug.model import CLIP, build
 from clipag_plug.options.explain import METHODS
-from clipag_plug.paint.guides import Guide, frozen
 
 TEXTS = ("a dog", "the deep blue sea")
 MINI = {"mini": {"image_size": 32, "widths": [8, 16, 24, 32]}, "image_size": 224}

@@ -22,9 +22,9 @@ from clipag_plug.explanation.figure import (
     overlay,
     text_sheet,
 )
+from clipag_plug.guide import Guide
 from clipag_plug.images import from_pil, read_image, read_recipe
 from clipag_plug.options.explain import Explain
-from clipag_plug.paint.guides import Guide
 from clipag_plug.photos import bundled_photos
 
 

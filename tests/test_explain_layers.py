@@ -14,8 +14,8 @@ import clipag_plug
 from clipag_plug.explanation import heatmaps
 from clipag_plug.explanation.gradcam import maps_and_gradients
 from clipag_plug.explanation.layers import find_layer
+from clipag_plug.guide import Guide
 from clipag_plug.model import build
-from clipag_plug.paint.guides import Guide
 
 
 def test_layouts_agree_and_plain_open_clip_models_work() -> None:

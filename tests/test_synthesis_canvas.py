@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipag_plug.paint.canvas import Stepper, weighted
+from clipag_plug.paint.canvases import Stepper, weighted
 
 
 def wave(cycles: int, side: int = 32) -> Tensor:

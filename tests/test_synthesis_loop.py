@@ -13,7 +13,7 @@ from transcription import notebook_loop
 
 from clipag_plug.options.generate import Generate
 from clipag_plug.paint import Guide, NotFiniteError, Synthesizer, synthesize
-from clipag_plug.paint.canvas import threshold
+from clipag_plug.paint.canvases import threshold
 from clipag_plug.views import Views
 
 

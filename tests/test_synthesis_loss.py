@@ -10,9 +10,9 @@ from conftest import make_tiny
 from synthesis_helpers import PROMPT, QUICK
 from torch.nn import functional as F
 
+from clipag_plug.guide import Guide, frozen
 from clipag_plug.options.generate import Generate
 from clipag_plug.paint import Synthesizer, synthesize
-from clipag_plug.paint.guides import Guide, frozen
 from clipag_plug.paint.objective import Target
 from clipag_plug.paint.prompts import parse_prompt
 from clipag_plug.paint.rivals import Rivals

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..guide import Guide
 from ..options.base import Options, option
 from ..options.search import METHODS, RANGES
 from ..options.search import Search as SearchOptions
-from ..paint.guides import Guide
 from ..search.command import load_generator, solve
 from ..search.methods import Found, Problem
 from ..search.protocol import Generator, enlarged

@@ -12,9 +12,9 @@ from ..explanation import heatmaps, negation_attack, squash, text_features
 from ..explanation.figure import fitted, overlay
 from ..explanation.maps import rescaled, resized
 from ..explanation.scores import agreement, localisation
+from ..guide import Guide
 from ..options.base import Options, option
 from ..options.explain import METHODS
-from ..paint.guides import Guide
 from ..photos import Photographs
 from ..vocabulary import bundled_vocabulary, sentence
 from .records import Metric

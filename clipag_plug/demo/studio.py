@@ -84,7 +84,7 @@ class Studio:
 
     def guide(self, name: str) -> Any:
         """A loaded model, frozen: two jobs never meet, but two sides may share it."""
-        from ..paint.guides import guide_for
+        from ..guide import guide_for
 
         if name not in self._guides:
             while len(self._guides) >= _LOADED:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import losses
 from ..attacks import pgd
-from ..paint.guides import Guide
+from ..guide import Guide
 
 EPS = 8 / 255
 STEP_SIZE = 1 / 255

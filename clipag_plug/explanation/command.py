@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guide import Guide, frozen, guide_for
 from ..images import read_image, write_image
 from ..options.explain import Explain
-from ..paint.guides import Guide, frozen, guide_for
 from . import scores
 from .attack import negation_attack
 from .figure import attack_sheet, text_sheet

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..paint.guides import Guide
+from ..guide import Guide
 from .layers import Layer, cut_at
 
 CHANNELS = 300

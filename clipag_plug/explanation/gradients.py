@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import value_and_gradient
-from ..paint.guides import Guide
+from ..guide import Guide
 
 
 def input_gradient(guide: Guide, images: Tensor, texts: Tensor) -> Tensor:

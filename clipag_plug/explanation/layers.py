@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..paint.guides import Guide
+from ..guide import Guide
 
 # Where image towers keep their blocks or stages: OpenAI's and open_clip's ViT, timm's, the ResNets,
 # timm's ConvNeXt, the bundled models. The last entry of each is the deepest one.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..guide import Guide, frozen, guide_for
 from ..options.explain import METHODS
-from ..paint.guides import Guide, frozen, guide_for
 from .gradcam import CHANNELS, gradcam, gscorecam, plain_gradcam
 from .gradients import input_gradient, integrated_gradients
 from .layers import find_layer

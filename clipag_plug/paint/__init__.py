@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..guide import Guide
 from ..options.generate import Generate
-from .guides import Guide
 from .loop import Step, Synthesis, Synthesizer
 from .objective import NotFiniteError
 

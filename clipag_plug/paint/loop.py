@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guide import frozen, guide_for
 from ..options.generate import Generate
 from ..views import Views
-from .canvas import Canvas, Stepper, enlarge
-from .guides import frozen, guide_for
+from .canvases import Canvas, Stepper, enlarge
 from .objective import NotFiniteError, Objective, Target, ViewSet
 from .prompts import sweep
 from .starts import picture_size, read_mask, start_pictures

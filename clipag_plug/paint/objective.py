@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guide import Guide
 from ..views import Views
-from .guides import Guide
 from .rivals import Rivals
 
 Shown = Callable[[Tensor], Tensor]

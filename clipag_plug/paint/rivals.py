@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..guide import Guide
 from ..vocabulary import bundled_vocabulary, sentence
-from .guides import Guide
 
 
 @dataclasses.dataclass

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import priors
+from ..guide import Guide
 from ..images import read_image
 from ..options.generate import Generate
-from .canvas import shrink
-from .guides import Guide
+from .canvases import shrink
 from .objective import Target
 
 # The notebook indexes its 200 samplers with a hard-coded `i // 50`: of 1000 candidates, 50 each come from 20 classes.

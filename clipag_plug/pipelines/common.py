@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guide import frozen, guide_for
 from ..images import contact_sheet, write_animation, write_image, write_text
 from ..options.base import Options
 from ..paint import Guide, NotFiniteError, Step
-from ..paint.guides import frozen, guide_for
 from ..version import __version__
 
 FRAMES = 48  # of an animation

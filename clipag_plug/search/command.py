@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..guide import Guide, frozen, guide_for
 from ..images import write_image
 from ..options.search import Search
-from ..paint.guides import Guide, frozen, guide_for
 from . import methods
 from .methods import Found, Problem
 from .protocol import Generator

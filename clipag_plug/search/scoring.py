@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..paint.guides import Guide
+from ..guide import Guide
 from ..vocabulary import sentence
 from .methods import Score
 from .protocol import as_pictures, enlarged

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..mini import MiniVisual
+from .mini import MiniVisual
 
 # OpenAI's normalisation, which every CLIP here uses unless it says otherwise.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -125,12 +125,12 @@ def guide_for(
     if isinstance(model, Guide):
         return model
     if isinstance(model, str):
-        from .. import clip
+        from . import clip
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = clip.load_model(model, device=device)
         return Guide(loaded, name=model, precision=precision, compile=compile)
-    from ..model import wrap
+    from .model import wrap
 
     return Guide(wrap(model), precision=precision, compile=compile)
 
@@ -147,6 +147,6 @@ def _sides(visual: Any) -> tuple[int, int]:
 
 
 def _tokenize(texts: Sequence[str]) -> Tensor:
-    from .. import clip
+    from . import clip
 
     return clip.tokenize(list(texts))

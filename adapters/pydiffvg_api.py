@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images import write_atomically, write_text
+from ..files import write_atomically, write_text
 from ..strokes import render_strokes, strokes_from_svg, strokes_to_svg
 
 _settings: dict[str, Any] = {"device": None, "print_timing": False}

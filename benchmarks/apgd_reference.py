@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from clipag_plug import clip  # noqa: E402
-from clipag_plug.apgd import apgd_ce, apgd_targeted  # noqa: E402
 from clipag_plug.attacks import l2, pgd  # noqa: E402
-from clipag_plug.images import write_text  # noqa: E402
-from clipag_plug.margins import ce  # noqa: E402
-from clipag_plug.photos import bundled_photos  # noqa: E402
+from clipag_plug.attacks.apgd import apgd_ce, apgd_targeted  # noqa: E402
+from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
+from clipag_plug.files import write_text  # noqa: E402
+from clipag_plug.losses.margins import ce  # noqa: E402
 from clipag_plug.train.evaluate import class_prompts  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary  # noqa: E402
 

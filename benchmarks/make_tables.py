@@ -22,7 +22,7 @@ from clipag_plug.bench.__main__ import result_of  # noqa: E402
 from clipag_plug.bench.formats import cells, markdown  # noqa: E402
 from clipag_plug.bench.suites import names, read_suite  # noqa: E402
 from clipag_plug.bench.table import Result  # noqa: E402
-from clipag_plug.images import write_text  # noqa: E402
+from clipag_plug.files import write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = RESULTS / "records"

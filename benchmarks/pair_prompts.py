@@ -27,11 +27,13 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clipag_plug import clip, colours, synthesize  # noqa: E402
+from clipag_plug import clip, synthesize  # noqa: E402
 from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.statistics import wilson  # noqa: E402
 from clipag_plug.explanation.figure import Sheet  # noqa: E402
-from clipag_plug.images import to_pil, write_atomically, write_text  # noqa: E402
+from clipag_plug.files import write_atomically, write_text  # noqa: E402
+from clipag_plug.images import to_pil  # noqa: E402
+from clipag_plug.losses import colours  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 PROMPTS = ROOT / "benchmarks" / "pair_prompts.toml"

@@ -37,18 +37,13 @@ from clipag_plug import clip  # noqa: E402
 from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.metrics import ranks, similarity  # noqa: E402
 from clipag_plug.bench.statistics import Interval, mean, paired_difference  # noqa: E402
+from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
 from clipag_plug.explanation.figure import Sheet  # noqa: E402
-from clipag_plug.images import (  # noqa: E402
-    contact_sheet,
-    to_pil,
-    write_atomically,
-    write_image,
-    write_text,
-)
+from clipag_plug.files import write_atomically, write_text  # noqa: E402
+from clipag_plug.images import contact_sheet, to_pil, write_image  # noqa: E402
 from clipag_plug.options.clipdraw import ClipDraw  # noqa: E402
 from clipag_plug.options.style import Style  # noqa: E402
 from clipag_plug.options.vqgan import Vqgan  # noqa: E402
-from clipag_plug.photos import bundled_photos  # noqa: E402
 from clipag_plug.pipelines import clipdraw, clipstyler, vqgan_clip  # noqa: E402
 from clipag_plug.pipelines.common import Artwork  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402

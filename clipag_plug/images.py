@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .files import write_atomically
 
 RECIPE_KEY = "clipag_plug"
 
@@ -194,41 +194,6 @@ def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> 
     ]
     pictures += [pictures[-1]] * round(fps * hold)
     iio.imwrite(name, pictures, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
-
-
-def write_atomically(path: str | Path, write: Callable[[str], object]) -> Path:
-    """Calls `write` with a temporary name in the same folder, then moves the file into place.
-
-    A failure leaves neither a temporary file nor a changed target. The folder must exist (FileNotFoundError).
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder of {str(path)!r} does not exist; create it or choose another --output"
-        )
-    if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder; give a file name in it")
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """A text file in UTF-8, atomically."""
-    return write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _open(path: str | Path) -> Any:

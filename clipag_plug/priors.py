@@ -56,7 +56,7 @@ class Mixture:
         """Writes the mixture as fp16 safetensors, atomically."""
         from safetensors.torch import save_file
 
-        from .images import write_atomically
+        from .files import write_atomically
 
         tensors = {
             name: getattr(self, name).half().contiguous() for name in ("means", "factors", "basis")

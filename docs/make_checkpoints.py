@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipag_plug.images import write_text
+from clipag_plug.files import write_text
 from clipag_plug.weights.listing import training
 from clipag_plug.weights.registry import Checkpoint, checkpoints
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipag_plug.images import write_text
+from clipag_plug.files import write_text
 from clipag_plug.vocabulary import bundled_vocabulary
 
 DOCS = Path(__file__).parent

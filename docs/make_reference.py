@@ -13,7 +13,7 @@ from typing import Any
 
 import clipag_plug
 from clipag_plug import cli
-from clipag_plug.images import write_text
+from clipag_plug.files import write_text
 from clipag_plug.options.base import flag
 
 # What other people's code is meant to call, beside the top level.

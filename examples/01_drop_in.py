@@ -3,8 +3,8 @@
 import torch
 
 import clipag_plug as clip  # was: import clip
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import to_pil
-from clipag_plug.photos import bundled_photos
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model, preprocess = clip.load("clipag-mini", device=device)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 import clipag_plug as clip
 from clipag_plug.attacks import value_and_gradient
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import contact_sheet, write_image
-from clipag_plug.photos import bundled_photos
 
 photos = bundled_photos()
 images = photos.pixels([0, 60, 120, 180, 240, 300], side=224)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 import clipag_plug as clip
 from clipag_plug.attacks import pgd
-from clipag_plug.photos import bundled_photos
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.vocabulary import bundled_vocabulary
 
 photos, names = bundled_photos(), bundled_vocabulary().class_names

@@ -7,9 +7,9 @@ import io
 import tarfile
 from pathlib import Path
 
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import to_pil
 from clipag_plug.options.train import Train
-from clipag_plug.photos import bundled_photos
 from clipag_plug.train.command import run
 
 folder = Path("runs/examples")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import contact_sheet, write_image
 from clipag_plug.paint.starts import fitted
-from clipag_plug.photos import bundled_photos
 from clipag_plug.pipelines import clipstyler, fast_style, train_fast_style
 
 STYLE = "a coral reef"

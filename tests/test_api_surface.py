@@ -20,9 +20,9 @@ RECORD = Path(__file__).with_name("api_surface.json")
 # Beside the top level: modules whose functions other people's code is meant to call.
 MODULES = (
     "clipag_plug.attacks",
-    "clipag_plug.apgd",
-    "clipag_plug.margins",
     "clipag_plug.losses",
+    "clipag_plug.losses.margins",
+    "clipag_plug.files",
     "clipag_plug.images",
     "clipag_plug.adapters",
 )
@@ -39,12 +39,12 @@ def surface() -> dict[str, Any]:
 
 
 def public_functions(module_name: str) -> dict[str, str]:
-    """Functions and classes defined in a module, without the underscored ones."""
+    """Functions and classes defined in a module or a package's files, without the underscored ones."""
     module = importlib.import_module(module_name)
     return {
         name: parameters(value)
         for name, value in sorted(vars(module).items())
-        if callable(value) and not name.startswith("_") and value.__module__ == module_name
+        if callable(value) and not name.startswith("_") and value.__module__.startswith(module_name)
     }
 
 

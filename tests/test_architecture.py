@@ -19,28 +19,19 @@ ROWS = (
     ("bench", "demo"),
     ("adapters", "pipelines", "search"),
     ("train", "paint", "explanation"),
-    (
-        "attacks",
-        "apgd",
-        "ascent",
-        "margins",
-        "losses",
-        "views",
-        "viewparts",
-        "priors",
-        "attributes",
-        "strokes",
-    ),
-    ("images", "colours", "photos", "sampling", "runs"),
+    ("attacks", "views", "viewparts", "strokes", "priors"),
+    ("losses", "sampling", "runs"),
+    ("bundled",),
+    ("images",),
     ("guide",),
     ("clip",),
     ("model",),
     ("towers", "mini", "minitext", "blocks", "simple_tokenizer"),
     ("weights",),
-    ("options", "vocabulary", "bundled", "version"),
+    ("options", "vocabulary", "version", "files"),
 )
 RANK = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names}
-KNOW_NO_MODEL = (*ROWS[4], *ROWS[5])
+KNOW_NO_MODEL = (*ROWS[4], *ROWS[5], *ROWS[6], *ROWS[7])
 FLOORS = 18  # longest chain of imports, in files
 CIRCLES = 2  # groups of files that import each other
 NOT_AT_THE_TOP = {

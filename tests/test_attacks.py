@@ -159,9 +159,9 @@ def test_bad_settings_are_named(images, settings, message) -> None:
 @pytest.mark.parametrize("attack", ["pgd", "apgd"])
 def test_normalised_images_are_refused(attack: str) -> None:
     """Cut back into [0, 1] they would leave the ball."""
-    from clipag_plug import apgd as auto
+    from clipag_plug.attacks import apgd
 
-    run = pgd if attack == "pgd" else auto.apgd
+    run = pgd if attack == "pgd" else apgd
     images = torch.randn(2, 3, 8, 8)
     with pytest.raises(ValueError, match="before normalisation"):
         run(lambda x: x.sum((1, 2, 3)), images, eps=0.1, steps=1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipag_plug import margins
-from clipag_plug.apgd import apgd, apgd_ce, apgd_targeted
 from clipag_plug.attacks import l2, pgd
+from clipag_plug.attacks.apgd import apgd, apgd_ce, apgd_targeted
+from clipag_plug.losses import margins
 
 CLASSES = 6
 

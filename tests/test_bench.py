@@ -16,8 +16,8 @@ from clipag_plug.bench import engine, generation, registry, zeroshot
 from clipag_plug.bench.judge import Classifier, Judge
 from clipag_plug.bench.records import Metric, read_record, read_records, weights_hash
 from clipag_plug.bench.targeted import other_classes
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.model import CLIP
-from clipag_plug.photos import bundled_photos
 from clipag_plug.vocabulary import bundled_vocabulary
 
 

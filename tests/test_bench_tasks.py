@@ -21,9 +21,9 @@ from clipag_plug.bench.prompts import read_prompts
 from clipag_plug.bench.records import Metric, Record
 from clipag_plug.bench.robustness import Robustness
 from clipag_plug.bench.suites import read_suite
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import write_image
 from clipag_plug.model import CLIP
-from clipag_plug.photos import bundled_photos
 
 HEAD = 'models = ["plain", "robust"]\njudge = "judge"\n'
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import clipag_plug
 from clipag_plug import clip
 from clipag_plug.attacks import pgd, value_and_gradient
-from clipag_plug.photos import bundled_photos
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.vocabulary import bundled_vocabulary
 
 FOLDER = Path(clipag_plug.__file__).parent / "bundled"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import ImageColor
 
-from clipag_plug.colours import NAMES, background, lab, names_of, shares, subject
+from clipag_plug.losses.colours import NAMES, background, lab, names_of, shares, subject
 
 
 def patch(name: str) -> torch.Tensor:

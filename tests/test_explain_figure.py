@@ -12,6 +12,7 @@ from conftest import make_tiny
 
 from clipag_plug.bench import heatmaps as bench_heatmaps
 from clipag_plug.bench.registry import Context, Measured, find
+from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.explanation import command
 from clipag_plug.explanation.command import counterpart, run
 from clipag_plug.explanation.figure import (
@@ -25,7 +26,6 @@ from clipag_plug.explanation.figure import (
 from clipag_plug.guide import Guide
 from clipag_plug.images import from_pil, read_image, read_recipe
 from clipag_plug.options.explain import Explain
-from clipag_plug.photos import bundled_photos
 
 
 @pytest.fixture

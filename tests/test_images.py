@@ -9,14 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipag_plug.images import (
-    contact_sheet,
-    read_image,
-    read_recipe,
-    write_animation,
-    write_atomically,
-    write_image,
-)
+from clipag_plug.files import write_atomically
+from clipag_plug.images import contact_sheet, read_image, read_recipe, write_animation, write_image
 
 RECIPE = {"prompt": "une forêt 🌲", "options": {"steps": 3, "lr": 0.05}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipag_plug.photos import Photographs, bundled_photos, read_photos
+from clipag_plug.bundled.photos import Photographs, bundled_photos, read_photos
 from clipag_plug.vocabulary import bundled_vocabulary
 
 HEAD = "key\tclass\tx0\ty0\tx1\ty1\n"

@@ -293,7 +293,7 @@ def test_autoencoder_files(tmp_path: Path) -> None:
 
 
 def test_bundled_autoencoder_reconstructs_photographs() -> None:
-    from clipag_plug.photos import bundled_photos
+    from clipag_plug.bundled.photos import bundled_photos
 
     model = weights.load_autoencoder("vqgan-mini")
     images = bundled_photos().pixels(range(0, 505, 25)) * 2 - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..photos import Photographs, bundled_photos, read_photos
+from ..bundled.photos import Photographs, bundled_photos, read_photos
 from ..vocabulary import bundled_vocabulary, sentence
 
 SIDE = 224  # of the squares that a data set is decoded to

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from ..bundled.photos import Photographs
 from ..images import contact_sheet, write_image
 from ..model import CLIP
-from ..photos import Photographs
 from ..version import __version__
 from .aesthetics import Predictor, find_predictor
 from .datasets import Dataset, read_dataset

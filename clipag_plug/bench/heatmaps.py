@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bundled.photos import Photographs
 from ..explanation import heatmaps, negation_attack, squash, text_features
 from ..explanation.figure import fitted, overlay
 from ..explanation.maps import rescaled, resized
@@ -15,7 +16,6 @@ from ..explanation.scores import agreement, localisation
 from ..guide import Guide
 from ..options.base import Options, option
 from ..options.explain import METHODS
-from ..photos import Photographs
 from ..vocabulary import bundled_vocabulary, sentence
 from .records import Metric
 from .registry import Context, Measured, Sheet, task

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..images import write_text
+from ..files import write_text
 from ..version import __version__
 from .statistics import mean
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..bundled.photos import Photographs
 from ..model import CLIP
 from ..options.base import Options
-from ..photos import Photographs
 from ..vocabulary import bundled_vocabulary
 from .aesthetics import Predictor
 from .datasets import Dataset

@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from ..images import write_text
+from ..files import write_text
 from .charts import whisker
 from .compare import Comparison, Verdict, difference, number, times
 from .registry import find

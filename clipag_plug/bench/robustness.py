@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..apgd import apgd_ce, apgd_targeted
 from ..attacks import pgd
+from ..attacks.apgd import apgd_ce, apgd_targeted
 from ..options.base import Options, option
 from ..train.evaluate import PROMPTS
 from .judge import Classifier

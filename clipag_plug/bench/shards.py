@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..images import write_atomically
+from ..files import write_atomically
 from .records import Record, read_record, record_paths
 
 T = TypeVar("T")

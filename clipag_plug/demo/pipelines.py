@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..images import read_image, write_animation, write_image, write_text
+from ..files import write_text
+from ..images import read_image, write_animation, write_image
 from ..options.clipdraw import ClipDraw
 from ..options.style import Style
 from ..pipelines.common import Run

@@ -28,7 +28,7 @@ class Uploads:
 
     def add(self, data: bytes) -> dict[str, Any]:
         """Checks, decodes and keeps a picture; its id and its size. UploadError where it is none."""
-        from ..images import write_atomically
+        from ..files import write_atomically
 
         picture = self.decode(data)
         name = hashlib.sha256(data).hexdigest()[:16]

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images import read_recipe, write_animation, write_image, write_text
+from ..files import write_text
+from ..images import read_recipe, write_animation, write_image
 from ..options.generate import Generate
 from ..runs import ROOT, new_run
 from .loop import Step, Synthesis, Synthesizer

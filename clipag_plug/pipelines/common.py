@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import write_text
 from ..guide import frozen, guide_for
-from ..images import contact_sheet, write_animation, write_image, write_text
+from ..images import contact_sheet, write_animation, write_image
 from ..options.base import Options
 from ..paint import Guide, NotFiniteError, Step
 from ..version import __version__

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bundled.photos import bundled_photos
 from ..guide import frozen, guide_for
 from ..images import read_image, write_image
 from ..options.generate import parse_size
 from ..options.style import Style
 from ..paint import Guide, Step
 from ..paint.starts import fitted
-from ..photos import bundled_photos
 from ..sampling import fit
 from ..version import __version__
 from ..weights import tensorfile

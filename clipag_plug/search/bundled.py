@@ -65,7 +65,7 @@ class PrototypeGenerator:
         """Writes the generator as fp16 safetensors, atomically."""
         from safetensors.torch import save_file
 
-        from ..images import write_atomically
+        from ..files import write_atomically
 
         tensors = {
             "prototypes": self.prototypes,

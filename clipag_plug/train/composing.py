@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import losses
-from ..attributes import ATTRIBUTES, KINDS
+from ..losses.attributes import ATTRIBUTES, KINDS
 from ..model import CLIP
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .text import TextFeatures

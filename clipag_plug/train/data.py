@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attributes import ATTRIBUTES, amounts
+from ..losses.attributes import ATTRIBUTES, amounts
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .crops import crops, draws, random_crops
 from .decode import Decoder, Sample

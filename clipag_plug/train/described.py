@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attributes import KINDS
+from ..losses.attributes import KINDS
 
 
 @dataclass

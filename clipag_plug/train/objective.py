@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .. import losses
-from ..apgd import apgd
 from ..attacks import pgd
+from ..attacks.apgd import apgd
 from ..options.train import Train
 from .described import Described
 from .matches import Matches

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..vocabulary import TEMPLATES, sentence
 from . import colours
-from .vocabulary import TEMPLATES, sentence
 
 OTHER_SPELLINGS = {"grey": ("gray",), "purple": ("violet",)}
 _BACKGROUNDS = tuple(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attacks import into_range, project, random_perturbation, steepest
+from .pgd import into_range, project, random_perturbation, steepest
 
 Range = tuple[float, float] | None
 # (images, numbers of their samples) -> (losses, which samples are beaten and need no further step)

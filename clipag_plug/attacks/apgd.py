@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from . import margins
+from ..losses import margins
 from .ascent import Ball, Evaluate, Range, ascend
-from .attacks import Loss, check_budget, check_range
+from .pgd import Loss, check_budget, check_range
 
 Classifier = Callable[[Tensor], Tensor]
 # (scores, labels, numbers of their samples) -> losses

@@ -1,0 +1,67 @@
+"""Files that appear complete or not at all, their SHA-256, and names for them. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(
+    path: str | Path, write: Callable[[str], object], *, parents: bool = False
+) -> Path:
+    """Calls `write` with a temporary name in the same folder, then moves that file into place.
+
+    Args:
+        path: the file to write or to replace.
+        write: writes the file whose name it is given; the name keeps the suffix of `path`.
+        parents: make the folder where it is missing.
+    Returns: `path`. A failure leaves neither a temporary file nor a changed target; a killed process may leave
+        `.NAME.*.tmp*`.
+    Raises: FileNotFoundError if the folder is missing, ValueError if `path` is a folder.
+    """
+    path = Path(path)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder of {str(path)!r} does not exist; create it or choose another --output"
+        )
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; give a file name in it")
+    handle, name = tempfile.mkstemp(f".tmp{path.suffix}", f".{path.stem}.", path.parent)
+    os.close(handle)
+    try:
+        write(name)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_text(path: str | Path, text: str, *, parents: bool = False) -> Path:
+    """Writes a text in UTF-8; see `write_atomically`."""
+    return write_atomically(
+        path, lambda name: Path(name).write_text(text, encoding="utf-8"), parents=parents
+    )
+
+
+def sha256(data: str | Path | bytes) -> str:
+    """Hexadecimal SHA-256 of bytes, or of the file at a path, which is read in pieces."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with open(data, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def slug(text: str, keep: str = "._@+") -> str:
+    """`openai/ViT-B/32` -> `openai-ViT-B-32`: a file name in which letters and digits of any script and `keep` stay."""
+    letters = "".join(letter if letter.isalnum() or letter in keep else "-" for letter in text)
+    return re.sub("-+", "-", letters).strip("-.")

@@ -81,12 +81,12 @@ def _open(
     name: str, device: str | torch.device | None, download_root: str | None, precision: str
 ) -> tuple[CLIP, Any]:
     """A model and what the registry says of it."""
-    from . import checkpoints
+    from .weights import opening
 
     key = _resolve(os.fspath(name))
     # Parameters made while the caller is in inference mode could never be trained or hooked.
     with torch.inference_mode(False):
-        opened = checkpoints.open_checkpoint(key, download_root)
+        opened = opening.open_checkpoint(key, download_root)
         record = opened.record
         model = build(
             opened.config,

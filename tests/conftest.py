@@ -97,8 +97,8 @@ def tiny_checkpoint(tmp_path: Path, tiny_clip: CLIP) -> Path:
 @pytest.fixture
 def local_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`local_models(config, state_dict)` lets `load` give that model under every key."""
-    from clipag_plug import checkpoints
-    from clipag_plug.weights import registry
+
+    from clipag_plug.weights import opening, registry
 
     def serve(
         config: dict[str, Any], state_dict: dict[str, Tensor], card: dict[str, Any] | None = None
@@ -110,7 +110,7 @@ def local_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 record=record, config=config, state_dict=weights, card=card or {}
             )
 
-        monkeypatch.setattr(checkpoints, "open_checkpoint", open_checkpoint, raising=False)
+        monkeypatch.setattr(opening, "open_checkpoint", open_checkpoint, raising=False)
 
     return serve
 

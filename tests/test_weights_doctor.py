@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoint_helpers as helpers
 import pytest
 import torch
+import weights_helpers as helpers
 from safetensors.torch import save_file
 
 from clipag_plug.options.doctor import Doctor

@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import checkpoint_helpers as helpers
 import pytest
 import torch
+import weights_helpers as helpers
 from safetensors.torch import save_file
 
 from clipag_plug.weights import open_checkpoint, pickles, tensorfile, weights

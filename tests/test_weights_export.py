@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkpoint_helpers as helpers
 import pytest
 import torch
+import weights_helpers as helpers
 from safetensors.torch import load_file
 
 from clipag_plug import load

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoint_helpers as helpers
 import faulty_server
 import pytest
 import torch
+import weights_helpers as helpers
 from faulty_server import Handler, Server
 
 from clipag_plug.weights import cache, fetch, open_checkpoint, registry, tensorfile
@@ -170,7 +170,7 @@ DRIVER = """
     import os, signal, sys
     import torch
     sys.path.insert(0, {tests!r})
-    import checkpoint_helpers as helpers
+    import weights_helpers as helpers
     from clipag_plug.weights import fetch, opening, registry, remote, tensorfile, check
     import open_clip
 

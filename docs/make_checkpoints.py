@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipag_plug.files import write_text
-from clipag_plug.weights.listing import training
-from clipag_plug.weights.registry import Checkpoint, checkpoints
+from clipag_plug.weights.registry import Checkpoint, checkpoints, training
 
 PAGE = Path(__file__).with_name("checkpoints.md")
 HEAD = """# Checkpoints

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..options.generate import Generate
 from ..weights import registry
-from ..weights.listing import training, whereabouts
+from ..weights.listing import whereabouts
+from ..weights.registry import training
 from .gallery import SIDES, Gallery
 from .jobs import Job, Task
 from .requests import Draw, Look, Paint, Restyle

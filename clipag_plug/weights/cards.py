@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .listing import ball
+from .registry import ball
 
 if TYPE_CHECKING:
     from .opening import Opened

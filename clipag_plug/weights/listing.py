@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..options.models import Models
 from . import cache, registry
-from .registry import Checkpoint
+from .registry import Checkpoint, training
 
 _HEADER = ("model", "architecture", "activation", "training", "licence", "weights")
 _ACTIVATION = {True: "QuickGELU", False: "GELU", None: "in its config"}
@@ -45,23 +45,6 @@ def table(records: list[Checkpoint]) -> str:
         for row in (_HEADER, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def training(record: Checkpoint) -> str:
-    """`fare linf 4/255`, `clipag l2 1.5` or `vanilla`."""
-    return " ".join(filter(None, (record.method, ball(record.norm, record.eps))))
-
-
-def ball(norm: str | None, eps: float | None) -> str:
-    """A perturbation ball in words: Linf radii in the customary 255ths."""
-    if norm is None:
-        return ""
-    if eps is None:
-        return norm
-    whole = eps * 255
-    if norm == "linf" and abs(whole - round(whole)) < 1e-6:
-        return f"{norm} {round(whole)}/255"
-    return f"{norm} {eps:g}"
 
 
 def whereabouts(record: Checkpoint) -> str:

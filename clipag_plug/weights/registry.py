@@ -107,6 +107,23 @@ def match(pattern: str) -> list[Checkpoint]:
     return found
 
 
+def training(record: Checkpoint) -> str:
+    """`fare linf 4/255`, `clipag l2 1.5` or `vanilla`."""
+    return " ".join(filter(None, (record.method, ball(record.norm, record.eps))))
+
+
+def ball(norm: str | None, eps: float | None) -> str:
+    """A perturbation ball in words: Linf radii in the customary 255ths."""
+    if norm is None:
+        return ""
+    if eps is None:
+        return norm
+    whole = eps * 255
+    if norm == "linf" and abs(whole - round(whole)) < 1e-6:
+        return f"{norm} {round(whole)}/255"
+    return f"{norm} {eps:g}"
+
+
 def suggest(name: str) -> str:
     """A sentence that offers the closest keys, for error messages."""
     keys = [record.key for record in checkpoints()]

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from clipag_plug.explanation.figure import Sheet
-from clipag_plug.images import write_image
+from clipag_plug.images import contact_sheet, write_image
 from clipag_plug.paint import synthesize
 
 PROMPTS = ["a goldfish", "a lemon", "a school bus", "a jellyfish", "a king penguin", "a brown bear"]
@@ -29,7 +28,7 @@ def picture(prompts: list[str], models: dict[str, str], *, cell: int, **options:
         images = [result.image[None] for result in results]
         rows.append([F.interpolate(each, size=(cell, cell), mode="area")[0] for each in images])
     captions = [f"{title}: {model}" for title, model in models.items()]
-    return Sheet(rows, headings=prompts, captions=captions, scale=False).draw()
+    return contact_sheet(rows, headings=prompts, captions=captions, margin=8, text=15)
 
 
 def main() -> None:

@@ -30,9 +30,8 @@ sys.path.insert(0, str(ROOT))
 from clipag_plug import clip, synthesize  # noqa: E402
 from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.statistics import wilson  # noqa: E402
-from clipag_plug.explanation.figure import Sheet  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
-from clipag_plug.images import to_pil  # noqa: E402
+from clipag_plug.images import contact_sheet, to_pil  # noqa: E402
 from clipag_plug.losses import colours  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
@@ -129,7 +128,7 @@ def sheet(name: str, prompts: list[str], seed: int) -> Path:
     pictures = F.interpolate(drawn, CELL, mode="bicubic", antialias=True).clamp(0, 1)
     captions = [" | ".join(prompts[at : at + 8]) for at in range(0, len(pictures), 8)]
     rows = [list(part) for part in pictures.split(8)]
-    image = Sheet(rows, title=name, captions=captions, scale=False).draw()
+    image = contact_sheet(rows, title=name, captions=captions, margin=8, text=15)
     path = ROOT / "docs" / f"models-{name.rpartition('/')[2]}.webp"
     return write_atomically(path, lambda to: to_pil(image).save(to, "WEBP", quality=92, method=6))
 

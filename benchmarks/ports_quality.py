@@ -38,7 +38,6 @@ from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.metrics import ranks, similarity  # noqa: E402
 from clipag_plug.bench.statistics import Interval, mean, paired_difference  # noqa: E402
 from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
-from clipag_plug.explanation.figure import Sheet  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
 from clipag_plug.images import contact_sheet, to_pil, write_image  # noqa: E402
 from clipag_plug.options.clipdraw import ClipDraw  # noqa: E402
@@ -275,7 +274,9 @@ def everything(found: dict[str, dict[str, Any]]) -> Tensor:
                 list(F.interpolate(pictures, CELL, mode="bicubic", antialias=True).clamp(0, 1))
             )
         captions = [f"{PORTS[port]}, {title}" for title in MODELS.values()]
-        parts.append(Sheet(rows, headings=made["words"], captions=captions, scale=False).draw())
+        parts.append(
+            contact_sheet(rows, headings=made["words"], captions=captions, margin=8, text=15)
+        )
     width = max(part.shape[-1] for part in parts)
     return torch.cat(
         [F.pad(part, (0, width - part.shape[-1], 0, 0), value=1.0) for part in parts], 1

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: PNG with its recipe inside, contact sheets, animations."""
+"""Pictures as tensors (3, H, W) in [0, 1]: reading, RGB, resizing, PNG with its recipe, sheets, animations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .files import write_atomically
 
@@ -18,7 +19,7 @@ RECIPE_KEY = "clipag_plug"
 def read_image(path: str | Path) -> Tensor:
     """A picture as (3, H, W) in [0, 1], turned as its EXIF says; transparency is laid over white.
 
-    Raises FileNotFoundError, or ValueError when the file is no picture that Pillow can read.
+    Raises: FileNotFoundError, or ValueError when the file is no picture that Pillow can read.
     """
     with _open(path) as image:
         try:
@@ -32,7 +33,7 @@ def read_image(path: str | Path) -> Tensor:
 def as_rgb(image: Any) -> Any:
     """A PIL picture upright and in mode RGB, transparency laid over white, 16-bit greys scaled to 8 bits.
 
-    Raises ValueError for floats and for integers beyond 16 bits, whose white is unknown.
+    Raises: ValueError for floats and for integers beyond 16 bits, whose white is unknown.
     """
     from PIL import Image, ImageOps
 
@@ -52,30 +53,50 @@ def as_rgb(image: Any) -> Any:
 
 def from_pil(image: Any) -> Tensor:
     """A PIL picture in mode RGB as (3, H, W) in [0, 1]."""
+    return levels_of(image).float() / 255
+
+
+def levels_of(image: Any) -> Tensor:
+    """A PIL picture in mode RGB as uint8 (3, H, W)."""
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, 3).permute(2, 0, 1).contiguous().float() / 255
+    return data.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 def to_pil(image: Tensor) -> Any:
     """(3, H, W) in [0, 1] as a PIL picture; values are clamped and rounded to the nearest of 256 levels."""
     from PIL import Image
 
-    levels = to_levels(image).permute(1, 2, 0).contiguous()
-    return Image.frombytes("RGB", (image.shape[2], image.shape[1]), levels.numpy().tobytes())
+    return Image.fromarray(to_levels(image).permute(1, 2, 0).contiguous().numpy())
 
 
 def to_levels(image: Tensor) -> Tensor:
-    """[0, 1] -> uint8 on the CPU. NaN is a ValueError: a picture of it would lie."""
+    """[0, 1] -> uint8 on the CPU. Raises: ValueError for NaN and infinity, of which no picture can be made."""
     image = image.detach().float().cpu()
     if not torch.isfinite(image).all():
         raise ValueError("the picture holds values that are not finite")
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def resize(images: Tensor, size: int | tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Images (N, C, H, W) at another size, differentiable and without aliasing; bicubic is clamped to [0, 1].
+
+    Args:
+        size: (height, width), or the side of a square; the aspect is not kept.
+        mode: "bicubic", "bilinear", "area" (the mean of the pixels that a new one covers) or "nearest".
+    """
+    size = (size, size) if isinstance(size, int) else size
+    if tuple(images.shape[-2:]) == size:
+        return images
+    shrinks = size[0] < images.shape[-2] or size[1] < images.shape[-1]
+    smooth = mode == "bicubic" or (mode == "bilinear" and shrinks)
+    found = F.interpolate(images, size, mode=mode, antialias=smooth)
+    return found.clamp(0, 1) if mode == "bicubic" else found
+
+
 def write_image(path: str | Path, image: Tensor, recipe: dict[str, Any] | None = None) -> Path:
     """Writes (3, H, W) in [0, 1] as PNG, atomically, with `recipe` as JSON under the iTXt key `clipag_plug`.
 
-    The bytes depend on the picture and the recipe alone. Raises ValueError for another suffix.
+    The bytes depend on the picture and the recipe alone. Raises: ValueError for another suffix.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -92,7 +113,7 @@ def write_image(path: str | Path, image: Tensor, recipe: dict[str, Any] | None =
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe inside a PNG of ours. Raises FileNotFoundError, or ValueError where there is none."""
+    """The recipe inside a PNG of ours. Raises: FileNotFoundError, or ValueError where there is none."""
     with _open(path) as image:
         text = getattr(image, "text", {}).get(RECIPE_KEY)
     if text is None:
@@ -109,44 +130,82 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[Tensor]],
+    rows: Sequence[Sequence[Tensor | None]],
     *,
-    captions: Sequence[str] = (),
+    title: str = "",
+    groups: Sequence[tuple[str, int]] = (),
     headings: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    notes: Sequence[Sequence[str]] = (),
     margin: int = 4,
+    text: int = 10,
 ) -> Tensor:
-    """Rows of pictures (3, h, w) of one size on white -> (3, H, W).
+    """Rows of pictures (3, h, w) of one size on white, with texts around them -> (3, H, W).
 
-    captions: text above each row; headings: text above each column. Short rows leave cells white.
+    Args:
+        rows: None leaves a cell white, as does a short row.
+        title: above everything.
+        groups: (heading, columns it spans), above the headings.
+        headings: one above each column.
+        captions: one above each row.
+        notes: for each row, one under each of its pictures.
+        margin: pixels between the pictures; text: size of the letters in pixels.
     """
-    if not rows or not rows[0]:
-        raise ValueError("a contact sheet needs at least one picture")
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default()
-    height, width = rows[0][0].shape[-2:]
-    line = 14
-    top = line if headings else 0
-    step = height + margin + (line if captions else 0)
-    columns = max(len(row) for row in rows)
-    sheet = Image.new(
-        "RGB", (columns * (width + margin) + margin, top + len(rows) * step + margin), "white"
-    )
+    sizes = {tuple(cell.shape[-2:]) for row in rows for cell in row if cell is not None}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"one sheet holds pictures of one size, at least one; got (h, w) {sorted(sizes)}"
+        )
+    ((height, width),) = sizes
+    columns, small = max(map(len, rows)), round(text * 0.8)
+    line, small_line = round(text * 1.3), round(small * 1.3)
+    # Narrow pictures still leave room for what is written at them.
+    pitch = (max(width, 96) if headings or notes else width) + margin
+    wide = max(columns * pitch + margin, 320 if title else 0)
+    step = height + margin + line * bool(captions) + small_line * bool(notes)
+    y = margin + line * sum(map(bool, (title, groups, headings)))
+    sheet = Image.new("RGB", (wide, y + len(rows) * step), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, heading in enumerate(headings):
-        draw.text((margin + column * (width + margin), 1), heading, fill="black", font=font)
+
+    top, column = margin // 2, 0
+    if title:
+        draw_text(draw, title, (margin, top), wide - 2 * margin, text)
+        top += line
+    for heading, span in groups:
+        left, right = margin + column * pitch, (column + span) * pitch
+        if heading:
+            draw_text(draw, heading, (left, top), right - left, text)
+            draw.line((left, top + line - 2, right, top + line - 2), fill="#999999")
+        column += span
+    for number, heading in enumerate(headings):
+        at = (margin + number * pitch, top + line * bool(groups))
+        draw_text(draw, heading, at, pitch - margin, text)
     for number, row in enumerate(rows):
-        y = top + number * step + margin
         if captions:
-            draw.text((margin, y - 2), captions[number], fill="black", font=font)
-            y += line
-        for column, image in enumerate(row):
-            if tuple(image.shape[-2:]) != (height, width):
-                raise ValueError(
-                    f"pictures of {width}x{height} and {image.shape[-1]}x{image.shape[-2]} on one sheet"
-                )
-            sheet.paste(to_pil(image), (margin + column * (width + margin), y))
+            draw_text(draw, captions[number], (margin, y), wide - 2 * margin, text)
+        place = y + line * bool(captions)
+        for column, cell in enumerate(row):
+            if cell is not None:
+                sheet.paste(to_pil(cell), (margin + column * pitch, place))
+        for column, note in enumerate(notes[number] if notes else ()):
+            at = (margin + column * pitch, place + height + 2)
+            draw_text(draw, note, at, pitch - margin, small, "#555555")
+        y += step
     return from_pil(sheet)
+
+
+def draw_text(
+    draw: Any, words: str, at: tuple[int, int], room: int, size: int, fill: str = "black"
+) -> None:
+    """Writes one line of `size` pixels with PIL's `draw`, cut to `room` pixels with an ellipsis."""
+    from PIL import ImageFont
+
+    font, words = ImageFont.load_default(size), " ".join(words.split())
+    while len(words) > 1 and draw.textlength(words, font=font) > room:
+        words = words[:-2].rstrip() + "…"
+    draw.text(at, words, font=font, fill=fill)
 
 
 def write_animation(
@@ -154,7 +213,7 @@ def write_animation(
 ) -> Path:
     """Frames (3, H, W) as a looping .gif, .webp or animated .png, or as .mp4; the last is held `hold` seconds.
 
-    MP4 needs imageio and PyAV and an ImportError says so. Raises ValueError for another suffix or no frame.
+    Raises: ImportError for MP4 without imageio and PyAV, ValueError for another suffix or no frame.
     """
     path = Path(path)
     if not frames:
@@ -164,16 +223,11 @@ def write_animation(
         return write_atomically(path, lambda name: _write_mp4(name, frames, fps, hold))
     if kind not in (".gif", ".webp", ".png"):
         raise ValueError(f"{str(path)!r} must end in .gif, .webp, .png or .mp4")
-    durations = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * hold)]
-    first, *rest = [to_pil(frame) for frame in frames]
-    settings: dict[str, Any] = {
-        "save_all": True,
-        "append_images": rest,
-        "duration": durations,
-        "loop": 0,
-    }
+    first, *rest = map(to_pil, frames)
+    settings: dict[str, Any] = {"save_all": True, "append_images": rest, "loop": 0}
+    settings["duration"] = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
     if kind == ".webp":
-        settings.update(quality=90, method=4)
+        settings |= {"quality": 90, "method": 4}
     return write_atomically(
         path, lambda name: first.save(name, format=kind[1:].upper(), **settings)
     )
@@ -187,20 +241,18 @@ def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> 
         raise ImportError(
             "MP4 needs imageio and PyAV: pip install imageio av; or write .webp or .gif"
         ) from error
-    # H.264 in 4:2:0 wants even sides.
-    pictures = [
+    even = [  # H.264 in 4:2:0 wants even sides
         to_levels(f)[:, : f.shape[1] // 2 * 2, : f.shape[2] // 2 * 2].permute(1, 2, 0).numpy()
         for f in frames
     ]
-    pictures += [pictures[-1]] * round(fps * hold)
-    iio.imwrite(name, pictures, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
+    even += [even[-1]] * round(fps * hold)
+    iio.imwrite(name, even, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
 
 
 def _open(path: str | Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"picture {str(path)!r} does not exist")
     try:
         return Image.open(path)

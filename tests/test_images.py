@@ -80,7 +80,7 @@ def test_sheet_holds_its_pictures() -> None:
     assert torch.equal(sheet[:, 12:20, 2:12], images[2]) and (sheet[:, 12:20, 14:24] == 1).all()
     captioned = contact_sheet([images], captions=["three"], headings=["a", "b", "c"])
     assert captioned.shape[1] > sheet.shape[1] // 2 + 8
-    with pytest.raises(ValueError, match="one sheet"):
+    with pytest.raises(ValueError, match="of one size"):
         contact_sheet([[images[0], torch.zeros(3, 4, 4)]])
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])

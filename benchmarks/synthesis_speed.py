@@ -132,7 +132,7 @@ def published(model: Any, run: Synthesizer, views: int, steps: int, device: str,
 
     def go() -> None:
         with torch.autocast(device, dtype=low) if low else contextlib.nullcontext():
-            transcription.notebook_loop(model, text.detach(), run.canvas.base, tape, steps)
+            transcription.notebook_loop(model, text.detach(), run.canvas.start, tape, steps)
 
     return go
 

@@ -1,4 +1,4 @@
-"""What the loop needs of a model: its resolution, its normalisation, its features and its texts."""
+"""What steers a run: a CLIP with its resolution, its normalisation, its features and its texts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .mini import MiniVisual
+from .model import OPENAI_MEAN, OPENAI_STD
 
-# OpenAI's normalisation, which every CLIP here uses unless it says otherwise.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 OWN_CONTRAST = 30.0  # benchmarks/results/synthesis.md
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,14 +20,17 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Guide:
     """A CLIP that steers a run.
 
-    model: a `clipag_plug.model.CLIP`, or any module with `encode_image`, `encode_text` and a `visual` that says its
-    resolution. tokenizer, mean, std: for one that does not have them as `tokenize`, `mean` and `std`.
+    The bundled models reduce 224 pixels (`resolution`, what their preprocessing gives) to their own `image_size` by
+    area averaging; views are drawn at that size (`side`) right away: the same picture for a twentieth of the pixels.
 
-    resolution: what its preprocessing gives it; side: that of the views it is shown here. The bundled models reduce
-    224 to their own `image_size` by area averaging; views are drawn at that size right away: the same picture for a
-    twentieth of the pixels.
+    Args:
+        model: a `clipag_plug.model.CLIP`, or any module with `encode_image`, `encode_text` and a `visual` that says
+            its resolution.
+        tokenizer, mean, std: for a model that does not have them as `tokenize`, `mean` and `std`.
+        precision: of the encoder, `fp32`, `bf16` or `fp16`, the low ones by autocast.
 
-    contrast: the scale of `--contrast -1`, 0 for all but the bundled models: for others it was not measured.
+    Attributes:
+        contrast: the scale of `--contrast -1`; 0 for all but the bundled models: for others it was not measured.
     """
 
     def __init__(
@@ -44,24 +45,20 @@ class Guide:
         compile: bool = False,
     ) -> None:
         self.model: Any = model
-        visual: Any = getattr(model, "visual", None)
-        if (
-            visual is None
-            or not hasattr(model, "encode_image")
-            or not hasattr(model, "encode_text")
-        ):
+        if not all(hasattr(model, part) for part in ("visual", "encode_image", "encode_text")):
             raise ValueError(
                 f"{type(model).__name__} is no CLIP: it needs encode_image, encode_text and visual; "
                 "give a key, a file, or a model of clipag_plug, clip or open_clip"
             )
+        visual: Any = model.visual
         self.name = name or getattr(model, "name", None) or type(model).__name__
         self.side, self.resolution = _sides(visual)
         parameter = next(visual.parameters())
         self.device: torch.device = parameter.device
         self.dtype: torch.dtype = parameter.dtype
         self.precision = precision
-        mean = mean or getattr(model, "mean", None) or MEAN
-        std = std or getattr(model, "std", None) or STD
+        mean = mean or getattr(model, "mean", None) or OPENAI_MEAN
+        std = std or getattr(model, "std", None) or OPENAI_STD
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.contrast = OWN_CONTRAST if isinstance(visual, MiniVisual) else 0.0
@@ -71,9 +68,8 @@ class Guide:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit features (M, D) of texts. ValueError where one is empty or too long for the model."""
-        for text in texts:
-            if not text.strip():
-                raise ValueError("a prompt is empty; write what to draw")
+        if not all(text.strip() for text in texts):
+            raise ValueError("a prompt is empty; write what to draw")
         try:
             tokens = self._tokenize(list(texts)).to(self.device)
         except RuntimeError as error:
@@ -84,13 +80,10 @@ class Guide:
             return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     def features(self, views: Tensor, *, normalize: bool = True) -> Tensor:
-        """Unit features (V, D) of views (V, 3, side, side) in [0, 1]."""
+        """Unit features (V, D) of views (V, 3, side, side) in [0, 1]; `normalize`: with the model's mean and std."""
         images = (views - self.mean) / self.std if normalize else views
-        low = PRECISIONS[self.precision]
-        context: Any = contextlib.nullcontext()
-        if low is not None and self.dtype == torch.float32:
-            context = torch.autocast(self.device.type, dtype=low)
-        with context:
+        low = PRECISIONS[self.precision] if self.dtype == torch.float32 else None
+        with torch.autocast(self.device.type, dtype=low) if low else contextlib.nullcontext():
             features = self._encode(images.to(self.dtype))
         return F.normalize(features.float(), dim=-1)
 
@@ -102,9 +95,7 @@ def frozen(models: Sequence[nn.Module]) -> Iterator[None]:
     Without gradients for the weights autograd keeps a fraction of the activations.
     """
     training = [(module, module.training) for model in models for module in model.modules()]
-    wanted = [
-        parameter for model in models for parameter in model.parameters() if parameter.requires_grad
-    ]
+    wanted = [p for model in models for p in model.parameters() if p.requires_grad]
     for model in models:
         model.eval()
     for parameter in wanted:

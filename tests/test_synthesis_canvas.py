@@ -32,10 +32,10 @@ def test_the_mean_has_the_weight_of_the_longest_wave() -> None:
 
 def stepped(gradients: list[Tensor], rule: str = "spectral") -> Tensor:
     """Where steps of 0.01 lead from grey."""
-    stepper = Stepper(rule, 0.01, "constant", len(gradients), 0.0, 0.0)
+    stepper = Stepper(rule, 0.01, "constant", len(gradients), 0.0)
     pixels = torch.full_like(gradients[0], 0.5)
     for index, gradient in enumerate(gradients):
-        pixels = stepper(pixels, gradient, index)
+        pixels = stepper(pixels, gradient, index).clamp(0, 1)
     return pixels
 
 

@@ -106,7 +106,7 @@ def test_strength_mixes_noise_into_a_start_picture(tmp_path: Path) -> None:
     starts = [
         Synthesizer(
             Generate(prompts=["a"], image=str(tmp_path / "photo.png"), strength=strength)
-        ).canvas.base
+        ).canvas.start
         for strength in (0.0, 0.5, 1.0)
     ]
     assert torch.allclose(starts[0], torch.full_like(starts[0], 0.2), atol=1e-6)

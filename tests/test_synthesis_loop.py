@@ -31,7 +31,7 @@ def test_notebook_preset_equals_the_published_loop(monkeypatch: pytest.MonkeyPat
         prompts=[PROMPT], preset="notebook", steps=20, init="noise", views=4, patches=4
     )
     run = Synthesizer(options, model)
-    start = run.canvas.base.clone()
+    start = run.canvas.start.clone()
     for _ in run:
         pass
     result = run.results()[0]
@@ -79,7 +79,7 @@ def test_gmm_start_is_the_best_candidate(tiny_clip: Any) -> None:
     for picture, prompt in enumerate((PROMPT, "a fox")):
         best = draws[(score(guide, draws) @ guide.texts([prompt])[0]).argmax()]
         wanted = F.interpolate(best[None], size=(64, 64), mode="bilinear")[0]
-        assert torch.allclose(run.canvas.base[picture], wanted, atol=1e-6)
+        assert torch.allclose(run.canvas.start[picture], wanted, atol=1e-6)
 
 
 def test_pictures_of_a_batch_are_independent(tiny_clip: Any) -> None:
@@ -180,7 +180,7 @@ def test_growing_goes_on_from_the_same_picture(tiny_clip: Any) -> None:
     assert run.grids == [16, 32, 64]
     shapes = []
     for _ in run:
-        shapes.append(run.canvas.pixels.shape[-1])
+        shapes.append(run.canvas.values.shape[-1])
     assert shapes == [16, 16, 32, 32, 64, 64]
     assert max(run.losses[2] - run.losses[1]).abs() < 0.2
 

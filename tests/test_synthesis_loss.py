@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from clipag_plug.guide import Guide, frozen
 from clipag_plug.options.generate import Generate
 from clipag_plug.paint import Synthesizer, synthesize
-from clipag_plug.paint.objective import Target
-from clipag_plug.paint.prompts import parse_prompt
-from clipag_plug.paint.rivals import Rivals
+from clipag_plug.paint.objective import Target, parse_prompt
 from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 
@@ -38,7 +36,7 @@ def test_micro_batches_give_the_same_gradient(tiny_clip: Any, reject: float) -> 
         run.guides[0]._encode = lambda x, encode=encode, passes=passes: (
             passes.append(len(x)) or encode(x)
         )
-        found.append((*run.objective(run.canvas.pixels, run.canvas.shown, run.generators), passes))
+        found.append((*run.objective(run.canvas.values, run.canvas.shown, run.generators), passes))
     (total, first, gradient, whole), (total_m, first_m, gradient_m, parts) = found
     assert max(whole) == 12 and max(parts) < 6
     assert torch.allclose(total, total_m, atol=1e-5) and torch.allclose(first, first_m, atol=1e-5)
@@ -53,9 +51,9 @@ def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
         tiny_clip,
     )
     with frozen([tiny_clip]):
-        _, _, gradient = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
+        _, _, gradient = run.objective(run.canvas.values, run.canvas.shown, run.generators)
     again = Synthesizer(run.options, tiny_clip)
-    leaf = again.canvas.pixels.requires_grad_(True)
+    leaf = again.canvas.values.requires_grad_(True)
     guide = again.guides[0]
     loss = torch.zeros(())
     for view_set in again.objective.sets:
@@ -91,9 +89,9 @@ def test_contrast_is_cross_entropy_among_the_prompt_and_the_other_words(tiny_cli
 
 def test_what_a_prompt_speaks_of_is_no_rival(tiny_clip: Any) -> None:
     prompts = ["a painting of two dogs", "a lemon | a candle:-1"]
-    rivals = Rivals.of(Guide(tiny_clip), [parse_prompt(prompt) for prompt in prompts], 30.0)
+    target = Target.of(Guide(tiny_clip), [parse_prompt(prompt) for prompt in prompts], 30.0)
     vocabulary = bundled_vocabulary()
-    dogs, lemon = (set(row.nonzero()[:, 0].tolist()) for row in rivals.own)
+    dogs, lemon = (set(row.nonzero()[:, 0].tolist()) for row in target.own)
     assert dogs == set(vocabulary.groups["dog"]) and len(dogs) > 3
     assert lemon == {vocabulary.class_names.index("lemon")}
 
@@ -106,8 +104,8 @@ def test_contrast_is_for_the_models_it_was_measured_on(tiny_clip: Any) -> None:
         ("clipag-mini", "paper", 0.0),
     ):
         run = Synthesizer(Generate(prompts=["a fox"], preset=preset, **options), model)
-        rivals = run.objective.targets[0].rivals
-        assert (rivals.scale if rivals else 0.0) == contrast
+        target = run.objective.targets[0]
+        assert target.scale == contrast and (target.rivals is None) == (not contrast)
 
 
 def first_losses(model: Any, prompt: str) -> float:
@@ -165,7 +163,7 @@ def test_low_precision_follows_fp32(tiny_clip: Any, precision: str) -> None:
             Generate(prompts=[PROMPT], views=4, init="noise", precision=chosen), tiny_clip
         )
         gradients.append(
-            run.objective(run.canvas.pixels, run.canvas.shown, run.generators)[2].flatten()
+            run.objective(run.canvas.values, run.canvas.shown, run.generators)[2].flatten()
         )
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
     assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
@@ -175,9 +173,9 @@ def test_fp16_scaling_backs_off_when_it_overflows(tiny_clip: Any) -> None:
     run = Synthesizer(
         Generate(prompts=[PROMPT], views=2, init="noise", precision="fp16"), tiny_clip
     )
-    _, _, wanted = run.objective(run.canvas.pixels, run.canvas.shown, run.generators)
+    _, _, wanted = run.objective(run.canvas.values, run.canvas.shown, run.generators)
     again = Synthesizer(run.options, tiny_clip)
     again.objective.scale = 2.0**40
-    _, _, gradient = again.objective(again.canvas.pixels, again.canvas.shown, again.generators)
+    _, _, gradient = again.objective(again.canvas.values, again.canvas.shown, again.generators)
     assert again.objective.scale < 2.0**40
     assert F.cosine_similarity(wanted.flatten(), gradient.flatten(), dim=0) > 0.98

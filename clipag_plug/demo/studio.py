@@ -59,7 +59,7 @@ class Studio:
             from .requests import read
 
             return self.task(read(record["kind"], record["request"]))
-        from ..paint.recipes import replay_options
+        from ..paint.command import replay_options
 
         sides = {key: replay_options(recipe) for key, recipe in self.gallery.recipes(run)}
         for options in sides.values():

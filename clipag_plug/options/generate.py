@@ -8,37 +8,12 @@ from typing import Any
 
 from .base import Options, option
 
-# What each preset decides. A field of `Generate` that is None takes its value from here.
-# `policy` and `patch_policy` are lists of views (see clipag_plug.views.parse).
-_LR = 0.05
-_LR_FROM_MIXTURE = 0.03  # a sample of the mixture has its large shapes; smaller steps keep them
-_FROM_NOISE = "spectral"  # there every shape has to be drawn, and Adam draws grain first
-_COMMON: dict[str, Any] = {
-    "steps": 50,
-    "optimizer": "adam",
-    "lr": _LR,
-    "schedule": "cosine",
-    "clip_gradient": 0.0,
-    "threshold": 0.0,
-    "init": "gmm",
-    "candidates": 1,
-    "drafts": 1,
-    "views": 4,
-    "policy": "frame 0.7 1.0 0.1, flip, noise 0.05",
-    "patches": 0,
-    "patch_policy": "frame 0.4 0.7, flip, noise 0.05",
-    "patch_weight": 1.0,
-    "reject": 0.0,
-    "contrast": -1,
-    "grid": -1,
-    "grow": 1,
-    "keep": "best",
-    "quirks": False,
-}
 _DIFFAUGMENT = (
     "brightness 0.5, saturation 1, contrast 0.5, translate 0.125, resize 0.8 1.2, cutout 0.5"
 )
-_NOTEBOOK: dict[str, Any] = {
+# What differs from the preset `fast`, whose values are written at the fields.
+_PAPER: dict[str, Any] = {
+    "steps": 1000,
     "optimizer": "adamw",  # AdamW's default decay of 0.01 pulls the pixels towards black
     "lr": 0.0175,
     "schedule": "constant",
@@ -53,23 +28,24 @@ _NOTEBOOK: dict[str, Any] = {
     "contrast": 0,
     "grid": 0,
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": _COMMON,
-    "paper": {**_COMMON, **_NOTEBOOK, "steps": 1000},
-    "notebook": {**_COMMON, **_NOTEBOOK, "steps": 100, "quirks": True},
-    "natural": {**_COMMON, "optimizer": "spectral", "lr": 0.02, "patches": 2, "drafts": 8},
-    "sharp": {**_COMMON, "steps": 300, "views": 8, "patches": 8, "grid": 0, "grow": 3},
-    "soft": {
-        **_COMMON,
-        "optimizer": "gradient",
-        "lr": 0.29,
-        "schedule": "quarter",
-        "init": "noise",
-        "views": 0,
-        "grid": 112,
-    },
+_SOFT = {"optimizer": "gradient", "lr": 0.29, "schedule": "quarter", "init": "noise"}
+_CHANGES: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "paper": _PAPER,
+    "notebook": {**_PAPER, "steps": 100, "quirks": True},
+    "natural": {"optimizer": "spectral", "lr": 0.02, "patches": 2, "drafts": 8},
+    "sharp": {"steps": 300, "views": 8, "patches": 8, "grid": 0, "grow": 3},
+    "soft": {**_SOFT, "views": 0, "grid": 112},
 }
-_PER_PRESET = "; the preset decides"
+# Where a result goes does not change it: pictures drawn alike have the same bytes wherever they are written.
+PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames", "json", "quiet")
+_LR, _LR_FROM_MIXTURE = 0.05, 0.03  # the mixture has large shapes; smaller steps keep them
+
+
+def decided(fast: Any, help: str, **checks: Any) -> Any:
+    """A field that the preset fills where it is None; `fast` is its value in the preset of that name."""
+    field = option(None, f"{help}; the preset decides", **checks)
+    return dataclasses.field(default=None, metadata={**field.metadata, "fast": fast})
 
 
 @dataclasses.dataclass
@@ -86,85 +62,61 @@ class Generate(Options):
         "", "picture (.png) or folder to write; default: runs/DATE-PROMPT-SEED", short="-o"
     )
     model: str = option("clipag-mini", "key or file of the guiding model", short="-m")
-    ensemble: list[str] = option(
-        [], "further models whose losses are averaged with the first one's"
-    )
-    preset: str = option("fast", "settings to start from", choices=tuple(PRESETS), short="-p")
+    ensemble: list[str] = option([], "further models, whose losses are averaged with the first's")
+    preset: str = option("fast", "settings to start from", choices=tuple(_CHANGES), short="-p")
     seed: int = option(0, "seed of the first variation", low=0, short="-s")
     variations: int = option(
         1, "pictures per prompt, with seeds seed, seed + 1, ...", low=1, short="-n"
     )
-    prefixes: list[str] = option(
-        [], "styles to sweep, put before every prompt, as 'an oil painting of'"
-    )
-    size: str = option(
-        "", "side or WIDTHxHEIGHT of the picture in pixels; default: what the model sees"
-    )
-    steps: int | None = option(None, "updates of the picture" + _PER_PRESET, low=1)
-    optimizer: str | None = option(
-        None,
-        "update rule; gradient is the gradient at unit RMS, spectral its momentum with fine grain held back"
-        + _PER_PRESET,
+    prefixes: list[str] = option([], "styles to put before every prompt, as 'an oil painting of'")
+    size: str = option("", "side or WIDTHxHEIGHT in pixels; default: what the model sees")
+    steps: int | None = decided(50, "updates of the picture", low=1)
+    optimizer: str | None = decided(
+        "adam",
+        "update rule; gradient is the gradient at unit RMS, spectral its momentum with fine grain held back",
         choices=("adam", "adamw", "gradient", "spectral"),
     )
-    lr: float | None = option(None, "step size in pixel values of [0, 1]" + _PER_PRESET, low=0)
-    schedule: str | None = option(
-        None, "course of the step size" + _PER_PRESET, choices=("constant", "cosine", "quarter")
+    lr: float | None = decided(_LR, "step size in pixel values of [0, 1]", low=0)
+    schedule: str | None = decided(
+        "cosine", "course of the step size", choices=("constant", "cosine", "quarter")
     )
-    clip_gradient: float | None = option(
-        None, "largest L2 norm of a picture's gradient, 0 for any", low=0
+    clip_gradient: float | None = decided(0.0, "largest L2 norm of a gradient, 0 for any", low=0)
+    threshold: float | None = decided(
+        0.0, "quantile of dynamic thresholding after each step, 0 to clamp", low=0, high=1
     )
-    threshold: float | None = option(
-        None,
-        "quantile of dynamic thresholding after each step, 0 to clamp" + _PER_PRESET,
-        low=0,
-        high=1,
-    )
-    init: str | None = option(
-        None, "start picture" + _PER_PRESET, choices=("noise", "gmm", "gray", "image")
-    )
+    init: str | None = decided("gmm", "start picture", choices=("noise", "gmm", "gray", "image"))
     image: str | None = option(None, "picture to start from; implies --init image")
     strength: float = option(0.0, "share of noise mixed into a start picture", low=0, high=1)
     mask: str | None = option(None, "picture whose white part may change; needs --image")
-    prior: str | None = option(
-        None, "fitted mixture for --init gmm; default: the one in the package"
+    prior: str | None = option(None, "mixture for --init gmm; default: the one in the package")
+    candidates: int | None = decided(1, "start candidates per class of the mixture", low=1)
+    drafts: int | None = decided(
+        1, "pictures drawn for each one asked for; the one closest to its prompt is kept", low=1
     )
-    candidates: int | None = option(None, "start candidates per class of the mixture", low=1)
-    drafts: int | None = option(
-        None,
-        "pictures drawn for each one asked for; the one that the model finds closest is kept"
-        + _PER_PRESET,
-        low=1,
+    views: int | None = decided(4, "random views a step, 0 for the bare picture", low=0)
+    policy: str | None = decided("frame 0.7 1.0 0.1, flip, noise 0.05", "parts of a view")
+    patches: int | None = decided(0, "random patches a step", low=0)
+    patch_policy: str | None = decided("frame 0.4 0.7, flip, noise 0.05", "parts of a patch")
+    patch_weight: float | None = decided(1.0, "weight of the patches beside the views' 1", low=0)
+    reject: float | None = decided(
+        0.0, "share of a picture's easiest patches to leave out", low=0, high=1
     )
-    views: int | None = option(
-        None, "random views of the picture per step, 0 for the bare picture", low=0
-    )
-    policy: str | None = option(None, "parts of a view" + _PER_PRESET)
-    patches: int | None = option(None, "random patches per step" + _PER_PRESET, low=0)
-    patch_policy: str | None = option(None, "parts of a patch" + _PER_PRESET)
-    patch_weight: float | None = option(None, "weight of the patches beside the views' 1", low=0)
-    reject: float | None = option(
-        None, "share of a picture's easiest patches to leave out", low=0, high=1
-    )
-    contrast: float | None = option(
-        None,
+    contrast: float | None = decided(
+        -1,
         "scale of a softmax of the prompt against the words of the bundled vocabulary that it does not mean, 0 for "
-        "the cosine alone, -1 for what suits the model" + _PER_PRESET,
+        "the cosine alone, -1 for what suits the model",
         low=-1,
     )
     tv: float = option(0.0, "weight of total variation", low=0)
-    grid: int | None = option(
-        None,
-        "short side of the optimised pixels before upsampling, 0 for the full size, -1 for twice what the model sees"
-        + _PER_PRESET,
+    grid: int | None = decided(
+        -1,
+        "short side of the optimised pixels before upsampling, 0 for the full size, -1 for twice what the model sees",
         low=-1,
     )
-    grow: int | None = option(
-        None, "coarse-to-fine stages, each doubling the grid" + _PER_PRESET, low=1
-    )
-    keep: str | None = option(None, "iterate to return" + _PER_PRESET, choices=("best", "last"))
-    quirks: bool | None = option(
-        None,
+    grow: int | None = decided(1, "coarse-to-fine stages, each doubling the grid", low=1)
+    keep: str | None = decided("best", "iterate to return", choices=("best", "last"))
+    quirks: bool | None = decided(
+        False,
         "the authors' slips: candidates of 20 classes, scored unnormalised; the picture after the best step",
     )
     precision: str = option("fp32", "of the encoder", choices=("fp32", "bf16", "fp16"))
@@ -184,7 +136,6 @@ class Generate(Options):
     replay: str | None = option(
         None, "draw this picture again from the recipe inside it", short="--from"
     )
-
     json: bool = option(False, "print paths, seeds and losses as JSON instead of the paths")
     quiet: bool = option(False, "no bar and no remarks on stderr", short="-q")
 
@@ -198,25 +149,35 @@ class Generate(Options):
         if self.image and self.init not in (None, "image"):
             raise ValueError(f"--image and --init {self.init} exclude each other; leave --init out")
 
+    def files(self) -> list[str]:
+        """What the picture is made from besides the model."""
+        return [path for path in (self.image, self.mask, self.prior) if path]
+
     def resolved(self) -> Generate:
         """A copy in which the preset has filled every field left at None that it decides.
 
         Without views the picture alone is optimised: no patches, and every pixel of it, unless asked otherwise.
-        A start picture is edited at its full size too, so that it keeps its details. The presets that have no step size
-        of their own take smaller steps from the mixture; `fast`, with views, takes the spectral rule from noise.
+        A start picture is edited at its full size too, so that it keeps its details. From noise `fast` takes the
+        spectral rule: every shape has to be drawn there, and Adam draws grain first.
         """
-        decided = dict(PRESETS[self.preset])
+        values = dict(PRESETS[self.preset])
         if self.image:
-            decided.update(init="image", grow=1, grid=0)
+            values.update(init="image", grow=1, grid=0)
         if self.views == 0:
-            decided.update(patches=0, grid=0, grow=1)
-        init = self.init or decided["init"]
-        if init == "gmm" and decided["lr"] == _LR:
-            decided["lr"] = _LR_FROM_MIXTURE
+            values.update(patches=0, grid=0, grow=1)
+        init = self.init or values["init"]
+        if init == "gmm" and values["lr"] == _LR:
+            values["lr"] = _LR_FROM_MIXTURE
         if init == "noise" and self.preset == "fast" and self.optimizer is None and self.views != 0:
-            decided["optimizer"] = _FROM_NOISE
-        chosen = {name: value for name, value in decided.items() if getattr(self, name) is None}
+            values["optimizer"] = "spectral"
+        chosen = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **chosen)
+
+
+_FAST = {f.name: f.metadata["fast"] for f in dataclasses.fields(Generate) if "fast" in f.metadata}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {**_FAST, **changes} for name, changes in _CHANGES.items()
+}
 
 
 def parse_size(text: str | int) -> tuple[int, int] | None:

@@ -23,22 +23,24 @@ def synthesize(
 ) -> Any:
     """Draws pictures from text by following the input gradient of `model` (Ganz & Elad 2024, supplement 1.3).
 
-    prompts: one text, or several that are drawn in one batch; 'a fox:1 | blurry:-0.3' weighs parts.
-    model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`.
-    callback: called with each `Step`. options: fields of `Generate`; views=0 (or "none") optimises the bare picture.
+    Args:
+        prompts: one text, or several that are drawn in one batch; 'a fox:1 | blurry:-0.3' weighs parts.
+        model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`.
+        callback: called with each `Step`.
+        options: fields of `Generate`; views=0 (or "none") optimises the bare picture; size is a side, a
+            (height, width) pair or the text of --size.
+
     Returns one `Synthesis` for one text with one seed, else a list of them. Raises ValueError for options that make no
     sense, and NotFiniteError, with the `results` so far, when the model's features stop being finite.
     """
     single = isinstance(prompts, str)
     if options.get("views") == "none":
         options["views"] = 0
-    if "size" in options:
-        options["size"] = _size(options["size"])
+    size = options.get("size", "")
+    options["size"] = f"{size[1]}x{size[0]}" if isinstance(size, (tuple, list)) else str(size)
     name = model if isinstance(model, str) else "custom"
-    chosen = Generate(
-        prompts=[prompts] if isinstance(prompts, str) else list(prompts), model=name, seed=seed
-    )
-    run = Synthesizer(chosen.replace(**options), None if isinstance(model, str) else model)
+    options |= {"prompts": [prompts] if single else list(prompts), "model": name, "seed": seed}
+    run = Synthesizer(Generate.from_dict(options), None if isinstance(model, str) else model)
     try:
         for step in run:
             if callback is not None:
@@ -48,8 +50,3 @@ def synthesize(
         raise
     results = run.results()
     return results[0] if single and len(results) == 1 else results
-
-
-def _size(size: Any) -> str:
-    """A side, a (height, width) pair or the text of --size, as the text of --size."""
-    return f"{size[1]}x{size[0]}" if isinstance(size, (tuple, list)) else str(size)

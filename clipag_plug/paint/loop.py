@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import sha256
 from ..guide import frozen, guide_for
-from ..options.generate import Generate
+from ..images import write_image
+from ..options.generate import PRESENTATION, Generate
+from ..version import __version__
 from ..views import Views
-from .canvases import Canvas, Stepper, enlarge
-from .objective import NotFiniteError, Objective, Target, ViewSet
-from .prompts import sweep
+from .canvases import Canvas, Stepper
+from .objective import NotFiniteError, Objective, Target, ViewSet, parse_prompt
 from .starts import picture_size, read_mask, start_pictures
 
 # Between the seeds of a picture's drafts: further than anyone's variations reach, and within the 32 bits that
@@ -46,8 +48,6 @@ class Synthesis:
 
     def save(self, path: str) -> None:
         """Writes a PNG with the recipe inside."""
-        from ..images import write_image
-
         write_image(path, self.image, self.recipe)
 
 
@@ -60,99 +60,98 @@ class Synthesizer:
     """
 
     def __init__(self, options: Generate, model: Any = None) -> None:
-        self.options = options.resolved()
-        captions = sweep(self.options.prompts, self.options.prefixes)
-        chosen = [self.options.model if model is None else model, *self.options.ensemble]
-        settings = {
-            name: getattr(self.options, name) for name in ("device", "precision", "compile")
-        }
+        self.options = options = options.resolved()
+        if not options.prompts:
+            raise ValueError('no prompt; say what to draw, as in clipag generate "a goldfish"')
+        pairs = [
+            (each, style.strip()) for each in options.prompts for style in options.prefixes or [""]
+        ]
+        parsed = [parse_prompt(prompt, style) for prompt, style in pairs]
+        settings = {name: getattr(options, name) for name in ("device", "precision", "compile")}
+        chosen = [options.model if model is None else model, *options.ensemble]
         self.guides = [guide_for(each, **settings) for each in chosen]
-        self.drafts = int(self.options.drafts or 1)
-        seeds = range(self.options.seed, self.options.seed + self.options.variations)
-        each = [(seed, draft) for seed in seeds for draft in range(self.drafts)]
-        self.captions = [caption for caption, _ in captions for _ in each]
-        self.seeds = [seed for _ in captions for seed, _ in each]
-        self._draws = [seed + draft * _DRAFT for _ in captions for seed, draft in each]
-        self._parts = [parts for _, parts in captions for _ in each]
-        self.size = picture_size(self.options, self.guides[0])
-        self.losses: list[Tensor] = []
-        self.frames: list[Tensor] = []
-        self._prepare()
-
-    def _prepare(self) -> None:
-        options = self.options
-        self.generators = [torch.Generator().manual_seed(seed) for seed in self._draws]
+        self.steps, self.drafts = int(options.steps or 1), int(options.drafts or 1)
+        seeds = range(options.seed, options.seed + options.variations)
+        rows = [
+            (number, seed, draft)
+            for number in range(len(pairs))
+            for seed in seeds
+            for draft in range(self.drafts)
+        ]
+        self.captions = [f"{pairs[i][1]} {pairs[i][0].strip()}".strip() for i, _, _ in rows]
+        self.seeds = [seed for _, seed, _ in rows]
+        self.generators = [
+            torch.Generator().manual_seed(seed + draft * _DRAFT) for _, seed, draft in rows
+        ]
+        self.size = picture_size(options, self.guides[0])
         with frozen([guide.model for guide in self.guides]):
-            contrast = float(options.contrast or 0)
-            targets = [Target.of(guide, self._parts, contrast) for guide in self.guides]
+            targets = [
+                Target.of(guide, [parsed[i] for i, _, _ in rows], float(options.contrast or 0))
+                for guide in self.guides
+            ]
             start = start_pictures(options, self.size, self.guides[0], targets[0], self.generators)
-        mask = read_mask(options.mask, self.size).to(start.device) if options.mask else None
-        grid = int(options.grid or 0)
-        finest = 2 * max(guide.side for guide in self.guides) if grid < 0 else grid
-        self.grids = _grids(min(self.size), finest, int(options.grow or 1))
-        self.canvas = Canvas(start, grid=self.grids[0], mask=mask)
+        self.grids = _grids(options, min(self.size), max(guide.side for guide in self.guides))
+        self.canvas = Canvas(
+            start,
+            grid=self.grids[0],
+            mask=read_mask(options.mask, self.size).to(start.device) if options.mask else None,
+            quantile=float(options.threshold or 0),
+        )
         self.stepper = Stepper(
             str(options.optimizer),
             float(options.lr or 0),
             str(options.schedule),
             self.steps,
             float(options.clip_gradient or 0),
-            float(options.threshold or 0),
         )
         memory = options.memory * 2**20 if options.memory else None
-        self.objective = Objective(
-            self.guides, targets, _sets(options), tv=options.tv, memory=memory
-        )
-        self.best = self.canvas.pixels.clone()
+        self.objective = Objective(self.guides, targets, _sets(options), options.tv, memory)
+        self.losses: list[Tensor] = []
+        self.frames: list[Tensor] = []
+        self.best = self.canvas.values.clone()
         self.best_loss = torch.full((len(start),), torch.inf, device=start.device)
         self.best_step = torch.zeros(len(start), dtype=torch.long, device=start.device)
-
-    @property
-    def steps(self) -> int:
-        return int(self.options.steps or 1)
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Step]:
         """Runs to the end. NotFiniteError where the model fails; the canvas then still holds the last good pictures."""
-        kept = _frame_steps(self.steps, self.options.frames)
+        frames = self.options.frames  # the start and the end among them
+        kept = (
+            {round(i * self.steps / (frames - 1)) for i in range(frames)}
+            if frames > 1
+            else {self.steps}
+        )
         with frozen([guide.model for guide in self.guides]):
             for index in range(len(self.losses), self.steps):
-                if index in kept:
+                if frames and index in kept:
                     self._keep_frame()
                 yield self._step(index)
-        if self.steps in kept:
+        if frames:
             self._keep_frame()
 
     def _step(self, index: int) -> Step:
-        stage = min(index * len(self.grids) // self.steps, len(self.grids) - 1)
-        if index and stage != (index - 1) * len(self.grids) // self.steps:
-            self.canvas.grow(self.grids[stage])
-            self.best = enlarge(self.best, self.canvas.shape)
+        stage, before = (max(i, 0) * len(self.grids) // self.steps for i in (index, index - 1))
+        if stage != before:
+            self.best = self.canvas.grow(self.best, self.grids[stage])
+            self.canvas.values = self.canvas.grow(self.canvas.values, self.grids[stage])
             self.stepper.restart()
+        values = self.canvas.values
         try:
-            losses, ranking, gradient = self.objective(
-                self.canvas.pixels, self.canvas.shown, self.generators
-            )
+            losses, ranking, gradient = self.objective(values, self.canvas.shown, self.generators)
         except NotFiniteError as error:
-            raise NotFiniteError(
-                f"stopped at step {index}: {error}; the last good picture is kept"
-            ) from error
+            message = f"stopped at step {index}: {error}; the last good picture is kept"
+            raise NotFiniteError(message) from error
+        self.canvas.values = self.canvas.settle(self.stepper(values, gradient, index))
+        better = ranking < self.best_loss
+        self.best_loss = torch.where(better, ranking, self.best_loss)
+        self.best_step = torch.where(better, index, self.best_step)
         # The notebook keeps the picture after the update whose loss, before it, was the lowest.
-        if not self.options.quirks:
-            self._keep_best(index, ranking)
-        self.canvas.pixels = self.stepper(self.canvas.pixels, gradient, index)
-        if self.options.quirks:
-            self._keep_best(index, ranking)
+        candidate = self.canvas.values if self.options.quirks else values
+        self.best = torch.where(better.view(-1, 1, 1, 1), candidate, self.best)
         self.losses.append(losses)
         return Step(index, losses, self.stepper.rate(index))
-
-    def _keep_best(self, index: int, losses: Tensor) -> None:
-        better = losses < self.best_loss
-        self.best_loss = torch.where(better, losses, self.best_loss)
-        self.best_step = torch.where(better, index, self.best_step)
-        self.best = torch.where(better.view(-1, 1, 1, 1), self.canvas.pixels, self.best)
 
     def _keep_frame(self) -> None:
         self.frames.append((self.canvas.pictures().cpu() * 255).round().to(torch.uint8))
@@ -163,12 +162,7 @@ class Synthesizer:
 
     def results(self) -> list[Synthesis]:
         """The pictures in the order of the prompts, variations of one prompt together; of its drafts the best."""
-        from .recipes import recipe_of
-
         pictures = self.pictures().detach().cpu()
-        curves = (
-            torch.stack(self.losses).cpu().T.tolist() if self.losses else [[] for _ in self.seeds]
-        )
         found = []
         for first in range(0, len(self.seeds), self.drafts):
             index = self._closest(first)
@@ -179,9 +173,9 @@ class Synthesizer:
                     seed=self.seeds[index],
                     loss=self._loss(index),
                     steps=len(self.losses),
-                    losses=curves[index],
+                    losses=[float(losses[index]) for losses in self.losses],
                     frames=[frame[index].float() / 255 for frame in self.frames],
-                    recipe=recipe_of(self, index),
+                    recipe=self._recipe(index),
                 )
             )
         return found
@@ -198,34 +192,41 @@ class Synthesizer:
             return float(self.best_loss[index])
         return float(self.losses[-1][index]) if self.losses else float("inf")
 
+    def _recipe(self, index: int) -> dict[str, Any]:
+        """Everything that made a row, ready for JSON. No time, no place: equal runs, equal bytes."""
+        options = self.options.to_dict()
+        done = len(self.losses)
+        return {
+            "clipag_plug": __version__,
+            "torch": torch.__version__,
+            "index": index // self.drafts,
+            "prompt": self.captions[index],
+            "seed": self.seeds[index],
+            "kept_draft": index % self.drafts,
+            "size": f"{self.size[1]}x{self.size[0]}",
+            "kept_step": int(self.best_step[index]) if options["keep"] == "best" else done - 1,
+            "stopped_after": done if done < self.steps else None,
+            "files": {path: sha256(path) for path in self.options.files()},
+            "options": {
+                **{name: options[name] for name in options if name not in PRESENTATION},
+                "model": self.guides[0].name,
+                "device": self.guides[0].device.type,
+            },
+        }
+
 
 def _sets(options: Generate) -> list[ViewSet]:
     """Global views, or the bare picture without them; then patches."""
     views = int(options.views or 0)
-    sets = [ViewSet(Views(str(options.policy) if views else ""), max(views, 1), 1.0)]
+    sets = [ViewSet(Views(str(options.policy) if views else ""), max(views, 1))]
     if options.patches:
-        patches = Views(str(options.patch_policy))
-        sets.append(
-            ViewSet(
-                patches,
-                options.patches,
-                float(options.patch_weight or 0),
-                float(options.reject or 0),
-            )
-        )
+        patches, weight = Views(str(options.patch_policy)), float(options.patch_weight or 0)
+        sets.append(ViewSet(patches, options.patches, weight, float(options.reject or 0)))
     return sets
 
 
-def _grids(short: int, grid: int, stages: int) -> list[int]:
-    """Short sides of the canvas, coarse to fine; the last is `grid`, or the full side for 0."""
-    final = min(grid, short) if grid > 0 else short
+def _grids(options: Generate, short: int, side: int) -> list[int]:
+    """Short sides of the canvas, coarse to fine, for a picture of side `short` and views of `side`."""
+    grid, stages = int(options.grid or 0), int(options.grow or 1)
+    final = min((2 * side if grid < 0 else grid) or short, short)
     return [max(final >> (stages - 1 - stage), min(16, final)) for stage in range(stages)]
-
-
-def _frame_steps(steps: int, frames: int) -> set[int]:
-    """Steps whose pictures are kept, the start (0) and the end (`steps`) among them."""
-    if frames <= 0:
-        return set()
-    if frames == 1:
-        return {steps}
-    return {round(index * steps / (frames - 1)) for index in range(frames)}

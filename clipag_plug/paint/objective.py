@@ -1,9 +1,11 @@
-"""The loss of a batch of pictures and its exact gradient, in micro-batches of views."""
+"""What a run wants of its pictures: weighted prompts, the loss of their views, and its exact gradient."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from ..guide import Guide
 from ..views import Views
-from .rivals import Rivals
+from ..vocabulary import bundled_vocabulary, sentence
 
-Shown = Callable[[Tensor], Tensor]
+Parts = list[tuple[str, float]]
+Chunk = tuple[slice, slice]  # of pictures and of their views
+_WEIGHT = re.compile(r"(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*", re.DOTALL)
 
 
 class NotFiniteError(RuntimeError):
@@ -22,55 +26,98 @@ class NotFiniteError(RuntimeError):
     results: Sequence[Any] = ()
 
 
+def parse_prompt(prompt: str, prefix: str = "") -> Parts:
+    """'a fox:1 | blurry:-0.3' -> [("a fox", 1.0), ("blurry", -0.3)]; parts of weight 0 are left out.
+
+    `prefix` is put before the parts of positive weight. A text that itself ends in ':10' needs a weight after it.
+    ValueError where a part is empty or every weight is 0.
+    """
+    parts = []
+    for piece in prompt.split("|"):
+        match = _WEIGHT.fullmatch(piece)
+        text, weight = (match[1].strip(), float(match[2])) if match else (piece.strip(), 1.0)
+        if not text or not math.isfinite(weight):
+            raise ValueError(
+                f"prompt {prompt!r} has an empty part or an infinite weight; write TEXT or TEXT:WEIGHT around each '|'"
+            )
+        if weight:
+            parts.append((f"{prefix.strip()} {text}".strip() if weight > 0 else text, weight))
+    if not parts:
+        raise ValueError(f"prompt {prompt!r} has no weight other than 0; nothing would be drawn")
+    return parts
+
+
 @dataclasses.dataclass
 class Target:
     """What one guide wants of N pictures: loss = bias - <features, direction>.
 
     By linearity a whole weighted prompt, sum of w * (1 - cos(image, text)), is one vector: direction (N, D) is the
-    sum of w * text, bias (N,) the sum of w. With `rivals` they take the place of the bias (see `Rivals`).
+    sum of w * text, bias (N,) the sum of w. With rivals (M, D), unit features of other words, the loss is the
+    cross-entropy of the direction among them, divided by `scale`, which multiplies the cosines; own (N, M) is True
+    where a word is part of the prompt itself.
     """
 
     direction: Tensor
     bias: Tensor
-    rivals: Rivals | None = None
+    rivals: Tensor | None = None
+    own: Tensor | None = None
+    scale: float = 0.0
 
     def losses(self, features: Tensor, pictures: slice) -> Tensor:
-        """(n, views) of unit features (n, views, D) of these pictures."""
-        near = (features @ self.direction[pictures, :, None])[..., 0]
-        if self.rivals is None:
+        """(n, views) of unit features (n, views, D) of these pictures; with rivals 0 is the best."""
+        direction = self.direction[pictures]
+        near = (features @ direction[..., None])[..., 0]
+        if self.rivals is None or self.own is None:
             return self.bias[pictures, None] - near
-        return self.rivals.losses(features, near, self.direction[pictures], pictures)
+        # A weighted prompt enters the softmax by its direction; its length stays the weight of the whole.
+        length = direction.norm(dim=-1, keepdim=True)
+        near = near / length.clamp_min(1e-12)
+        far = (features @ self.rivals.T).masked_fill(self.own[pictures, None], -torch.inf)
+        everything = torch.cat([near[..., None], far], -1)
+        return length * (torch.logsumexp(everything * self.scale, -1) / self.scale - near)
 
     @classmethod
-    def of(
-        cls, guide: Guide, prompts: Sequence[Sequence[tuple[str, float]]], contrast: float = 0.0
-    ) -> Target:
+    def of(cls, guide: Guide, prompts: Sequence[Parts], contrast: float = 0.0) -> Target:
         """From the parsed prompts of the N pictures; each distinct text is encoded once.
 
-        contrast: scale of the softmax against other words; 0 for none, below 0 for what suits the guide.
+        contrast: scale of the softmax against the classes of the bundled vocabulary that a prompt does not speak of
+        (of "a dog" no breed is a rival; parts of negative weight do not count); 0 for none, below 0 for what suits
+        the guide.
         """
         texts = list(dict.fromkeys(text for parts in prompts for text, _ in parts))
-        place = {text: index for index, text in enumerate(texts)}
         features = guide.texts(texts)
         weights = torch.zeros(len(prompts), len(texts), device=features.device)
         for row, parts in enumerate(prompts):
             for text, weight in parts:
-                weights[row, place[text]] += weight
-        scale = guide.contrast if contrast < 0 else contrast
-        rivals = Rivals.of(guide, prompts, scale) if scale else None
-        return cls(weights @ features, weights.sum(1), rivals)
+                weights[row, texts.index(text)] += weight
+        target = cls(weights @ features, weights.sum(1))
+        target.scale = guide.contrast if contrast < 0 else contrast
+        if target.scale:
+            vocabulary = bundled_vocabulary()
+            names = vocabulary.class_names
+            own = torch.zeros(len(prompts), len(names), dtype=torch.bool)
+            for row, parts in enumerate(prompts):
+                for text in [text for text, weight in parts if weight > 0]:
+                    own[row, list(vocabulary.meant(text))] = True
+            target.own = own.to(features.device)
+            target.rivals = guide.texts([sentence(name, "a {}") for name in names])
+        return target
 
 
 @dataclasses.dataclass
 class ViewSet:
-    """`count` random views per picture and step, and the weight of their mean loss."""
+    """`count` random views per picture and step, and the weight of their mean loss.
+
+    reject: share of each picture's views with the lowest losses that do not count.
+    """
 
     views: Views
     count: int
-    weight: float
+    weight: float = 1.0
     reject: float = 0.0
 
 
+@dataclasses.dataclass
 class Objective:
     """Mean loss over guides of N pictures: sum over sets of weight * mean over views.
 
@@ -78,141 +125,140 @@ class Objective:
     are then encoded in several passes. A view depends on its own random numbers only, so the gradient is the same.
     """
 
-    def __init__(
-        self,
-        guides: Sequence[Guide],
-        targets: Sequence[Target],
-        sets: Sequence[ViewSet],
-        *,
-        tv: float = 0.0,
-        memory: int | None = None,
-    ) -> None:
-        self.guides, self.targets, self.sets = guides, targets, sets
-        self.tv, self.memory = tv, memory
-        self.scale = 1024.0 if any(guide.precision == "fp16" for guide in guides) else 1.0
+    guides: Sequence[Guide]
+    targets: Sequence[Target]
+    sets: Sequence[ViewSet]
+    tv: float = 0.0
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        self.scale = 1024.0 if any(guide.precision == "fp16" for guide in self.guides) else 1.0
         self._bytes: dict[tuple[int, int, tuple[int, ...]], int] = {}
 
     def __call__(
-        self, pixels: Tensor, shown: Shown, generators: Sequence[torch.Generator]
+        self,
+        values: Tensor,
+        shown: Callable[[Tensor], Tensor],
+        generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total losses (N,), losses of the first set alone (N,), and the gradient of the totals' sum.
 
-        pixels: (N, 3, h, w); shown: maps them to the pictures that views are taken of. NotFiniteError otherwise.
+        values: (N, ...) of a canvas; shown: maps them to the pictures that views are taken of. NotFiniteError where
+        a guide gives something that is not finite.
         """
-        count = len(pixels)
-        gradient = torch.zeros_like(pixels)
-        losses = torch.zeros(len(self.sets), count, device=pixels.device)
-        share = 1 / len(self.guides)
+        count = len(values)
+        gradient = torch.zeros_like(values)
+        losses = torch.zeros(len(self.sets), count, device=values.device)
         for g in range(len(self.guides)):
-            for s, view_set in enumerate(self.sets):
-                uniform = view_set.views.draw(count, view_set.count, generators)
-                weights = self._weights(g, s, pixels, shown, uniform) * (share / view_set.count)
-                for chunk in self._chunks(g, s, pixels, shown, uniform):
-                    values, part = self._pass(g, s, pixels, shown, uniform, chunk, weights)
-                    losses[s, chunk[0]] += values
+            for s, views in enumerate(self.sets):
+                uniform = views.views.draw(count, views.count, generators)
+
+                def evaluate(
+                    leaf: Tensor, chunk: Chunk, g: int = g, s: int = s, uniform: Tensor = uniform
+                ) -> Tensor:
+                    return self._losses(g, s, shown(leaf), uniform, chunk)
+
+                chunks = self._chunks((g, s, tuple(values.shape[1:])), evaluate, values, views)
+                weights = torch.ones(count, views.count, device=values.device)
+                if views.reject:
+                    with torch.no_grad():
+                        every = torch.ones_like(weights)
+                        for chunk in chunks:
+                            every[chunk] = evaluate(values, chunk)
+                    weights = (every >= every.quantile(views.reject, 1, keepdim=True)).float()
+                weights = weights * (1 / len(self.guides) / views.count)
+                for chunk in chunks:
+                    found, part = self._pass(evaluate, values, chunk, weights[chunk], views.weight)
+                    losses[s, chunk[0]] += found
                     gradient += part
-        scales = torch.tensor([view_set.weight for view_set in self.sets], device=pixels.device)
+        scales = torch.tensor([views.weight for views in self.sets], device=values.device)
         totals = (scales[:, None] * losses).sum(0)
         if self.tv:
-            extra, slope = self._variation(pixels)
+            extra, slope = self._variation(values, shown)
             totals, gradient = totals + extra, gradient + slope
         if not (torch.isfinite(totals).all() and torch.isfinite(gradient).all()):
-            raise NotFiniteError(
-                f"{self.guides[0].name} gave a loss or a gradient that is not finite"
-            )
+            name = self.guides[0].name
+            raise NotFiniteError(f"{name} gave a loss or a gradient that is not finite")
         return totals, losses[0], gradient
+
+    def _losses(self, g: int, s: int, shown: Tensor, uniform: Tensor, chunk: Chunk) -> Tensor:
+        """Losses (pictures, views) of a chunk."""
+        guide, pictures = self.guides[g], shown[chunk[0]]
+        features = guide.features(self.sets[s].views.apply(pictures, uniform[chunk], guide.side))
+        if not torch.isfinite(features).all():
+            raise NotFiniteError(f"{guide.name} gave features that are not finite")
+        rows = features.view(len(pictures), -1, features.shape[-1])
+        return self.targets[g].losses(rows, chunk[0])
 
     def _pass(
         self,
-        g: int,
-        s: int,
-        pixels: Tensor,
-        shown: Shown,
-        uniform: Tensor,
-        chunk: tuple[slice, slice],
+        evaluate: Callable[[Tensor, Chunk], Tensor],
+        values: Tensor,
+        chunk: Chunk,
         weights: Tensor,
+        weight: float,
     ) -> tuple[Tensor, Tensor]:
-        """Weighted losses of a chunk, summed per picture, and their gradient at `pixels`."""
+        """Weighted losses of a chunk, summed per picture, and their gradient at `values`."""
         while True:
-            leaf = pixels.detach().requires_grad_(True)
+            leaf = values.detach().requires_grad_(True)
             with torch.enable_grad():
-                losses = self._losses(g, s, shown(leaf), uniform, chunk) * weights[chunk]
-                scaled = losses.sum() * (self.sets[s].weight * self.scale)
-                (gradient,) = torch.autograd.grad(scaled, leaf)
+                losses = evaluate(leaf, chunk) * weights
+                (gradient,) = torch.autograd.grad(losses.sum() * (weight * self.scale), leaf)
             if self.scale == 1 or torch.isfinite(gradient).all():
                 return losses.detach().sum(1), gradient / self.scale
             # fp16 overflowed on the way back, though the features were finite: try a smaller scale.
             self.scale = max(self.scale / 2, 1)
 
-    def _losses(
-        self, g: int, s: int, shown: Tensor, uniform: Tensor, chunk: tuple[slice, slice]
-    ) -> Tensor:
-        """Losses (pictures, views) of a chunk."""
-        guide, target = self.guides[g], self.targets[g]
-        pictures, _ = chunk
-        views = self.sets[s].views.apply(shown[pictures], uniform[chunk], guide.side)
-        features = guide.features(views)
-        if not torch.isfinite(features).all():
-            raise NotFiniteError(f"{guide.name} gave features that are not finite")
-        rows = features.view(len(shown[pictures]), -1, features.shape[-1])
-        return target.losses(rows, pictures)
-
-    def _weights(self, g: int, s: int, pixels: Tensor, shown: Shown, uniform: Tensor) -> Tensor:
-        """1 per view; 0 for the share of each picture's views with the lowest loss, where a set rejects some."""
-        reject = self.sets[s].reject
-        ones = torch.ones(uniform.shape[:2], device=pixels.device)
-        if not reject:
-            return ones
-        losses = ones.clone()
-        with torch.no_grad():
-            for chunk in self._chunks(g, s, pixels, shown, uniform):
-                losses[chunk] = self._losses(g, s, shown(pixels), uniform, chunk)
-        return (losses >= losses.quantile(reject, dim=1, keepdim=True)).float()
-
     def _chunks(
-        self, g: int, s: int, pixels: Tensor, shown: Shown, uniform: Tensor
-    ) -> Iterator[tuple[slice, slice]]:
-        """(pictures, views) of each pass: everything, several whole pictures, or part of one picture's views."""
-        pictures, views = uniform.shape[:2]
-        room = pictures * views
+        self,
+        key: tuple[int, int, tuple[int, ...]],
+        evaluate: Callable[[Tensor, Chunk], Tensor],
+        values: Tensor,
+        views: ViewSet,
+    ) -> list[Chunk]:
+        """What each pass takes: everything, several whole pictures, or part of one picture's views."""
+        room = len(values) * views.count
         if self.memory is not None:
-            room = max(self.memory // self._bytes_per_view(g, s, pixels, shown, uniform), 1)
-        group, step = (min(room // views, pictures), views) if room >= views else (1, room)
-        for first in range(0, pictures, group):
-            for start in range(0, views, step):
-                yield (
-                    slice(first, min(first + group, pictures)),
-                    slice(start, min(start + step, views)),
-                )
+            if key not in self._bytes:
+                self._bytes[key] = self._bytes_per_view(key[0], evaluate, values)
+            room = max(self.memory // self._bytes[key], 1)
+        group = min(max(room // views.count, 1), len(values))
+        step = min(room, views.count)
+        return [
+            (
+                slice(first, min(first + group, len(values))),
+                slice(start, min(start + step, views.count)),
+            )
+            for first in range(0, len(values), group)
+            for start in range(0, views.count, step)
+        ]
 
-    def _bytes_per_view(self, g: int, s: int, pixels: Tensor, shown: Shown, uniform: Tensor) -> int:
-        """What autograd keeps for one view, measured once per grid on any device, plus half for the way back."""
-        key = (g, s, tuple(pixels.shape[-2:]))
-        if key not in self._bytes:
-            kept: dict[int, int] = {}
-            weights = {parameter.data_ptr() for parameter in self.guides[g].model.parameters()}
+    def _bytes_per_view(
+        self, g: int, evaluate: Callable[[Tensor, Chunk], Tensor], values: Tensor
+    ) -> int:
+        """What autograd keeps for one view, on any device, plus half for the way back."""
+        kept: dict[int, int] = {}
+        weights = {parameter.data_ptr() for parameter in self.guides[g].model.parameters()}
 
-            def keep(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in weights:
-                    kept[storage.data_ptr()] = storage.nbytes()
-                return tensor
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
 
-            leaf = pixels[:1].detach().requires_grad_(True)
-            with (
-                torch.enable_grad(),
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            ):
-                full = torch.cat([leaf, pixels[1:]])
-                self._losses(g, s, shown(full), uniform, (slice(0, 1), slice(0, 1)))
-            self._bytes[key] = max(int(sum(kept.values()) * 1.5), 1)
-        return self._bytes[key]
+        leaf = values[:1].detach().requires_grad_(True)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.enable_grad(), hooks:
+            evaluate(torch.cat([leaf, values[1:]]), (slice(0, 1), slice(0, 1)))
+        return max(int(sum(kept.values()) * 1.5), 1)
 
-    def _variation(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _variation(
+        self, values: Tensor, shown: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Total variation (N,), the mean step between neighbours, and its gradient."""
-        leaf = pixels.detach().requires_grad_(True)
+        leaf = values.detach().requires_grad_(True)
         with torch.enable_grad():
             steps = [leaf.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3)]
-            values = self.tv * (steps[0] + steps[1])
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach(), gradient
+            found = self.tv * (steps[0] + steps[1])
+            (gradient,) = torch.autograd.grad(found.sum(), leaf)
+        return found.detach(), gradient

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .. import priors
 from ..guide import Guide
 from ..images import read_image
-from ..options.generate import Generate
+from ..options.generate import Generate, parse_size
 from .canvases import shrink
 from .objective import Target
 
@@ -34,11 +34,9 @@ def start_pictures(
         start = torch.full((len(generators), 3, *size), 0.5)
     elif options.init == "image":
         start = fitted(read_image(str(options.image)), size).expand(len(generators), -1, -1, -1)
-        if options.strength:
-            fields = torch.stack([priors.noise(size, generator) for generator in generators])
-            start = start.lerp(fields, options.strength)
-    else:
-        start = torch.stack([priors.noise(size, generator) for generator in generators])
+    if options.init == "noise" or (options.init == "image" and options.strength):
+        noise = torch.stack([priors.noise(size, generator) for generator in generators])
+        start = noise if options.init == "noise" else start.lerp(noise, options.strength)
     return start.to(guide.device)
 
 
@@ -59,15 +57,15 @@ def best_candidates(
     if options.quirks:
         classes, draws = min(_QUIRK_CLASSES, classes), _QUIRK_DRAWS
     index = torch.arange(classes).repeat_interleave(draws)
-    chosen: list[Tensor] = []
     drawn: dict[int, tuple[Tensor, Tensor]] = {}
-    for picture, generator in enumerate(generators):
+    chosen = []
+    for direction, generator in zip(target.direction, generators):
         seed = generator.initial_seed()
         if seed not in drawn:
             candidates = mixture.sample(index, generator)
             drawn[seed] = candidates, score(guide, candidates, normalize=not options.quirks)
         candidates, features = drawn[seed]
-        chosen.append(candidates[int((features @ target.direction[picture]).argmax())])
+        chosen.append(candidates[int((features @ direction).argmax())])
     start = F.interpolate(torch.stack(chosen), size=size, mode="bilinear", align_corners=False)
     return start.to(guide.device)
 
@@ -76,10 +74,8 @@ def best_candidates(
 def score(guide: Guide, pictures: Tensor, *, normalize: bool = True, batch: int = 128) -> Tensor:
     """Unit features (M, D) of small pictures (M, 3, h, w), enlarged to what the guide wants, in batches."""
     features = []
-    for group in pictures.split(batch):
-        views = F.interpolate(
-            group.to(guide.device), size=(guide.side,) * 2, mode="bilinear", align_corners=False
-        )
+    for group in pictures.to(guide.device).split(batch):
+        views = F.interpolate(group, size=(guide.side,) * 2, mode="bilinear", align_corners=False)
         features.append(guide.features(views, normalize=normalize))
     return torch.cat(features)
 
@@ -92,21 +88,17 @@ def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     scale = min(height / size[0], width / size[1])
     rows, columns = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
     top, left = (height - rows) // 2, (width - columns) // 2
-    image = image[:, top : top + rows, left : left + columns]
-    return F.interpolate(
-        image[None], size=size, mode="bicubic", antialias=True, align_corners=False
-    )[0].clamp(0, 1)
+    image = image[None, :, top : top + rows, left : left + columns]
+    image = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return image[0].clamp(0, 1)
 
 
 def picture_size(options: Generate, guide: Guide) -> tuple[int, int]:
     """(H, W) of the result: --size, else the start picture's own, else what the model sees."""
-    from ..options.generate import parse_size
-
-    size = parse_size(options.size)
-    if size is None and options.init == "image":
+    if not options.size and options.init == "image":
         height, width = read_image(str(options.image)).shape[-2:]
-        size = (int(height), int(width))
-    return size or (guide.resolution, guide.resolution)
+        return (int(height), int(width))
+    return parse_size(options.size) or (guide.resolution, guide.resolution)
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Tensor:

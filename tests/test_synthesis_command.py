@@ -117,8 +117,8 @@ def test_strength_mixes_noise_into_a_start_picture(tmp_path: Path) -> None:
     ("kind", "frames", "size"),
     [
         ("contact", 0, None),
-        ("stochasticity", 0, (4 + 3 * 68, 14 + 2 * 82 + 4)),
-        ("trajectory", 3, (4 + 3 * 68, 14 + 6 * 82 + 4)),
+        ("stochasticity", 0, (304, 179)),
+        ("trajectory", 3, (304, 503)),
     ],
 )
 def test_sheets(tmp_path: Path, kind: str, frames: int, size: tuple[int, int] | None) -> None:

@@ -14,7 +14,7 @@ from clipag_plug.model import build
 from clipag_plug.train import setup
 from clipag_plug.train.running import run
 from clipag_plug.train.state import read_model, save_model
-from clipag_plug.train.teachers import Teachers
+from clipag_plug.train.teachers import Ensemble
 
 
 def made(count: int, size: int, seed: int) -> torch.Tensor:
@@ -63,7 +63,7 @@ def model_of(folder: Path):
 def test_teachers_say_the_mean_of_their_unit_features(folders) -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     first, second = map(model_of, folders[1:3])
-    found = Teachers([first, second], model_of(folders[0]))(images)
+    found = Ensemble([first, second], model_of(folders[0]))(images)
     each = [F.normalize(m.encode_image(m.normalize(images)), dim=-1) for m in (first, second)]
     assert torch.allclose(found, (each[0] + each[1]) / 2, atol=1e-6)
     assert not found.requires_grad and not any(p.requires_grad for p in first.parameters())
@@ -71,7 +71,7 @@ def test_teachers_say_the_mean_of_their_unit_features(folders) -> None:
 
 def test_another_text_tower_cannot_teach(folders) -> None:
     with pytest.raises(ValueError, match="--teachers '3' reads texts otherwise"):
-        Teachers([model_of(folders[3])], model_of(folders[0]))
+        Ensemble([model_of(folders[3])], model_of(folders[0]))
 
 
 def taught(shard, tmp_path, folders, **changes):  # noqa: F811

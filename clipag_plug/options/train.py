@@ -16,6 +16,8 @@ ATTACKS = ("pgd", "apgd")
 TEXT_MODES = ("train", "frozen")
 SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("adamw", "muon")
+IMAGE_TEACHER_LOSSES = ("kl", "head", "features")
+TEXT_TEACHER_LOSSES = ("linear", "similarity")
 
 
 @dataclass
@@ -69,9 +71,18 @@ class Train(Options):
     text: str = option(
         "frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES
     )
+    image: str = option(
+        "train", "train the image tower, or lock it while the text tower learns", choices=TEXT_MODES
+    )
+    lock_image_unlocked_groups: int = option(
+        0,
+        "with --image frozen: groups of layers that train all the same, counted from the output",
+        low=0,
+    )
     text_steps: int = option(
         0,
-        "steps of the text tower's own training before any image is seen; needs --captions vocabulary",
+        "steps of the text tower's own training before any image is seen, under --text-teacher or on "
+        "--captions vocabulary",
         low=0,
     )
     composing_steps: int = option(
@@ -107,6 +118,40 @@ class Train(Options):
     distil: float = option(
         1.0,
         "weight of that: cross-entropy with their distribution over the bank, the class prompts or the captions",
+        low=0,
+    )
+    image_teacher: str = option(
+        "",
+        "classifier or encoder that sees the clean images: timm:NAME[@FILE], torchvision:NAME[@FILE] or any name that "
+        "load() takes",
+    )
+    image_teacher_loss: str = option(
+        "kl",
+        "kl: its softmax over classes against the model's over their names; head: against that of a linear map trained "
+        "along; features: squared distance of the features",
+        choices=IMAGE_TEACHER_LOSSES,
+    )
+    image_teacher_classes: str = option(
+        "", "file of the classes' names, one a line; empty: ImageNet's, of a timm model of 1,000"
+    )
+    image_teacher_weight: float = option(1.0, "factor on that loss", low=0)
+    text_teacher: str = option(
+        "",
+        "text encoder whose geometry the text tower learns: a folder or name of transformers, or stored vectors "
+        "(.npz with texts and vectors, or .safetensors)",
+    )
+    text_teacher_loss: str = option(
+        "linear",
+        "linear: cosine through a linear map trained along; similarity: the matrix of cosine similarities",
+        choices=TEXT_TEACHER_LOSSES,
+    )
+    text_teacher_texts: str = option(
+        "",
+        "file of texts for --text-steps, one a line; empty: those that the stored vectors are of",
+    )
+    text_teacher_weight: float = option(
+        0.0,
+        "factor on that loss over the captions of a step, beside the objective; needs --text train",
         low=0,
     )
     clean_weight: float = option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..vocabulary import sentence
 from .tally import BadSample
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Record:
     label: bytes | str | int | None = None
     metadata: bytes | None = None
     error: str = ""
+    template: str = ""  # a caption goes into its braces
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Decoder:
         text = self._decoded(text).strip()
         if self.need_text and not text:
             raise BadSample("empty caption")
-        return text
+        return sentence(text, record.template) if text and record.template else text
 
     def _from_metadata(self, metadata: bytes) -> str | None:
         """The caption in the JSON file that img2dataset writes beside an image."""

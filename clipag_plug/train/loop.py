@@ -26,7 +26,7 @@ from .precision import Precision
 from .schedule import learning_rate, radius
 from .state import load_state, save_state
 from .tally import Tally
-from .teachers import Teachers
+from .teachers import Ensemble, ImageTeacher, TextTeacher
 from .text import TextFeatures
 from .weights import original_tower, trained_weights, update_average
 from .whole import Part, Room, whole_loss
@@ -48,7 +48,10 @@ class Trainer:
         evaluate: Callable[[CLIP], Evaluation] | None = None,
         prompts: Tensor | None = None,
         workers: Workers = ALONE,
-        teachers: Teachers | None = None,
+        teachers: Ensemble | None = None,
+        image_teacher: ImageTeacher | None = None,
+        text_teacher: TextTeacher | None = None,
+        class_features: Tensor | None = None,
     ) -> None:
         self.batch = options.batch_size * options.accumulation * workers.size
         if options.samples < options.batch_size * workers.size:
@@ -57,7 +60,7 @@ class Trainer:
                 f"{options.batch_size * workers.size}"
             )
         self.model, self.options, self.batches, self.evaluate = model, options, batches, evaluate
-        self.workers, self.teachers = workers, teachers
+        self.workers, self.teachers, self.image_teacher = workers, teachers, image_teacher
         self.device = next(model.parameters()).device
         self.steps = max(1, options.samples // self.batch)
         self.text = TextFeatures(model, trained=options.text == "train")
@@ -67,6 +70,15 @@ class Trainer:
                 "--attack-objective kl needs --random-start: at the clean image its gradient is zero"
             )
         self.weights = trained_weights(model, options)
+        self.heads = self._make_heads(text_teacher if options.text_teacher_weight else None)
+        heads = dict(self.heads.items())
+        self.aims.image_heads = heads.get("image", class_features)
+        self.aims.text_teacher, self.aims.text_head = text_teacher, heads.get("text")
+        self.weights |= {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+        # Modules of which nothing trains keep their statistics, and drop nothing out.
+        self._still = [
+            m for m in model.modules() if not any(p.requires_grad for p in m.parameters())
+        ]
         self.optimizer = make_optimizer(model, self.weights, options)
         self.average = (
             {n: p.detach().clone() for n, p in self.weights.items()} if options.ema else None
@@ -86,6 +98,21 @@ class Trainer:
             recompute_activations(model.visual)
         self._tower = torch.compile(model.encode_image) if options.compile else model.encode_image
         self.index = 0
+
+    def _make_heads(self, text_teacher: TextTeacher | None) -> torch.nn.ModuleDict:
+        """Linear maps from the model's features to the teachers' spaces, which train along and are then left out."""
+        heads, options = torch.nn.ModuleDict(), self.options
+        size = int(self.model.visual.output_dim)
+        if self.image_teacher is not None:
+            side = self.resolution()
+            said = self.image_teacher(torch.zeros(1, 3, side, side, device=self.device)).shape[1]
+            if options.image_teacher_loss == "head" or (
+                options.image_teacher_loss == "features" and said != size
+            ):
+                heads["image"] = torch.nn.Linear(size, said)
+        if text_teacher is not None and options.text_teacher_loss == "linear":
+            heads["text"] = torch.nn.Linear(size, text_teacher.width, bias=False)
+        return heads.to(self.device)
 
     def resolution(self) -> int:
         """Side of the training images."""
@@ -113,6 +140,7 @@ class Trainer:
             room = Room(count)
             parts = [room.put(self._first_pass(number, eps, kept)) for number in numbers]
             scale = self.model.logit_scale.exp()
+            self.optimizer.zero_grad(set_to_none=True)
             found = whole_loss(
                 parts,
                 scale,
@@ -126,7 +154,7 @@ class Trainer:
                 return_memory()
             if not math.isfinite(found.loss):
                 raise self._not_finite(f"the loss is {found.loss}", kept)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.precision.enlarge(self.heads.parameters())  # the others' gradients come enlarged
             for place, part in enumerate(parts):
                 images, text = part.images, part.text
                 if count > 1:
@@ -147,7 +175,15 @@ class Trainer:
         with torch.set_grad_enabled(single), quiet:
             features, text = self._features(images, batch.texts, number)
         told = None if batch.attributes is None else batch.attributes.to(self.device)
-        return Part(number, batch.texts, batch.words, batch.labels, original, features, text, told)
+        rest = original, features, text, told, self._said(batch.images.to(self.device))
+        return Part(number, batch.texts, batch.words, batch.labels, *rest)
+
+    def _said(self, clean: Tensor) -> Tensor | None:
+        """What the image teacher says of clean images."""
+        if self.image_teacher is None:
+            return None
+        with self.precision.autocast():
+            return self.image_teacher(clean).float()
 
     def _backward(self, *pairs: tuple[Tensor, Tensor | None]) -> None:
         """Hands features their gradients, where they have a graph and get any."""
@@ -170,8 +206,9 @@ class Trainer:
             )
         self.precision.step(self.optimizer)
         self.workers.average_buffers(self.model.visual)
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(max=math.log(100))
+        if "logit_scale" in self.weights:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=math.log(100))
         if self.average is not None:
             update_average(self.average, self.weights, self.options.ema, self.index)
 
@@ -201,8 +238,8 @@ class Trainer:
             scale = self.model.logit_scale.exp().detach()
             matches = self.batches.matches(batch.words, batch.labels).to(self.device)
             labels = batch.labels.to(self.device)
-            told = batch.attributes
-            targets = self.aims(self.index, text, matches, labels, original, scale, told)
+            told, said = batch.attributes, self._said(images)
+            targets = self.aims(self.index, text, matches, labels, original, scale, told, said)
             if self.options.attack_objective == "kl":
                 targets.clean = self._encode(images)
         # Workers draw other starts for their images, as the micro-batches of one process do.
@@ -232,6 +269,8 @@ class Trainer:
     def _features(self, images: Tensor, texts: list[str], number: int) -> tuple[Tensor, Tensor]:
         """Features of images and texts in training mode; a tower's own random choices are the same in both passes."""
         self.model.train()
+        for module in self._still:
+            module.eval()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed(number))
@@ -257,7 +296,8 @@ class Trainer:
     def result(self) -> dict[str, Tensor]:
         """The trained model's state dict: with the moving average in place where one is kept."""
         state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        return {**state, **(self.average or {})}
+        average = {n: v for n, v in (self.average or {}).items() if not n.startswith("heads.")}
+        return {**state, **average}
 
     def save(self, folder: Path) -> None:
         """Checkpoints the run; see `restore`. All workers call it and the first one writes."""
@@ -272,6 +312,7 @@ class Trainer:
             "scaler": self.precision.scaler.state_dict(),
             "tally": tally.state(),
             "batch": self.batch,
+            "heads": self.heads.state_dict(),
         }
         save_state(folder, self.model.state_dict(), rest)
 
@@ -284,6 +325,7 @@ class Trainer:
                 "set --batch-size and --accumulation so that their product times the workers is the same"
             )
         self.model.load_state_dict(state["weights"])
+        self.heads.load_state_dict(state.get("heads") or {})
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             self.precision.scaler.load_state_dict(state["scaler"])

@@ -18,6 +18,7 @@ from ..attacks.apgd import apgd
 from ..options.train import Train
 from .described import Described
 from .matches import Matches
+from .teachers import Taught, geometry
 
 # Similarities of a loss that are alive at once, 4 MB a copy: memory does not grow with their number.
 BLOCK = 2**20
@@ -32,7 +33,8 @@ class Targets:
     bank, bank_positives: more texts (B, D) that the image-to-text half sees, and which describe which image (N, B).
     clean: the present model's features of the clean images (N, D), for "kl". first: row of `text` that is the
     first image's own caption. described: what else is to be told of the images. distil: weight of what `original`,
-    then the teachers' features, says of the images.
+    then the teachers' features, says of the images. taught: what an image teacher says of them. said: a text
+    teacher's vectors (M, T) of the texts, learned with `text_weight`, through `text_head` where there is one.
     """
 
     text: Tensor
@@ -47,11 +49,15 @@ class Targets:
     first: int = 0
     described: Described | None = None
     distil: float = 0.0
+    taught: Taught | None = None
+    said: Tensor | None = None
+    text_head: torch.nn.Module | None = None
+    text_weight: float = 0.0
 
     def of(self, rows: slice) -> Targets:
         """Those of some of the images."""
         found = dataclasses.replace(self, positives=self.positives[rows], first=rows.start)
-        for name in ("original", "labels", "bank_positives", "clean", "described"):
+        for name in ("original", "labels", "bank_positives", "clean", "described", "taught"):
             value = getattr(self, name)
             setattr(found, name, None if value is None else value[rows])
         return found
@@ -62,7 +68,9 @@ class Targets:
 
     def telling(self, features: Tensor) -> Tensor | float:
         """The losses of `described` and of `distil` per image (N,), 0 without them."""
-        told = 0.0 if self.described is None else self.described.loss(features, self.scale)
+        told: Tensor | float = 0.0
+        for term in (self.described, self.taught):
+            told = told if term is None else told + term.loss(features, self.scale)
         if not self.distil or self.original is None:
             return told
         taught = losses.distillation(features, self.original, self.texts(), self.scale)
@@ -71,7 +79,8 @@ class Targets:
     def width(self) -> int:
         """Numbers an image that `telling` makes; 0 where there is nothing to tell."""
         told = 0 if self.described is None else self.described.captions[0].numel()
-        return max(told, len(self.texts()) if self.distil else 0)
+        taught = 0 if self.taught is None else self.taught.width
+        return max(told, taught, len(self.texts()) if self.distil else 0)
 
 
 def per_image(objective: str, features: Tensor, targets: Targets) -> Tensor:
@@ -151,6 +160,22 @@ def outer_loss(
     count w. With `trades` b: that of the clean ones plus b * KL(clean || attacked) over the texts (Zhang et al. 2019).
     own: see `whole_batch`.
     """
+    loss = _image_loss(features, targets, options, own)
+    if targets.said is None:
+        return loss
+    text, said = targets.text, targets.said
+    mine = slice(0, len(text)) if own is None else own
+
+    def geometry_of(rows: slice) -> Tensor:
+        return geometry(text[rows], said[rows], targets.text_head, (text, said))
+
+    told = _sum_of_blocks(geometry_of, mine, len(text)) / len(text)
+    return loss + targets.text_weight * told
+
+
+def _image_loss(
+    features: list[Tensor], targets: Targets, options: Train, own: slice | None
+) -> Tensor:
     attacked = features[0]
     if len(features) == 1:
         return _told(options.objective, attacked, targets, own)

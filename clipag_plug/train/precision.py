@@ -43,6 +43,14 @@ class Precision:
             factor = float(self.scaler.get_scale())
         torch.autograd.backward(list(outputs), [gradient * factor for gradient in gradients])
 
+    def enlarge(self, weights: Iterable[Tensor]) -> None:
+        """Scales gradients that did not come through `backward` as those that did."""
+        if self.scaler.is_enabled():
+            self.scaler.scale(torch.zeros((), device=self.kind))
+            for weight in weights:
+                if weight.grad is not None:
+                    weight.grad *= float(self.scaler.get_scale())
+
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Brings the weights' gradients back to their true size, before they are clipped or looked at."""
         self.scaler.unscale_(optimizer)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
-from ..vocabulary import Vocabulary, bundled_vocabulary
+from ..vocabulary import Vocabulary, bundled_vocabulary, sentence
 from .composing import teach_compositions
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
@@ -23,8 +23,9 @@ from .evaluate import ZeroShot, class_prompts
 from .loop import Trainer
 from .running import Step
 from .state import find_state, load_state, read_model
-from .teachers import Teachers
-from .textual import train_text
+from .teachers import Ensemble, ImageTeacher, TextTeacher, open_image_teacher
+from .text import TextFeatures
+from .textual import learn_geometry, train_text
 
 
 def prepare(
@@ -39,10 +40,13 @@ def prepare(
     torch.manual_seed(options.seed)  # initial weights of a model from scratch
     vocabulary = bundled_vocabulary() if options.captions == "vocabulary" else None
     model, config = initial_model(options, vocabulary, workers.device)
+    text_teacher = (
+        TextTeacher(options.text_teacher, workers.device) if options.text_teacher else None
+    )
     if (state := _resumed(options)) is not None:
         model.load_state_dict(_without_visual(load_state(state)["weights"]), strict=False)
     else:
-        teach(options, model, vocabulary)
+        teach(options, model, vocabulary, text_teacher)
     size = options.resolution or int(model.visual.input_resolution)
     # So much that the smallest crop is not enlarged; 64 at least, the side of the bundled models' photographs.
     stored = options.decode_side or max(64, math.ceil(size / math.sqrt(options.crop)))
@@ -86,12 +90,55 @@ def prepare(
     needs_prompts = "tecoa" in objectives
     prompts = class_prompts(model, vocabulary) if needs_prompts and vocabulary is not None else None
     teachers = _teachers(options, model, workers.device) if options.teachers else None
-    trainer = Trainer(model, options, batches, evaluate, prompts, workers, teachers)
-    return (
-        trainer,
-        config,
-        {"name": options.name or Path(options.output).name, "recipe": options.to_dict()},
+    image_teacher, classes = _image_teacher(options, model, workers.device)
+    trainer = Trainer(
+        model,
+        options,
+        batches,
+        evaluate,
+        prompts,
+        workers,
+        teachers,
+        image_teacher,
+        text_teacher,
+        classes,
     )
+    pixels = {"mean": list(model.mean), "std": list(model.std)}
+    card = {
+        "name": options.name or Path(options.output).name,
+        "recipe": options.to_dict(),
+        **pixels,
+    }
+    return trainer, config, card
+
+
+def _image_teacher(
+    options: Train, model: CLIP, device: str
+) -> tuple[ImageTeacher | None, Tensor | None]:
+    """The teacher of --image-teacher and, for its kl, the text features of its classes' names."""
+    if not options.image_teacher:
+        return None, None
+    kind = options.image_teacher_loss
+    teacher = open_image_teacher(
+        options.image_teacher,
+        kind == "features",
+        lambda name: _model_of(name)[0],
+        device,
+    )
+    if kind != "kl":
+        return teacher, None
+    names = teacher.names
+    if options.image_teacher_classes:
+        names = Path(options.image_teacher_classes).read_text(encoding="utf-8").splitlines()
+    side = teacher.side
+    count = teacher(torch.zeros(1, 3, side, side, device=device)).shape[1]
+    if len(names) != count or options.text == "train":
+        raise ValueError(
+            f"--image-teacher has {count} classes and {len(names)} names; give --image-teacher-classes FILE with one "
+            "name a line and --text frozen, or --image-teacher-loss head"
+        )
+    encode = TextFeatures(model, trained=False)
+    return teacher, encode([sentence(name, "a photo of a {}") for name in names])
 
 
 def initial_model(
@@ -102,22 +149,42 @@ def initial_model(
         config, card, weights = _starting_point(options.init)
         if options.grow > 1:
             config, weights = grown(config, weights, options.grow)
-        return build(config, weights, name=card["name"], card=card).to(device), config
+        mean, std = card.get("mean"), card.get("std")
+        model = build(config, weights, name=card["name"], card=card, mean=mean, std=std)
+        return model.to(device), config
     if not options.architecture:
         raise ValueError(
             "no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch"
         )
     config = read_config(options.architecture)
-    model = build(config, None, name=options.name).to(device)
+    pixels = config.pop("preprocess_cfg", {})  # as in an open_clip_config.json
+    config = config.pop("model_cfg", config)
+    mean, std = pixels.get("mean"), pixels.get("std")
+    model = build(config, None, name=options.name, mean=mean, std=std).to(device)
     if vocabulary is not None:
         silence_unknown_tokens(model, vocabulary)
     return model, config
 
 
-def teach(options: Train, model: CLIP, vocabulary: Vocabulary | None) -> None:
+def teach(
+    options: Train, model: CLIP, vocabulary: Vocabulary | None, teacher: TextTeacher | None = None
+) -> None:
     """The text tower's lessons before any image is seen, as the options ask for them."""
+    if teacher is not None and options.text_steps:
+        texts = teacher.texts
+        if options.text_teacher_texts:
+            texts = Path(options.text_teacher_texts).read_text(encoding="utf-8").splitlines()
+        learn_geometry(
+            model,
+            teacher,
+            [text for text in texts if text.strip()],
+            options.text_steps,
+            linear=options.text_teacher_loss == "linear",
+            seed=options.seed,
+            report=_Lesson(options.text_steps, options.quiet),
+        )
     lessons = {
-        "text_steps": train_text if options.architecture and not options.init else None,
+        "text_steps": train_text if not (options.init or options.text_teacher) else None,
         "composing_steps": teach_compositions,
     }
     for name, lesson in lessons.items():
@@ -153,15 +220,17 @@ class _Lesson:
             print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
 
 
-def _teachers(options: Train, pupil: CLIP, device: str) -> Teachers:
-    """ValueError where the texts that teachers and pupil share would not stay the same."""
+def _teachers(options: Train, student: CLIP, device: str) -> Ensemble:
+    """ValueError where the texts that teachers and student share would not stay the same."""
     if options.text == "train":
         raise ValueError("--teachers needs --text frozen: what they say is about the texts of now")
-    models = []
-    for name in options.teachers:
-        config, _, weights = _starting_point(name)
-        models.append(build(config, weights, name=name).to(device))
-    return Teachers(models, pupil)
+    return Ensemble([_model_of(name)[0].to(device) for name in options.teachers], student)
+
+
+def _model_of(name: str) -> tuple[CLIP, dict[str, Any]]:
+    config, card, weights = _starting_point(name)
+    model = build(config, weights, name=name, card=card, mean=card.get("mean"), std=card.get("std"))
+    return model, config
 
 
 def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
@@ -171,7 +240,9 @@ def _starting_point(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str
     from ..weights import open_checkpoint
 
     opened = open_checkpoint(name)
-    return opened.config, {**opened.card, "name": name}, opened.state_dict
+    record = opened.record
+    card = {**opened.card, "name": name, "mean": list(record.mean), "std": list(record.std)}
+    return opened.config, card, opened.state_dict
 
 
 def read_config(text: str) -> dict[str, Any]:
@@ -192,12 +263,11 @@ def silence_unknown_tokens(model: CLIP, vocabulary: Vocabulary) -> None:
     Such rows never receive a gradient, so they stay zero: a word that the model was not taught adds nothing to a
     prompt, where a random row would add noise. The zero rows cost no space in the packed file either.
     """
-    from ..clip import tokenize
-    from ..vocabulary import TEMPLATES, sentence
+    from ..vocabulary import TEMPLATES
 
     # The tokeniser works word by word, so words and templates need not be crossed.
     texts = [sentence(word, template) for word in ("orange", "lemon") for template in TEMPLATES]
-    used = torch.unique(tokenize([*texts, *vocabulary.words], truncate=True).long())
+    used = torch.unique(model.tokenize([*texts, *vocabulary.words], truncate=True).long())
     keep = torch.zeros(model.token_embedding.weight.shape[0], 1)
     keep[used] = 1
     keep[0] = 0  # padding behind the end-of-text token, which a causal tower never reads

@@ -11,12 +11,16 @@
     synthetic:COUNT
         made-up images
 
+`::caption=COLUMN` and `::template=TEXT` behind an item say which column of a table holds its captions and what they are
+put into: `emoji.csv::caption=name::template=an emoji of a {}`. Several templates, parted by `|`, take turns by sample.
+
 Any of them may end in @SHARE, its share of the batches: `a.tar@0.7 b.csv@0.3`. Shares are relative; either all items
 have one or none, and then each sample comes once an epoch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import itertools
 import os
@@ -24,7 +28,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+from zlib import crc32
 
 from .decode import Record
 from .folders import Folder
@@ -94,6 +99,19 @@ def open_sources(spec: str, size: int, columns: Columns, seed: int) -> list[Sour
     Raises FileNotFoundError where nothing is there, ValueError where it cannot be data, ImportError for a package
     that is not installed.
     """
+    spec, *told = spec.split("::")
+    if told:
+        given = dict(each.partition("=")[::2] for each in told)
+        if set(given) - {"caption", "template"} or "" in given.values():
+            raise ValueError(
+                f"--data {spec!r} is followed by {told}; give ::caption=NAME, ::template=TEXT"
+            )
+        columns = dataclasses.replace(columns, caption=given.get("caption", columns.caption))
+        templates = given.get("template", "{}").split("|")
+        found = open_sources(spec, size, columns, seed)
+        return [
+            (Templated if isinstance(s, Indexed) else TemplatedStream)(s, templates) for s in found
+        ]
     kind, _, rest = spec.partition(":")
     if kind == "pipe":
         return [TarStream(command) for command in expand_braces(rest, lists=False)]
@@ -107,6 +125,38 @@ def open_sources(spec: str, size: int, columns: Columns, seed: int) -> list[Sour
     for path in expand([spec]):
         sources += _open_path(path, columns)
     return sources
+
+
+class TemplatedStream:
+    """A source whose captions are put into templates."""
+
+    def __init__(self, source: Any, templates: list[str]) -> None:
+        self.source, self.templates = source, templates
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Of the source."""
+        bad: dict[str, str] = self.source.bad
+        return bad
+
+    def records(self) -> Iterator[Record]:
+        """All of them, in order."""
+        return map(self._told, self.source.records())
+
+    def _told(self, record: Record) -> Record:
+        record.template = self.templates[crc32(record.name.encode()) % len(self.templates)]
+        return record
+
+
+class Templated(TemplatedStream):
+    """The same of an indexed source."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def record(self, index: int) -> Record:
+        """One sample."""
+        return self._told(self.source.record(index))
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:

@@ -1,31 +1,37 @@
-"""Models that a run learns from beside the captions: knowledge distillation (Hinton et al. 2015) from an ensemble."""
+"""Frozen models that a run learns from beside its captions: of images, and of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import losses
 from ..model import CLIP
 
-# Whatever it says, towers that read it alike are taken for the same.
-_PROBE = ("a photo of a dog", "an orange on a blue background")
+PROBE = ("a photo of a dog", "an orange on a blue background")  # texts that tell text towers apart
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Teachers:
-    """The mean of several models' unit features of an image: (N, 3, H, W) in [0, 1] -> (N, D).
+class Ensemble:
+    """The mean of several CLIPs' unit features of an image: (N, 3, H, W) in [0, 1] -> (N, D).
 
     models: with the text tower of the model that learns, so that their images can be compared with its texts.
     Raises ValueError for one with another.
     """
 
-    def __init__(self, models: Sequence[CLIP], pupil: CLIP) -> None:
+    def __init__(self, models: Sequence[CLIP], student: CLIP) -> None:
         self.models = [model.eval().requires_grad_(False) for model in models]
-        wanted = _read(pupil)
+        wanted = _probed(student)
         for model in self.models:
-            found = _read(model)
+            found = _probed(model)
             if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=2e-2):
                 raise ValueError(
                     f"--teachers {model.name!r} reads texts otherwise than the model that is trained; "
@@ -39,8 +45,199 @@ class Teachers:
 
 
 @torch.no_grad()
-def _read(model: CLIP) -> Tensor:
-    from ..clip import tokenize
+def _probed(model: CLIP) -> Tensor:
+    tokens = model.tokenize(list(PROBE)).to(model.logit_scale.device)
+    return F.normalize(model.encode_text(tokens).float(), dim=-1)
 
-    device = model.logit_scale.device
-    return F.normalize(model.encode_text(tokenize(list(_PROBE)).to(device)).float(), dim=-1)
+
+@dataclass
+class ImageTeacher:
+    """A frozen classifier or encoder with its own input: images (N, 3, H, W) in [0, 1] -> logits or features.
+
+    network: normalised images (N, 3, side, side) -> logits (N, C), or features (N, C) where `features` is set.
+    """
+
+    network: Callable[[Tensor], Tensor]
+    side: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.shape[-1] != self.side:
+            images = F.interpolate(
+                images, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return self.network((images - mean) / std).float()
+
+
+def open_image_teacher(
+    name: str, features: bool, clip: Callable[[str], CLIP], device: str
+) -> ImageTeacher:
+    """`timm:NAME[@FILE]`, `torchvision:NAME@FILE`, or a CLIP's image tower by any name that load() takes.
+
+    features: the output in front of the classifier is wanted. clip: opens a CLIP. Without @FILE timm gets its own
+    published weights. Raises ImportError where the library is missing, ValueError where a CLIP shall classify.
+    """
+    kind, _, rest = name.partition(":")
+    arch, _, file = rest.partition("@")
+    if kind == "timm":
+        import timm
+
+        network: Any = timm.create_model(arch, pretrained=not file, checkpoint_path=file)
+        config = timm.data.resolve_model_data_config(network)
+        side, mean, std = int(config["input_size"][-1]), config["mean"], config["std"]
+        if features:
+            network.reset_classifier(0)
+    elif kind == "torchvision":
+        import torchvision
+
+        network = torchvision.models.get_model(arch, weights=None if file else "DEFAULT")
+        if file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            network.load_state_dict(state.get("state_dict", state))
+        side, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+        if features:
+            setattr(network, [child for child, _ in network.named_children()][-1], nn.Identity())
+    else:
+        model = clip(name)
+        if not features:
+            raise ValueError(
+                f"--image-teacher {name!r} is an encoder without classes; take --image-teacher-loss features, or "
+                "--teachers for a model with the same text tower"
+            )
+        network, side, mean, std = (
+            model.visual,
+            model.visual.input_resolution,
+            model.mean,
+            model.std,
+        )
+    network.eval().requires_grad_(False).to(device)
+    names = _imagenet() if kind == "timm" and getattr(network, "num_classes", 0) == 1000 else []
+    return ImageTeacher(network, side, mean, std, names)
+
+
+def _imagenet() -> list[str]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [info.index_to_description(index).split(",")[0] for index in range(1000)]
+
+
+@dataclass
+class Taught:
+    """What an image teacher says of N images, as a loss on the student's features of them.
+
+    said: its logits (N, C) or features (N, T). kind: "kl", softmax over classes against the student's over `texts`,
+    unit text features of the class names (C, D); "head", against those of `head`, a linear map trained along;
+    "features", squared distance (FARE, Schlarmann et al. 2024), through `head` where the sizes differ.
+    """
+
+    said: Tensor
+    kind: str
+    weight: float
+    texts: Tensor | None = None
+    head: nn.Module | None = None
+
+    def __getitem__(self, rows: slice) -> Taught:
+        """That of some of the images."""
+        return dataclasses.replace(self, said=self.said[rows])
+
+    @property
+    def width(self) -> int:
+        """Numbers that the loss of one image makes."""
+        return self.said.shape[1]
+
+    def loss(self, features: Tensor, scale: Tensor) -> Tensor:
+        """Per image (N,), weighted; KL is up to the teacher's entropy, a constant."""
+        mine = features if self.head is None else self.head(features)
+        if self.kind == "features":
+            return self.weight * losses.fare(mine, self.said)
+        if self.texts is not None:
+            mine = losses.logits(features, self.texts, scale)
+        return -self.weight * (self.said.softmax(1) * mine.log_softmax(1)).sum(1)
+
+
+class TextTeacher:
+    """Unit vectors of texts by a frozen encoder: list of N texts -> (N, T).
+
+    name: a folder or a hub name of transformers, as sentence-transformers' are; or a file of stored vectors: `.npz`
+    with the arrays `texts` (N,) and `vectors` (N, T), or `.safetensors` with `vectors` and, as metadata, `texts`, a
+    JSON list.
+    Raises ValueError for a text that a file does not hold.
+    """
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name, self.device, self._known = name, device, dict[str, Tensor]()
+        self._encoder: Any = None
+        if name.endswith(".npz"):
+            import numpy as np
+
+            with np.load(name) as file:
+                texts, vectors = file["texts"].tolist(), torch.from_numpy(file["vectors"])
+        elif name.endswith(".safetensors"):
+            from safetensors import safe_open
+
+            with safe_open(name, "pt") as file:
+                texts, vectors = json.loads(file.metadata()["texts"]), file.get_tensor("vectors")
+        else:
+            self._open(name, device)
+            return
+        self._known = dict(zip(texts, F.normalize(vectors.float(), dim=-1), strict=True))
+
+    def _open(self, name: str, device: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._encoder = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        pooling = Path(name, "1_Pooling", "config.json")
+        said = json.loads(pooling.read_text()) if pooling.is_file() else {}
+        self._first = bool(said.get("pooling_mode_cls_token"))
+
+    @property
+    def width(self) -> int:
+        """Size T of a vector."""
+        if self._encoder is not None:
+            return int(self._encoder.config.hidden_size)
+        return len(next(iter(self._known.values())))
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts met so far; of a file, all that it holds."""
+        return list(self._known)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new and self._encoder is None:
+            raise ValueError(f"--text-teacher {self.name!r} holds no vector of {new[0]!r}")
+        for start in range(0, len(new), 256):
+            chunk = new[start : start + 256]
+            tokens = self._tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")
+            tokens = tokens.to(self.device)
+            states = self._encoder(**tokens).last_hidden_state.float()
+            mask = tokens["attention_mask"][..., None].float()
+            pooled = states[:, 0] if self._first else (states * mask).sum(1) / mask.sum(1)
+            self._known.update(zip(chunk, F.normalize(pooled, dim=-1).cpu(), strict=True))
+        return torch.stack([self._known[text] for text in texts]).to(self.device)
+
+
+def geometry(
+    features: Tensor,
+    vectors: Tensor,
+    head: nn.Module | None,
+    others: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """How far text features (N, D) are from a teacher's unit vectors (N, T), per text (N,).
+
+    head: a linear map to the teacher's space, then 1 - cosine; without one the distance of the two matrices of cosine
+    similarities (similarity-preserving distillation, Tung and Mori 2019), to the M texts of `others`, features and
+    vectors, or to one another: the mean squared difference of a row.
+    """
+    if head is not None:
+        return losses.cosine(head(features), vectors)
+    columns, known = (features, vectors) if others is None else others
+    mine = losses.logits(features, columns, 1.0)
+    return (mine - vectors @ known.T).square().mean(1)

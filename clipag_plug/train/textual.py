@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import losses
 from ..model import CLIP
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
+from .teachers import TextTeacher, geometry
 from .text import TextFeatures
 
 SCALE = 20.0  # logit scale that the image tower starts with
@@ -49,6 +50,7 @@ def lower(
     steps: int,
     lr: float,
     report: Callable[[int, float], None],
+    more: Sequence[torch.nn.Parameter] = (),
 ) -> None:
     """Lowers a loss by the weights of the text tower alone, and leaves the model frozen.
 
@@ -56,6 +58,7 @@ def lower(
     each step and its loss.
     """
     weights = [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_"))]
+    weights += more
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
@@ -68,6 +71,40 @@ def lower(
         optimizer.step()
         report(step, loss.item())
     model.requires_grad_(False)
+
+
+def learn_geometry(
+    model: CLIP,
+    teacher: TextTeacher,
+    texts: list[str],
+    steps: int,
+    *,
+    linear: bool = True,
+    batch: int = 256,
+    lr: float = 1e-3,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Trains the text tower alone towards the geometry of a frozen encoder's vectors, and leaves it frozen.
+
+    linear: by the cosine distance through a linear map that is thrown away afterwards; else by the matrices of cosine
+    similarities of a batch. Raises ValueError without texts.
+    """
+    if not texts:
+        raise ValueError(
+            "--text-steps under --text-teacher needs texts; give --text-teacher-texts FILE with one a line"
+        )
+    encode, rng = TextFeatures(model, trained=True), random.Random(seed)
+    head = None
+    if linear:
+        width = int(model.visual.output_dim)
+        head = torch.nn.Linear(width, teacher.width, bias=False).to(model.logit_scale.device)
+
+    def loss() -> Tensor:
+        chosen = rng.sample(texts, min(batch, len(texts)))
+        return geometry(encode(chosen), teacher(chosen), head).mean()
+
+    lower(model, loss, steps, lr, report, [] if head is None else list(head.parameters()))
 
 
 def spreading_loss(

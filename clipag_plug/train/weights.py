@@ -15,16 +15,38 @@ from ..options.train import Train
 def trained_weights(model: CLIP, options: Train) -> dict[str, torch.nn.Parameter]:
     """The parameters that train; every other one is frozen."""
     model.requires_grad_(False)
+    groups = options.lock_image_unlocked_groups
+    image = {id(p) for p in model.visual.parameters()}
+    if options.image == "frozen":
+        image = _unlocked(model.visual, groups) if groups else set()
+        model.requires_grad_(False)
     chosen = {
         n: p
         for n, p in model.named_parameters()
-        if options.text == "train"
-        or n.startswith("visual.")
+        if (n.startswith("visual.") and id(p) in image)
+        or (not n.startswith("visual.") and options.text == "train")
         or (options.train_scale and n == "logit_scale")
     }
+    if not chosen:
+        raise ValueError("nothing trains: --image and --text are both frozen; take --text train")
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
+
+
+def _unlocked(visual: Any, groups: int) -> set[int]:
+    """Ids of the parameters of the last groups of layers: as open_clip's tower locks itself where it can, else of its
+    parts in order, a sequence counting as so many parts."""
+    visual.requires_grad_(True)
+    try:
+        visual.lock(groups)
+        return {id(p) for p in visual.parameters() if p.requires_grad}
+    except (AttributeError, AssertionError):  # no tower of open_clip's, or its ResNet
+        parts: list[torch.nn.Module] = []
+        for part in visual.children():
+            parts += part if isinstance(part, torch.nn.Sequential) else [part]
+        parts = [part for part in parts if any(True for _ in part.parameters())]
+        return {id(p) for part in parts[len(parts) - groups :] for p in part.parameters()}
 
 
 def decay_groups(

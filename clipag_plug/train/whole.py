@@ -20,7 +20,7 @@ class Part:
 
     images: features of the attacked images (N, D), or (2 N, D) with those of the clean ones behind; text (N, D).
     original: the initial model's or the teachers' features of the clean images (N, D), where they are asked for; so
-    attributes, their amounts (N, A).
+    attributes, their amounts (N, A), and said, the image teacher's output (N, C).
     """
 
     number: int
@@ -31,6 +31,7 @@ class Part:
     images: Tensor
     text: Tensor
     attributes: Tensor | None = None
+    said: Tensor | None = None
 
 
 class Room:
@@ -69,8 +70,8 @@ class Outcome:
     scale: Tensor | None
 
 
-# (text features, images' and captions' matches, labels, initial features, logit scale, amounts) -> targets
-Aim = Callable[[Tensor, Matches, Tensor, Tensor | None, Tensor, Tensor | None], Targets]
+# (text features, matches, labels, initial features, logit scale, amounts, what is said, captions) -> targets
+Aim = Callable[..., Targets]
 
 
 def whole_loss(
@@ -99,14 +100,19 @@ def whole_loss(
     words = [w for mine in workers.objects([w for p in parts for w in p.words]) for w in mine]
     original = _all(workers, [part.original for part in parts])
     amounts = _all(workers, [part.attributes for part in parts])
+    said = _all(workers, [part.said for part in parts])
+    texts = None
+    if options.text_teacher_weight:
+        texts = [t for mine in workers.objects([t for p in parts for t in p.texts]) for t in mine]
     matches = match(words, labels.cpu()).to(text.device)
-    loss = outer_loss(images, aim(text, matches, labels, original, leaf, amounts), options, own)
+    targets = aim(text, matches, labels, original, leaf, amounts, said, texts)
+    loss = outer_loss(images, targets, options, own)
     loss.backward()
     sizes = [len(part.labels) for part in parts]
     mine = [_mine(side, own, workers).split(sizes) for side in images]
-    texts = _mine(text, own, workers).split(sizes) if text.requires_grad else [None] * len(parts)
+    of_text = _mine(text, own, workers).split(sizes) if text.requires_grad else [None] * len(parts)
     together = [torch.cat(pieces) for pieces in zip(*mine, strict=True)]
-    return Outcome(workers.sum(loss.detach()).item(), together, list(texts), leaf.grad)
+    return Outcome(workers.sum(loss.detach()).item(), together, list(of_text), leaf.grad)
 
 
 def _all(workers: Workers, parts: list[Tensor | None]) -> Tensor | None:

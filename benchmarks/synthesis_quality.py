@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from clipag_plug import clip, synthesize  # noqa: E402
+from clipag_plug.augment import fit  # noqa: E402
 from clipag_plug.files import write_text  # noqa: E402
 from clipag_plug.paint import Guide, Synthesis  # noqa: E402
-from clipag_plug.sampling import fit  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ MODULES = (
     "clipag_plug.attacks",
     "clipag_plug.losses",
     "clipag_plug.images",
-    "clipag_plug.views",
+    "clipag_plug.augment",
     "clipag_plug.priors",
     "clipag_plug.runs",
     "clipag_plug.paint",

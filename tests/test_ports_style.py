@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipag_plug import cli
+from clipag_plug.augment import fit
 from clipag_plug.images import write_image
 from clipag_plug.options.style import Style
 from clipag_plug.paint import Guide
@@ -27,7 +28,6 @@ from clipag_plug.pipelines.autoencoder import Shape, VQModel
 from clipag_plug.pipelines.content import VggContent
 from clipag_plug.pipelines.stylenets import padded, seeded_unet
 from clipag_plug.pipelines.styling import Styling
-from clipag_plug.sampling import fit
 from clipag_plug.weights import tensorfile
 from clipag_plug.weights.errors import FetchError
 

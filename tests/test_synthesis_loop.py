@@ -11,10 +11,10 @@ from synthesis_helpers import PROMPT, QUICK
 from torch.nn import functional as F
 from transcription import notebook_loop
 
+from clipag_plug.augment import Views
 from clipag_plug.options.generate import Generate
 from clipag_plug.paint import Guide, NotFiniteError, Synthesizer, synthesize
 from clipag_plug.paint.canvases import threshold
-from clipag_plug.views import Views
 
 
 def test_notebook_preset_equals_the_published_loop(monkeypatch: pytest.MonkeyPatch) -> None:

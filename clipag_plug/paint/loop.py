@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..augment import Views
 from ..files import sha256
 from ..guide import frozen, guide_for
 from ..images import write_image
 from ..options.generate import PRESENTATION, Generate
 from ..version import __version__
-from ..views import Views
 from .canvases import Canvas, Stepper
 from .objective import NotFiniteError, Objective, Target, ViewSet, parse_prompt
 from .starts import picture_size, read_mask, start_pictures

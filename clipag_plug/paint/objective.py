@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..augment import Views
 from ..guide import Guide
-from ..views import Views
 from ..vocabulary import bundled_vocabulary, sentence
 
 Parts = list[tuple[str, float]]

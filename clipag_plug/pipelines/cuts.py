@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..sampling import fit, resample
+from ..augment import fit, resample
 from .warps import random_affine, random_perspective, uniform
 
 SHARE = 0.7  # of the cutouts that each change is applied to

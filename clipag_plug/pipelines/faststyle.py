@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..augment import fit
 from ..bundled.photos import bundled_photos
 from ..guide import frozen, guide_for
 from ..images import read_image, write_image
@@ -23,7 +24,6 @@ from ..options.generate import parse_size
 from ..options.style import Style
 from ..paint import Guide, Step
 from ..paint.starts import fitted
-from ..sampling import fit
 from ..version import __version__
 from ..weights import tensorfile
 from . import stylelosses, warps

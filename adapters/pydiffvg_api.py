@@ -8,7 +8,6 @@ open cubic strokes is refused by name.
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,37 +78,16 @@ class _Refused:
         raise _refusal(f"pydiffvg.{type(self).__name__}")
 
 
-class Circle(_Refused):
-    """Refused: a filled or closed shape."""
-
-
-class Ellipse(_Refused):
-    """Refused: a filled or closed shape."""
-
-
-class Polygon(_Refused):
-    """Refused: a filled or closed shape."""
-
-
-class Rect(_Refused):
-    """Refused: a filled or closed shape."""
-
-
-class LinearGradient(_Refused):
-    """Refused: strokes have one colour."""
-
-
-class RadialGradient(_Refused):
-    """Refused: strokes have one colour."""
+Circle, Ellipse, Polygon, Rect, LinearGradient, RadialGradient = (
+    type(name, (_Refused,), {"__doc__": "Refused: strokes are open and have one colour."})
+    for name in ("Circle", "Ellipse", "Polygon", "Rect", "LinearGradient", "RadialGradient")
+)
 
 
 @dataclass(frozen=True)
 class _Scene:
-    width: int
-    height: int
-    points: list[Tensor]
-    widths: list[Tensor]
-    colors: list[Tensor]
+    size: tuple[int, int]
+    strokes: list[tuple[Tensor, Tensor, Tensor]]  # points, width, colour
 
 
 class RenderFunction:
@@ -131,13 +109,11 @@ class RenderFunction:
             raise _refusal(f"output_type {output_type}")
         if eval_positions is not None and len(eval_positions):
             raise _refusal("eval_positions")
-        scene = _Scene(canvas_width, canvas_height, [], [], [])
+        scene = _Scene((canvas_width, canvas_height), [])
         for number, group in enumerate(shape_groups):
             shape = _stroke_of(group, shapes, number)
             if group.stroke_color is not None:
-                scene.points.append(shape.points)
-                scene.widths.append(shape.stroke_width)
-                scene.colors.append(group.stroke_color)
+                scene.strokes.append((shape.points, shape.stroke_width, group.stroke_color))
         return [scene]
 
     @staticmethod
@@ -155,52 +131,48 @@ class RenderFunction:
             raise _refusal(
                 "a background image", "pass None and blend: alpha * rgb + (1 - alpha) * background"
             )
-        if (width, height) != (scene.width, scene.height):
+        if (width, height) != scene.size:
             raise ValueError(
                 f"apply was given a canvas of {width} x {height}, and serialize_scene one of "
-                f"{scene.width} x {scene.height}; give both the same"
+                f"{scene.size[0]} x {scene.size[1]}; give both the same"
             )
         device = get_device()
-        if not scene.points:
+        if not scene.strokes:
             return torch.zeros(height, width, 4, device=device)
+        points, widths, colors = zip(*scene.strokes)
         return render_strokes(
-            torch.cat(scene.points).to(device),
-            torch.stack([stroke_width.reshape(()) for stroke_width in scene.widths]).to(device),
-            torch.stack(scene.colors).to(device),
+            torch.cat(points).to(device),
+            torch.stack([each.reshape(()) for each in widths]).to(device),
+            torch.stack(colors).to(device),
             width,
             height,
-            counts=[len(points) for points in scene.points],
+            counts=[len(each) for each in points],
         )
 
 
 def _stroke_of(group: ShapeGroup, shapes: Sequence[Path], number: int) -> Path:
     """The one shape of a group that can be drawn, or a ValueError."""
-    if len(group.shape_ids) != 1:
-        raise _refusal(
-            f"shape group {number} with {len(group.shape_ids)} shapes", "give each its own group"
-        )
-    if group.fill_color is not None:
-        raise _refusal(
-            f"the fill_color of shape group {number}", "set it to None to draw the outline only"
-        )
-    if isinstance(group.stroke_color, _Refused):
-        raise _refusal(f"the gradient of shape group {number}")
-    if not torch.equal(group.shape_to_canvas.detach().cpu().float(), torch.eye(3)):
-        raise _refusal(
-            f"the shape_to_canvas of shape group {number}", "transform the points instead"
-        )
     index = int(group.shape_ids[0])
-    shape = shapes[index]
+    shape, where, what = shapes[index], f"shape group {number}", f"shape {index}"
     if not isinstance(shape, Path):
-        raise _refusal(f"shape {index}, a {type(shape).__name__},")
-    if shape.is_closed:
-        raise _refusal(f"shape {index}, a closed path,", "make it with is_closed=False")
-    if shape.num_control_points.numel() == 0 or bool((shape.num_control_points != 2).any()):
-        raise _refusal(
-            f"shape {index} with lines or quadratic curves", "use two control points a segment"
-        )
-    if shape.stroke_width.numel() != 1:
-        raise _refusal(f"shape {index} with a width that varies along it", "give it one width")
+        raise _refusal(f"{what}, a {type(shape).__name__},")
+    moved = not torch.equal(group.shape_to_canvas.detach().cpu().float(), torch.eye(3))
+    kinds = shape.num_control_points
+    for wrong, name, instead in (
+        (len(group.shape_ids) != 1, f"{where} with {len(group.shape_ids)} shapes", "one a group"),
+        (group.fill_color is not None, f"the fill_color of {where}", "None draws the outline only"),
+        (isinstance(group.stroke_color, _Refused), f"the gradient of {where}", "give it a colour"),
+        (moved, f"the shape_to_canvas of {where}", "transform the points instead"),
+        (shape.is_closed, f"{what}, a closed path,", "make it with is_closed=False"),
+        (
+            kinds.numel() == 0 or bool((kinds != 2).any()),
+            f"{what} with lines or quadratic curves",
+            "use two control points a segment",
+        ),
+        (shape.stroke_width.numel() != 1, f"{what}, whose width varies along it,", "give it one"),
+    ):
+        if wrong:
+            raise _refusal(name, instead)
     return shape
 
 
@@ -247,8 +219,7 @@ def imwrite(img: Any, filename: str, gamma: float = 2.2, normalize: bool = False
     if normalize:
         image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
     levels = image.clamp(0, 1).pow(1 / gamma).mul(255).round().to(torch.uint8).numpy()
-    os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
-    write_atomically(filename, lambda temporary: Image.fromarray(levels).save(temporary))
+    write_atomically(filename, lambda name: Image.fromarray(levels).save(name), parents=True)
 
 
 def save_svg(
@@ -265,12 +236,12 @@ def save_svg(
     use_gamma: colours to the power of 1 / 2.2. background: a colour of CSS for the whole canvas.
     """
     (scene,) = RenderFunction.serialize_scene(width, height, shapes, shape_groups)
-    colors = [color.detach().clamp(0, 1) for color in scene.colors]
-    if use_gamma:
-        colors = [torch.cat((color[:3].pow(1 / 2.2), color[3:])) for color in colors]
-    os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
-    strokes = zip(scene.points, scene.widths, colors, strict=True)
-    write_text(filename, strokes_to_svg(strokes, width, height, background))
+    gamma = 1 / 2.2 if use_gamma else 1.0
+    strokes = []
+    for points, stroke_width, color in scene.strokes:
+        color = color.detach().clamp(0, 1)
+        strokes.append((points, stroke_width, torch.cat((color[:3].pow(gamma), color[3:]))))
+    write_text(filename, strokes_to_svg(strokes, width, height, background), parents=True)
 
 
 def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]:
@@ -279,10 +250,9 @@ def svg_to_scene(filename: str) -> tuple[int, int, list[Path], list[ShapeGroup]]
     ValueError for elements and paths that are something else than open cubic strokes.
     """
     width, height, strokes = strokes_from_svg(filename)
-    shapes: list[Path] = []
-    groups: list[ShapeGroup] = []
-    for points, stroke_width, color in strokes:
+    shapes, groups = [], []
+    for number, (points, stroke_width, color) in enumerate(strokes):
         segments = torch.full((len(points) // 3,), 2, dtype=torch.int32)
-        groups.append(ShapeGroup(torch.tensor([len(shapes)]), None, stroke_color=color))
         shapes.append(Path(segments, points, False, stroke_width))
+        groups.append(ShapeGroup(torch.tensor([number]), None, stroke_color=color))
     return width, height, shapes, groups

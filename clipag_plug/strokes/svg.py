@@ -19,9 +19,18 @@ def strokes_to_svg(
     strokes: Iterable[Stroke], width: int, height: int, background: str | None = None
 ) -> str:
     """The text of an SVG file. Widths are half of the visible width, as in render_strokes; background is CSS."""
-    lines = [_element(*stroke) for stroke in strokes]
+    lines = []
     if background is not None:
-        lines.insert(0, f'<rect width="100%" height="100%" fill={quoteattr(background)}/>')
+        lines.append(f'<rect width="100%" height="100%" fill={quoteattr(background)}/>')
+    for points, radius, color in strokes:
+        pairs = [f"{x:.6g} {y:.6g}" for x, y in points.tolist()]
+        curves = " ".join("C " + " ".join(pairs[i : i + 3]) for i in range(1, len(pairs), 3))
+        red, green, blue = color[:3].detach().clamp(0, 1).mul(255).round().int().tolist()
+        lines.append(
+            f'<path d="M {pairs[0]} {curves}" fill="none" stroke="rgb({red}, {green}, {blue})" '
+            f'stroke-width="{2 * float(radius):.6g}" stroke-opacity="{float(color[3]):.6g}" '
+            'stroke-linecap="round" stroke-linejoin="round"/>'
+        )
     body = "".join(f"    {line}\n" for line in lines)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width}" height="{height}">\n'
@@ -44,21 +53,8 @@ def strokes_from_svg(file: str | Path) -> tuple[int, int, list[Stroke]]:
             raise ValueError(
                 f"<{tag}> in {str(file)!r} is no stroke; accepted: open cubic <path> elements"
             )
-    width, height = (
-        round(float(root.get(side, "0").removesuffix("px"))) for side in ("width", "height")
-    )
-    return width, height, strokes
-
-
-def _element(points: Tensor, width: Tensor, color: Tensor) -> str:
-    pairs = [f"{x:.6g} {y:.6g}" for x, y in points.detach().cpu().tolist()]
-    curves = " ".join("C " + " ".join(pairs[i : i + 3]) for i in range(1, len(pairs), 3))
-    red, green, blue = color[:3].detach().cpu().clamp(0, 1).mul(255).round().int().tolist()
-    return (
-        f'<path d="M {pairs[0]} {curves}" fill="none" stroke="rgb({red}, {green}, {blue})" '
-        f'stroke-width="{2 * float(width.detach()):.6g}" stroke-opacity="{float(color[3].detach()):.6g}" '
-        'stroke-linecap="round" stroke-linejoin="round"/>'
-    )
+    sides = [root.get(side, "0").removesuffix("px") for side in ("width", "height")]
+    return round(float(sides[0])), round(float(sides[1])), strokes
 
 
 def _stroke(attributes: dict[str, str]) -> Stroke:

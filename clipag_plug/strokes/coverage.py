@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .area import HALF_DIAGONAL, covered_area
-from .scene import SAMPLES, SEARCH_GRID, Segments, run_sums
-from .tiles import TILE, Plan
+from .scene import SAMPLES, SEARCH_GRID, TILE, Plan, Segments, run_sums
 
 PIXELS = TILE * TILE
+HALF_DIAGONAL = 0.7072  # beyond this distance an edge misses the pixel
+_MIDDLE = (TILE - 1) / 2
 _CHUNK = 2048  # edge pairs searched at a time: the work stays in the cache
-_UNIT = (
-    SEARCH_GRID**2
-)  # squared distances between points of the search grid are multiples of 1 / _UNIT
+_UNIT = SEARCH_GRID**2  # squared distances on the search grid are multiples of 1 / _UNIT
 _KEYS = 16  # finer than that a key holds the index of its sample
 _SLACK = 0.1  # px, more than the search grid moves a sample by
 
@@ -30,29 +28,67 @@ class Outline:
 
     pair: Tensor  # (n,)
     pixel: Tensor  # (n,) number within the tile
+    segment: Tensor  # (n,)
     t: Tensor  # (n,) parameter of the nearest point
-    power: Tensor  # (8, n) power coefficients of the segment
+    power: Tensor  # (8, n) power coefficients of the segment, relative to the pixel
     normal: Tensor  # (2, n) unit vector from the curve to the pixel
     distance: Tensor  # (n,)
     radius: Tensor  # (n,)
-    coverage: Tensor  # (n,)
-    lengths: Tensor  # (M,) how many of these pixels each segment has
-    thin: bool
+
+
+def half_plane(normal: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Area of {x in the unit square around 0 : normal . x < offset}, and its two derivatives.
+
+    normal (2, n), of unit length; offset (n,). Returns area, d area / d offset (the length of the edge within the
+    pixel), and d area / d angle of the normal; each (n,).
+    """
+    x, y = normal.abs()
+    long = torch.maximum(x, y)
+    short = torch.minimum(x, y).clamp_min_(1e-12)
+    reach = offset.abs()
+    # What lies beyond the edge is a triangle that grows up to the first corner, then a trapezoid.
+    cut = torch.add(long, short).mul_(0.5).sub_(reach).clamp_min_(0)
+    corner = torch.minimum(cut, short)
+    share = corner / short
+    beyond = torch.addcmul(cut - corner, corner, share, value=0.5) / long
+    edge = share / long
+    # The edge turns about the foot of the normal: what counts is how far its middle lies from there.
+    mirror = torch.sign(normal[0] * normal[1] * (x - y) * offset)
+    lever = ((1 - share) * 0.5 - short * reach) / long
+    return torch.copysign(0.5 - beyond, offset).add_(0.5), edge, -edge * lever * mirror
+
+
+def covered_area(outline: Outline) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Area of each pixel within its radius of a straight line at its distance, and the derivatives of that by
+    distance, radius and the angle of the normal; each (n,)."""
+    area, edge, turn = half_plane(outline.normal, outline.radius - outline.distance)
+    if not bool((outline.radius < HALF_DIAGONAL).any()):
+        return area, -edge, edge, turn
+    # Both edges of a thin stroke can cross one pixel.
+    other, far_edge, far_turn = half_plane(outline.normal, outline.radius + outline.distance)
+    return area + other - 1, far_edge - edge, far_edge + edge, turn + far_turn
 
 
 def cover(segments: Segments, widths: Tensor, plan: Plan) -> tuple[Tensor, Outline]:
     """Coverage (PIXELS, P + 1) in [0, 1] of the edge pairs; the last column is 1, for rows inside a stroke."""
     square, t = _search(segments, plan)
-    radius = segments.radius.index_select(0, plan.segment)
-    gap = segments.fine_gap.index_select(0, plan.segment)
+    radius, gap = segments.radius[plan.segment], segments.fine_gap[plan.segment]
     solid = square < (radius - HALF_DIAGONAL - _SLACK).clamp_min(0).square()
     near = square <= (radius + HALF_DIAGONAL + _SLACK).square() + gap
+    crossed = near.logical_xor_(solid).t().reshape(-1).nonzero().squeeze(1)
+    pair, pixel = crossed >> 4, crossed & 15
+    segment = plan.segment.index_select(0, pair)
+    power = segments.power.index_select(1, segment)
+    power[6] -= plan.centre[0].index_select(0, pair) + ((pixel & 3) - _MIDDLE)
+    power[7] -= plan.centre[1].index_select(0, pair) + ((pixel >> 2) - _MIDDLE)
+    start = t.view(-1).index_select(0, pixel * t.shape[1] + pair).to(widths.dtype)
+    nearest = _nearest(power, start)
+    wide = widths[segments.stroke].index_select(0, segment)
+    outline = Outline(pair, pixel, segment, nearest[0], power, *nearest[1:], wide)
     coverage = widths.new_ones(PIXELS, len(radius) + 1)
     coverage[:, :-1] = solid
-    crossed = near.logical_xor_(solid).t().reshape(-1).nonzero().squeeze(1)
-    outline = _outline(segments, widths, plan, crossed, t)
-    place = outline.pixel * coverage.shape[1] + outline.pair
-    coverage.view(-1).scatter_(0, place, outline.coverage)
+    place = pixel * coverage.shape[1] + pair
+    coverage.view(-1).scatter_(0, place, covered_area(outline)[0])
     return coverage, outline
 
 
@@ -62,14 +98,13 @@ def _search(segments: Segments, plan: Plan) -> tuple[Tensor, Tensor]:
     The minimum carries its own index in bits that the squared distance leaves free, which takes half the time
     of an argmin. float32 has the room for radii up to about 150.
     """
-    count, device = len(plan.segment), plan.segment.device
-    wide = bool((segments.radius > 128).any())
-    fine = segments.fine.double() if wide else segments.fine
+    fine = segments.fine.double() if bool((segments.radius > 128).any()) else segments.fine
+    count, kind = len(plan.segment), {"device": fine.device, "dtype": fine.dtype}
     centre = plan.centre.to(fine.dtype)
     key, least = fine.new_empty(PIXELS, count), fine.new_empty(count)
-    index = torch.arange(SAMPLES, device=device, dtype=fine.dtype).view(-1, 1) / (_UNIT * _KEYS)
-    steps = [i - (TILE - 1) / 2 for i in range(TILE)]
-    twice = 2 * torch.tensor(steps, device=device, dtype=fine.dtype).view(-1, 1, 1)
+    index = torch.arange(SAMPLES, **kind).view(-1, 1) / (_UNIT * _KEYS)
+    steps = [i - _MIDDLE for i in range(TILE)]
+    twice = 2 * torch.tensor(steps, **kind).view(-1, 1, 1)
     for begin in range(0, count, _CHUNK):
         part = slice(begin, begin + _CHUNK)
         x = centre[0, part] - fine[0].index_select(1, plan.segment[part])
@@ -83,38 +118,19 @@ def _search(segments: Segments, plan: Plan) -> tuple[Tensor, Tensor]:
             torch.add(base, y, alpha=2 * down, out=x)
             torch.add(x, right, out=values)
             torch.amin(values, 1, out=key[i * TILE : (i + 1) * TILE, part])
-    key.mul_(_UNIT)
-    square = key.floor()
+    square = key.mul_(_UNIT).floor()
     t = key.sub_(square).mul_(_KEYS / (SAMPLES - 1))
-    offset = torch.tensor([[i * i + j * j] for i in steps for j in steps], device=device)
-    return square.div_(_UNIT).add_(least).add_(offset.to(fine.dtype)), t
-
-
-def _outline(segments: Segments, widths: Tensor, plan: Plan, crossed: Tensor, t: Tensor) -> Outline:
-    pair, pixel = crossed >> 4, crossed & 15
-    segment = plan.segment.index_select(0, pair)
-    power = segments.power.index_select(1, segment)
-    middle = (TILE - 1) / 2
-    power[6] -= plan.centre[0].index_select(0, pair) + ((pixel & 3) - middle)
-    power[7] -= plan.centre[1].index_select(0, pair) + ((pixel >> 2) - middle)
-    start = t.view(-1).index_select(0, pixel * t.shape[1] + pair).to(widths.dtype)
-    t, normal, distance = _nearest(power, start)
-    radius = widths.index_select(0, segments.stroke).index_select(0, segment)
-    thin = bool((segments.radius < HALF_DIAGONAL).any())
-    coverage = covered_area(normal, distance, radius, thin)[0]
-    bounds = torch.arange(len(segments.stroke) + 1, device=pair.device)
-    lengths = torch.searchsorted(segment, bounds).diff()
-    return Outline(pair, pixel, t, power, normal, distance, radius, coverage, lengths, thin)
+    offset = torch.tensor([[i * i + j * j] for i in steps for j in steps], **kind)
+    return square.div_(_UNIT).add_(least).add_(offset), t
 
 
 def _nearest(power: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Guarded Newton steps from a sample to the nearest point: t, unit normal (2, n), distance (n,).
 
-    power: relative to the pixel. A pixel centre exactly on the curve gets an arbitrary normal.
+    A pixel centre exactly on the curve gets an arbitrary normal.
     """
     ax, ay, bx, by, cx, cy, dx, dy = power
     bx2, by2 = 2 * bx, 2 * by
-    tiny = torch.finfo(t.dtype).tiny
     for _ in range(2 if t.dtype == torch.float32 else 8):
         rx = torch.addcmul(dx, torch.addcmul(cx, torch.addcmul(bx, ax, t), t), t)
         ry = torch.addcmul(dy, torch.addcmul(cy, torch.addcmul(by, ay, t), t), t)
@@ -122,13 +138,12 @@ def _nearest(power: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ty = torch.addcmul(cy, torch.addcmul(by2, ay, t, value=3), t)
         slope = torch.addcmul(rx * tx, ry, ty)
         speed = torch.addcmul(tx * tx, ty, ty)
-        bend = torch.addcmul(
-            rx * torch.addcmul(bx2, ax, t, value=6), ry, torch.addcmul(by2, ay, t, value=6)
-        )
-        curve = bend.add_(speed)
+        bend = rx * torch.addcmul(bx2, ax, t, value=6)
+        curve = bend.addcmul_(ry, torch.addcmul(by2, ay, t, value=6)).add_(speed)
         # Where the distance is not convex Newton would climb: take a step of gradient descent instead.
-        step = slope.div_(torch.maximum(curve, speed.mul_(0.1)).clamp_min_(tiny))
-        t = (t - step.clamp_(-1 / (SAMPLES - 1), 1 / (SAMPLES - 1))).clamp_(0, 1)
+        curve = torch.maximum(curve, speed.mul_(0.1)).clamp_min_(torch.finfo(t.dtype).tiny)
+        step = slope.div_(curve).clamp_(-1 / (SAMPLES - 1), 1 / (SAMPLES - 1))
+        t = (t - step).clamp_(0, 1)
     rx = torch.addcmul(dx, torch.addcmul(cx, torch.addcmul(bx, ax, t), t), t).add_(1e-12)
     ry = torch.addcmul(dy, torch.addcmul(cy, torch.addcmul(by, ay, t), t), t)
     distance = torch.addcmul(rx * rx, ry, ry).sqrt_()
@@ -155,7 +170,7 @@ def merge(coverage: Tensor, outline: Outline, plan: Plan) -> tuple[Tensor, Tenso
 
 
 def cover_backward(
-    outline: Outline, gradient: Tensor, segments: Segments, plan: Plan, strokes: int, compat: bool
+    outline: Outline, gradient: Tensor, segments: Segments, strokes: int, compat: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients (8, M) for the power coefficients and (N,) for the widths, from that for the coverage (n,).
 
@@ -174,15 +189,13 @@ def cover_backward(
     foot.clamp_min_(torch.finfo(t.dtype).tiny)
     inner = ((t > 0) & (t < 1)).to(t.dtype)
 
-    _, by_distance, by_radius, by_turn = covered_area(
-        outline.normal, outline.distance, outline.radius, outline.thin
-    )
+    _, by_distance, by_radius, by_turn = covered_area(outline)
     if compat:
-        segment = plan.segment.index_select(0, outline.pair)
-        gradient = gradient * (inner * (speed / foot).clamp_max(2) + _is_cap(t, segments, segment))
+        cap = (t <= 0) & segments.starts[outline.segment]
+        cap |= (t >= 1) & segments.ends[outline.segment]
+        gradient = gradient * (inner * (speed / foot).clamp_max(2) + cap.to(t.dtype))
         by_turn = torch.zeros_like(by_turn)
-    push = gradient * by_distance
-    turn = gradient * by_turn
+    push, turn = gradient * by_distance, gradient * by_turn
     slide = turn * torch.where(inner > 0, bend / foot, -1 / outline.distance.clamp_min(1e-2))
     along = turn * inner * torch.addcmul(ny * tx, nx, ty, value=-1) / foot
     # Gradients for the nearest point B(t) and for the tangent B'(t), then for the coefficients of t^3, ..., 1.
@@ -192,12 +205,5 @@ def cover_backward(
     quadratic = (linear + tangent).mul_(t)
     cubic = torch.addcmul(quadratic, tangent, t).mul_(t)
     columns = torch.cat((cubic, quadratic, linear, point, (gradient * by_radius)[None]))
-    sums = run_sums(columns, outline.lengths)
-    widths = sums.new_zeros(strokes).index_add_(0, segments.stroke, sums[8])
-    return sums[:8], widths
-
-
-def _is_cap(t: Tensor, segments: Segments, segment: Tensor) -> Tensor:
-    starts = (t <= 0) & segments.starts.index_select(0, segment)
-    ends = (t >= 1) & segments.ends.index_select(0, segment)
-    return (starts | ends).to(t.dtype)
+    sums = run_sums(columns, torch.bincount(outline.segment, minlength=len(segments.stroke)))
+    return sums[:8], sums.new_zeros(strokes).index_add_(0, segments.stroke, sums[8])

@@ -1,51 +1,57 @@
-"""The adapters: small declarative files that say what a pipeline needs, and which of them fits a script.
+"""The adapters: small declarative files that say what a pipeline needs, and which of them fits a program.
 
-`NAME.toml` in this folder is the adapter NAME:
-
-    title, repository   what it is for
-    tested              upstream commits it was run on
-    imports             modules whose import, by the script or by files beside it, tells the pipeline
-    files               files that lie beside the script in a clone of the repository
-    aliases             names under which the pipeline imports OpenAI's `clip`
-    shims               names in `shims.SHIMS`; each takes effect only where the script needs it
-    packages            module = "what to install" for those that are no obvious guess
-    weights             files that the pipeline loads: file, name, source, size, sha256, place
+`NAME.toml` in this folder is the adapter NAME; its fields are those of `Adapter`. What repairs a program is the same
+for all of them: an adapter tells the pipeline by its imports, and says what it needs and where to get it.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import fnmatch
 import functools
+import importlib.util
+import os
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .notebooks import is_notebook, read_cells
 
 FOLDER = Path(__file__).parent
 GENERIC = "generic"
-MOST_FILES = 200  # beside a script that are read for their imports
+MOST_FILES = 200  # beside a program that are read for their imports
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file that a pipeline loads. file: end of its path, a shell pattern. size, sha256: empty where unknown.
-    place: where it belongs, if the script does not say."""
+    """A file that a pipeline loads. file: end of its path or address, a shell pattern. size, hash: empty where
+    unknown. place: where it belongs, if the program does not say."""
 
     file: str
     name: str
     source: str
-    size: str = ""
-    sha256: str = ""
-    place: str = ""
+    size: str = "unknown"
+    hash: str = "unknown"
+    place: str = "its library's cache"
+
+    def missing(self, path: str, source: str = "") -> str:
+        """One sentence for a file that is not there."""
+        return (
+            f"{self.name} is missing: expected at {path!r}, size {self.size}, hash {self.hash}; "
+            f"get it from {source or self.source}"
+        )
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one pipeline needs; the fields are those of its file."""
+    """What one pipeline needs.
+
+    tested: commits that were run whole. imports: modules, all of which mark the pipeline, whether the program imports
+    them or a file beside it. files: what lies beside the program in a clone of the repository. packages: module =
+    what `pip install` takes, or a sentence. weights: files that it loads.
+    """
 
     name: str
     title: str
@@ -53,8 +59,6 @@ class Adapter:
     tested: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    shims: tuple[str, ...] = ()
     packages: dict[str, str] = field(default_factory=dict)
     weights: tuple[Weights, ...] = ()
 
@@ -67,47 +71,42 @@ def names() -> list[str]:
 @functools.cache
 def read(name: str) -> Adapter:
     """The adapter of this name (case, '-' and '_' do not matter). Raises ValueError that names the closest."""
-    known = names()
-    plain = name.lower().replace("-", "_").replace(" ", "_")
+    known, plain = names(), name.lower().replace("-", "_").replace(" ", "_")
     if plain not in known:
         close = difflib.get_close_matches(plain, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"there is no adapter {name!r}; {hint}Adapters: auto, {', '.join(known)}")
     table = tomllib.loads((FOLDER / f"{plain}.toml").read_text(encoding="utf-8"))
     weights = tuple(Weights(**row) for row in table.pop("weights", ()))
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-    }
-    return Adapter(name=plain, weights=weights, **fields)
+    lists = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    return Adapter(name=plain, weights=weights, **lists)
 
 
-def detect(script: str | Path) -> Adapter:
-    """The adapter whose imports and files fit a script best, with all that `generic` has; `generic` where none does.
-
-    What a script does not need stays out of its way, so a script that only resembles a pipeline runs all the same.
-    """
-    imported = set(imported_names(Path(script)))
-    folder = Path(script).resolve().parent
-    best = generic = read(GENERIC)
-    score = 0
-    for name in names():
-        adapter = read(name)
-        hits = sum(_imports(wanted, imported) for wanted in adapter.imports)
-        found = sum((folder / file).exists() for file in adapter.files)
-        # Every import that marks the pipeline must be there; the files decide between those that fit.
-        if adapter.imports and hits == len(adapter.imports) and 10 * hits + 15 * found > score:
-            best, score = adapter, 10 * hits + 15 * found
-    return replace(
-        best,
-        aliases=tuple(dict.fromkeys(best.aliases + generic.aliases)),
-        shims=tuple(dict.fromkeys(best.shims + generic.shims)),
-    )
+def detect(program: Path) -> Adapter:
+    """The adapter whose imports and files fit a program best; `generic` where none does."""
+    imported = set(imported_names(program))
+    best, score = read(GENERIC), 0
+    for adapter in map(read, names()):
+        hits = [any(f"{n}.".startswith(f"{w}.") for n in imported) for w in adapter.imports]
+        files = sum((program.resolve().parent / file).exists() for file in adapter.files)
+        if hits and all(hits) and 10 * len(hits) + 15 * files > score:
+            best, score = adapter, 10 * len(hits) + 15 * files
+    return best
 
 
-def imported_names(script: Path) -> Iterator[str]:
-    """Dotted names of the modules that a script imports, and those that files beside it import in their turn."""
-    todo = [script.resolve()]
-    seen: set[Path] = set()
+def known_weights(path: str, adapter: Adapter) -> Weights | None:
+    """The weight file that a path or an address ends with, of this adapter before others; None if it is unknown."""
+    plain = path.replace(os.sep, "/").partition("?")[0]
+    for known in (adapter, *map(read, names())):
+        for weights in known.weights:
+            if fnmatch.fnmatch(f"/{plain}", f"*/{weights.file}"):
+                return weights
+    return None
+
+
+def imported_names(program: Path) -> Iterator[str]:
+    """Dotted names of the modules that a program imports, and those that files beside it import in their turn."""
+    todo, seen = [program.resolve()], set[Path]()
     while todo and len(seen) < MOST_FILES:
         path = todo.pop()
         if path in seen:
@@ -115,13 +114,10 @@ def imported_names(script: Path) -> Iterator[str]:
         seen.add(path)
         for name in _imports_of(path):
             yield name
-            for folder in {script.resolve().parent, path.parent}:
+            for folder in {program.resolve().parent, path.parent}:
                 base = folder.joinpath(*name.split("."))
-                todo += [
-                    file
-                    for file in (base.with_name(base.name + ".py"), base / "__init__.py")
-                    if file.is_file()
-                ]
+                files = (base.with_name(base.name + ".py"), base / "__init__.py")
+                todo += filter(Path.is_file, files)
 
 
 def source_of(path: Path) -> str:
@@ -129,35 +125,20 @@ def source_of(path: Path) -> str:
     if is_notebook(path):
         return "\n".join(cell.source for cell in read_cells(path))
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        import importlib.util
-
-        return importlib.util.decode_source(data)
+        return importlib.util.decode_source(path.read_bytes())
     except (UnicodeDecodeError, SyntaxError) as error:
         raise ValueError(f"{str(path)!r} is no Python source: {error}") from error
 
 
-def _imports_of(path: Path) -> list[str]:
+def _imports_of(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(source_of(path))
+        nodes = ast.walk(ast.parse(source_of(path)))
     except (OSError, ValueError, SyntaxError):  # the interpreter will say it better
-        return []
-    found = []
-    for node in ast.walk(tree):
+        return
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-    return found
-
-
-def _imports(wanted: str, imported: set[str]) -> bool:
-    return any(name == wanted or name.startswith(wanted + ".") for name in imported)
-
-
-def as_table(adapter: Adapter) -> dict[str, Any]:
-    """Name, title and tested commits, for a listing."""
-    return {"name": adapter.name, "title": adapter.title, "tested": list(adapter.tested)}
+            yield node.module
+            if not node.level:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,107 +1,133 @@
-"""`patch`: puts CLIPAG under another pipeline, and takes every change back."""
+"""The core of a patch: what it puts in place, and the way back. It knows no shim: it is handed them."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib
+import functools
+import json
+import linecache
+import logging
 import os
-from collections.abc import Callable, Iterable
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType
 from typing import Any, Self
 
-from . import catalog
+from .imports import Imports, Names
 
+log = logging.getLogger("clipag_plug.adapters")
+HERE = Path(__file__).parent
+CHILD = "CLIPAG_RUN"  # environment variable: what the Python programs that a patched one starts are patched with
+CATCH = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 _MISSING = object()
 _active: list[Patch] = []
+
+
+@dataclass(frozen=True)
+class Shim:
+    """One repair of a program's surroundings. what: said when an absent module is made up.
+
+    absent: modules that are made up when nothing else provides them. after: work behind an import. useful: the
+    stand-in does the work of the real module, so that a program which only tries the import gets it too.
+    """
+
+    what: str = ""
+    absent: Mapping[str, Callable[[Patch, str], ModuleType]] = field(default_factory=dict)
+    after: Mapping[str, Callable[[Patch, Any], None]] = field(default_factory=dict)
+    useful: bool = False
 
 
 class Patch:
     """A patch that is on from the moment it is made; `undo`, or the end of its `with` block, takes it back.
 
-    Shims use `replace`, `fallback` and `say`. Whatever they put in place looks at `active` and does as the
-    original does once the patch is over, since other modules may have kept it.
+    Shims use `replace`, `fallback` and `say`. What they put in place looks at `active`, and does as the original does
+    once the patch is over, since other modules may have kept it.
+
+    Args:
+        shims: by name; each takes effect only where it is needed.
+        aliases, contents: names of the package `clip`, and what its modules hold.
+        model, device: what the user chose.
     """
 
     def __init__(
         self,
-        adapter: catalog.Adapter,
+        shims: Mapping[str, Shim],
+        aliases: tuple[str, ...] = (),
+        contents: Callable[[Patch, str, Path | None], dict[str, Any]] = lambda *given: {},
         model: str | None = None,
         device: str | None = None,
-        folders: Iterable[Path] = (),
     ) -> None:
-        from . import openclip, shims
-        from .guide import Guide
-        from .imports import Imports
-        from .names import Names
-
-        # It brings torch._dynamo, which makes a table of torch's functions and must see the real ones.
-        importlib.import_module("torchvision")
-        self.adapter, self.device, self.folders = (
-            adapter,
-            device,
-            [Path(f).resolve() for f in folders],
-        )
-        self.guide = Guide(model)
-        self.active = True
-        self._stack = contextlib.ExitStack()
-        armed = shims.arm(self)
-        names = Names(
-            adapter.aliases, self.guide, lambda name, path: imports.spec_elsewhere(name, path)
-        )
-        imports = Imports(names.make, armed.absent, armed.after)
-        self._stack.callback(_restore, os.environ, dict(os.environ))
-        self._stack.callback(self._leave, imports, names)
+        self.shims, self.model, self.device = shims, model, device
+        self.used: list[
+            tuple[str, str]
+        ] = []  # name and description of every change that took effect
+        self.ours: list[Any] = []  # what shows that a module was imported meanwhile, if it holds it
+        self.widths: set[int] = set()  # numbers of a feature, of the models that were handed out
+        self.attention = False  # whether the blocks of a model are to keep their attention
+        self.active, self._stack = True, contextlib.ExitStack()
+        given = functools.partial(contents, self)
+        names = Names(aliases, given, self._found, lambda name: self._imports.elsewhere(name))
+        after: dict[str, list[Callable[[ModuleType], None]]] = {}
+        for shim in shims.values():
+            for module, function in shim.after.items():
+                after.setdefault(module, []).append(functools.partial(function, self))
+        self._imports = Imports(names.make, self._absent, after)
+        self._stack.callback(_restore, dict(os.environ))
+        self._stack.callback(lambda: self._imports.stop(self.ours))
+        _active.append(self)
         try:
-            openclip.answer(self, armed.after)
-            imports.start(names.stale())
-            for enter in armed.now:
-                enter(self)
+            self._imports.start(names.stale())
         except BaseException:
             self.undo()
             raise
-        _active.append(self)
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute until the patch is over."""
-        before = vars(owner).get(name, _MISSING)
+        self._stack.callback(_put_back, owner, name, vars(owner).get(name, _MISSING))
         setattr(owner, name, value)
-        self._stack.callback(_put_back, owner, name, before)
 
-    def fallback(self, module: ModuleType, shim: str, values: dict[str, Any]) -> None:
+    def fallback(self, module: Any, shim: str, values: dict[str, Any]) -> None:
         """Gives a module attributes that it lacks, as its `__getattr__` would; each use is logged."""
         original = vars(module).get("__getattr__")
 
         def getter(name: str) -> Any:
-            if original is not None:
-                try:
-                    return original(name)
-                except AttributeError:
-                    if not (self.active and name in values):
-                        raise
             if self.active and name in values:
                 self.say(shim, f"{module.__name__}.{name} is gone from the library; given back")
                 return values[name]
+            if original is not None:
+                return original(name)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         self.replace(module, "__getattr__", getter)
 
-    def enter(self, context: Any) -> Any:
+    def enter(self, context: Any) -> None:
         """Enters a context manager until the patch is over."""
-        return self._stack.enter_context(context)
-
-    def callback(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Calls a function when the patch is over."""
-        self._stack.callback(function, *arguments)
+        self._stack.enter_context(context)
 
     def say(self, shim: str, what: str) -> None:
         """Logs a change, the first time it takes effect."""
-        self.guide.say(shim, what)
+        if (shim, what) not in self.used:
+            self.used.append((shim, what))
+            log.info("%s: %s", shim, what)
 
-    @property
-    def used(self) -> list[tuple[str, str]]:
-        """Name and description of every change that took effect."""
-        return list(self.guide.said)
+    def answered(self, shim: str, what: str, width: int) -> None:
+        """Says which model was handed out; a process that the program started tells the first one by a file."""
+        self.say(shim, what)
+        self.widths.add(width)
+        report = json.loads(os.environ.get(CHILD, "{}")).get("report")
+        if report:
+            Path(report).touch()
+
+    def follow(self, **settings: str) -> None:
+        """Has every Python that is started from here patched likewise, however it is started."""
+        settings |= {key: value for key in ("model", "device") if (value := getattr(self, key))}
+        os.environ[CHILD] = json.dumps(settings)
+        paths = [str(HERE / "child"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
     def undo(self) -> None:
         """Takes the patch back: modules, attributes and environment are as before. A second call does nothing.
@@ -118,46 +144,64 @@ class Patch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.undo()
 
-    def _leave(self, imports: Any, names: Any) -> None:
-        imports.stop(self.folders, names.ours())
+    def _found(self, name: str, copy: Path | None) -> None:
+        own = "; other names are those of the program's own copy" if copy else ""
+        self.say("names", f"`{name}` is answered by clipag_plug{own}")
+        if copy and any(b"attn_probs" in path.read_bytes() for path in copy.parent.glob("*.py")):
+            self.attention = True
+
+    def _absent(self, name: str) -> ModuleType | None:
+        for key, shim in self.shims.items():
+            if name in shim.absent and self.active and (shim.useful or not _is_tried()):
+                module = shim.absent[name](self, name)
+                self.say(key, f"`{name}` is absent; {shim.what}")
+                return module
+        return None
 
 
-def patch(adapter: str = "auto", *, model: str | None = None, device: str | None = None) -> Patch:
-    """Answers `clip`, its copies and open_clip with this package's models, with the shims a pipeline needs.
-
-        with patch("vqgan_clip", model="clipag-mini"): ...
-        patch("clipdraw")                                # for good, or until `.undo()`
-
-    adapter: a name of `available_adapters()`; "auto" is the generic one, which knows all shims. model: a key or
-    path given for every model of OpenAI's names; None gives each name's robust counterpart. device: "cpu" sends
-    hard-coded CUDA to the CPU. What takes effect is logged under `clipag_plug.adapters`. ValueError for an unknown
-    adapter or device. What was imported of a pipeline before the patch has bound the real `clip` and keeps it.
-    """
-    if device not in (None, "cpu"):
-        raise ValueError(f"device is {device!r}; it must be 'cpu', or None to leave devices alone")
-    name = catalog.GENERIC if adapter == "auto" else adapter
-    return Patch(catalog.read(name), model, device)
+def current() -> Patch | None:
+    """The patch that was made last and is on."""
+    return _active[-1] if _active else None
 
 
-def _restore(environment: Any, before: dict[str, str]) -> None:
-    for name in set(environment) - set(before):
-        del environment[name]
-    for name, value in before.items():
-        if environment.get(name) != value:
-            environment[name] = value
+def _is_tried() -> bool:
+    """Whether the import under way may fail: it stands in a `try`, is a mere question, or is a library's affair."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if frame.f_code.co_name == "find_spec" and file.endswith("util.py"):
+            return True
+        if os.path.dirname(file) != str(HERE) and "importlib" not in file:
+            break
+        frame = frame.f_back
+    else:
+        return False
+    if "-packages" in file or file.startswith(sysconfig.get_path("stdlib")):
+        return True
+    try:
+        nodes = ast.walk(ast.parse("".join(linecache.getlines(file))))
+    except SyntaxError:
+        return False
+    return any(
+        handler.type is None or any(name in ast.unparse(handler.type) for name in CATCH)
+        for node in nodes
+        if isinstance(node, ast.Try)
+        and node.body[0].lineno <= frame.f_lineno <= (node.body[-1].end_lineno or 0)
+        for handler in node.handlers
+    )
+
+
+def _restore(before: dict[str, str]) -> None:
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def _put_back(owner: Any, name: str, before: Any) -> None:
-    if before is _MISSING:
-        if name in vars(owner):
-            delattr(owner, name)
-    else:
+    if before is not _MISSING:
         setattr(owner, name, before)
+    elif name in vars(owner):
+        delattr(owner, name)

@@ -1,192 +1,224 @@
-"""Runs a script, a notebook or a predictor as `__main__`, as `python SCRIPT` would, and puts everything back."""
+"""`clipag run`: somebody else's program as `__main__`, and one sentence for what it lacks."""
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-import importlib.machinery
 import importlib.util
-import io
 import logging
 import os
-import signal
+import re
+import runpy
 import sys
-import threading
+import tempfile
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+import urllib.error
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import cog_api, notebooks
-from .errors import RequestError
+from ..options.run import Run
+from . import catalog, cog, notebooks, start
+from .patching import HERE, Patch
 
-_log = logging.getLogger("clipag_plug.adapters")
+log = logging.getLogger("clipag_plug.adapters")
+NO_CUDA = re.compile("no NVIDIA driver|not compiled with CUDA|No CUDA GPUs|CUDA must be available")
+FITS = {
+    512: "clipag",
+    768: "fare4-l14",
+    1024: "leaf-h14",
+}  # a robust model for each width of features
+SHAPES = re.compile(
+    r"shapes cannot be multiplied \(\w+x(\d+) and (\d+)x|tensor a \((\d+)\) must match .* b \((\d+)\)"
+)
 
 
-def run(script: Path, arguments: Sequence[str], cells: set[int] | None = None) -> int:
-    """Runs a file and returns the exit code that `python` would have had; what it raises comes out.
+def run(options: Run) -> int:
+    """Runs a program on this package's models, and returns its exit code; what it leaves behind is its own.
 
-    cells: of a notebook, the cells to run, by their place in the file from 0.
+    Raises ValueError, OSError or ImportError, one sentence each, for what the program cannot be run with or lacks.
     """
-    with _as_main(script, arguments) as module:
-        try:
-            if notebooks.is_notebook(script):
-                _run_notebook(script, vars(module), cells)
-            else:
-                _run_file(script, arguments, vars(module))
-        except SystemExit as end:
-            return _exit_code(end.code)
-        finally:
-            _wait_for_threads()
-            sys.stdout.flush()
-    return 0
-
-
-def _run_file(script: Path, arguments: Sequence[str], names: dict[str, Any]) -> None:
-    with io.open_code(str(script)) as file:
-        data = file.read()
-    predictor = cog_api.is_predictor(importlib.util.decode_source(data))
-    if predictor:
-        cog_api.parse(arguments)  # before minutes of loading
-        sys.argv[1:] = []
-    exec(compile(data, str(script), "exec", dont_inherit=True), names)
-    if predictor:
-        cog_api.predict(names, arguments)
-
-
-def _run_notebook(script: Path, names: dict[str, Any], chosen: set[int] | None) -> None:
-    cells = notebooks.read_cells(script)
-    unknown = (chosen or set()) - {cell.index for cell in cells}
-    if unknown:
-        known = ", ".join(str(cell.index) for cell in cells)
-        raise RequestError(
-            f"there is no code cell {min(unknown)} in {script.name}; there are {known}"
+    program, main = _program(options)
+    adapter = (
+        catalog.detect(program) if options.adapter == "auto" else catalog.read(options.adapter)
+    )
+    _check_model(options)
+    _own_log(logging.WARNING if options.quiet else logging.INFO)
+    tested = f", tested on commit {', '.join(adapter.tested)}" if adapter.tested else ""
+    log.info("adapter %s (%s%s)", adapter.name, adapter.title, tested)
+    report = Path(tempfile.mkdtemp(prefix="clipag-run-"), "answered")
+    patch = start(options.model or None, options.device or None)
+    patch.follow(report=str(report))
+    # `python` and `python3` in the program's own commands are this one.
+    os.environ["PATH"] = os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    )
+    notebooks.PICTURES.stem = program.stem
+    out, errors = sys.stdout, sys.stderr
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise
+    except BaseException as error:
+        sys.stderr = sys.stderr if not sys.stderr.closed else errors
+        sentence = _lacking(error, adapter)
+        if sentence:
+            raise ImportError(sentence) from error
+        code = _as_python(error)
+        _hint(error, options, patch)
+    if sys.stdout.closed:
+        sys.stdout = out if not out.closed else open(os.devnull, "w")
+    if not report.exists():
+        log.warning(
+            "nothing was answered: the program asked no clip, open_clip or CLIPModel for a model"
         )
-    names |= {"__magic__": _magic, "display": _display, "get_ipython": lambda: None}
-    os.environ.setdefault("MPLBACKEND", "Agg")  # nobody would close the windows
-    for cell in cells:
-        if chosen is not None and cell.index not in chosen:
-            continue
-        _log.info("cell %d%s", cell.index, f": {cell.title}" if cell.title else "")
-        for notice in cell.notices:
-            _log.info("cell %d: %s", cell.index, notice)
-        try:
-            _run_cell(cell, f"{script}[{cell.index}]", names)
-        except Exception as error:
-            if not cell.installs:
-                raise
-            _log.info("cell %d installs packages and failed (%r); going on", cell.index, error)
+    return code
 
 
-def _run_cell(cell: notebooks.Cell, filename: str, names: dict[str, Any]) -> None:
-    import linecache
+def _program(options: Run) -> tuple[Path, Callable[[], int]]:
+    """The program's file, and the call that runs it as `__main__`."""
+    if options.module:
+        sys.path.insert(0, os.getcwd())
+        spec = importlib.util.find_spec(options.module)
+        if spec is None or not spec.origin:
+            raise ModuleNotFoundError(
+                f"there is no module {options.module!r} to run with -m; a model is --model"
+            )
+        arguments = [options.script, *options.arguments] if options.script else []
 
-    lines = cell.source.splitlines(keepends=True)
-    linecache.cache[filename] = (len(cell.source), None, lines, filename)  # for tracebacks
-    body, last = notebooks.with_display(cell.source, filename)
-    exec(compile(body, filename, "exec", dont_inherit=True), names)
-    if last is not None:
-        value = eval(compile(last, filename, "eval", dont_inherit=True), names)
-        if value is not None:
-            _display(value)
+        def module() -> int:
+            sys.argv = [str(spec.origin), *arguments]
+            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+            return 0
+
+        return Path(spec.origin), module
+    script = Path(options.script)
+    if not script.is_file():
+        raise FileNotFoundError(
+            f"there is no script {options.script!r}; give the path of a .py or .ipynb file"
+        )
+
+    def main() -> int:
+        made = ModuleType("__main__")
+        vars(made).update(__file__=str(script), __builtins__=__builtins__, __cached__=None)
+        sys.modules["__main__"], sys.argv = made, [str(script), *options.arguments]
+        sys.path[0] = str(script.resolve().parent)
+        if notebooks.is_notebook(script):
+            return notebooks.run(script, vars(made), options.chosen_cells())
+        source = script.read_bytes()
+        predictor = cog.is_predictor(importlib.util.decode_source(source))
+        if predictor:
+            cog.parse(options.arguments)  # before minutes of loading
+            sys.argv[1:] = []
+        exec(compile(source, str(script), "exec", dont_inherit=True), vars(made))
+        if predictor:
+            cog.predict(vars(made), options.arguments)
+        return 0
+
+    return script, main
 
 
-def _display(*values: Any, **keywords: Any) -> None:
-    for value in values:
-        print(value if isinstance(value, str) else repr(value))
+def _check_model(options: Run) -> None:
+    """Opens `--model` before the program starts: minutes later would be late."""
+    if options.model:
+        from ..weights import open_checkpoint
+
+        open_checkpoint(options.model)
 
 
-def _magic(name: str, rest: str) -> Any:
-    """`%cd` and `%env`, the magics that change what the next lines see."""
-    rest = rest.strip("\"'")
-    if name == "cd":
-        try:
-            os.chdir(os.path.expanduser(rest or "~"))
-        except OSError as error:
-            _log.info("%%cd %s: %s; staying in %s", rest, error.strerror, os.getcwd())
-        return None
-    key, equals, value = rest.partition("=") if "=" in rest else rest.partition(" ")
-    if not equals:
-        return os.environ.get(rest)
-    os.environ[key.strip()] = value.strip()
+def _own_log(level: int) -> None:
+    """Our lines go to stderr without the root handler: a program's own logging.basicConfig must find the root bare."""
+    root, logger = logging.getLogger(), logging.getLogger("clipag_plug")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("clipag: %(message)s"))
+    root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _lacking(error: BaseException, adapter: catalog.Adapter) -> str | None:
+    """One sentence for what a program lacks and did not look after itself; None for an error of its own."""
+    from ..weights.errors import FetchError
+
+    if isinstance(error, (cog.RequestError, notebooks.NotebookError)):
+        return str(error)
+    if isinstance(error, FetchError):
+        return f"{error}; offline, `--model clipag-mini` needs no download"
+    if isinstance(error, ModuleNotFoundError):
+        return _install(error, adapter)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        weights = catalog.known_weights(os.path.abspath(os.fspath(error.filename)), adapter)
+        return weights and weights.missing(os.path.abspath(os.fspath(error.filename)))
+    for address, place in _downloads(error):
+        weights = catalog.known_weights(place or address, adapter)
+        if weights:
+            return weights.missing(os.path.abspath(place) if place else weights.place, address)
+        where = f" and put it at {os.path.abspath(place)!r}" if place else ""
+        return f"the program downloads {address}, which cannot be reached; get it elsewhere{where}"
     return None
 
 
-@contextlib.contextmanager
-def _as_main(script: Path, arguments: Sequence[str]) -> Iterator[ModuleType]:
-    """A fresh `__main__` with its argv and sys.path[0]; afterwards everything that a script may turn is as before."""
-    module = ModuleType("__main__")
-    vars(module).update(
-        __file__=str(script), __builtins__=builtins, __cached__=None, __annotations__={}
-    )
-    vars(module)["__loader__"] = importlib.machinery.SourceFileLoader("__main__", str(script))
-    main, argv, path, folder = sys.modules["__main__"], sys.argv, sys.path, os.getcwd()
-    hooks = sys.excepthook, sys.stdout, sys.stderr, threading.excepthook
-    handlers = {number: signal.getsignal(number) for number in _signals()}
-    sys.modules["__main__"] = module
-    sys.argv = [str(script), *arguments]
-    sys.path = [str(script.resolve().parent), *path[1:]]
-    with warnings.catch_warnings(), _torch_settings():
-        try:
-            yield module
-        finally:
-            sys.modules["__main__"] = main
-            sys.argv, sys.path = argv, path
-            sys.excepthook, sys.stdout, sys.stderr, threading.excepthook = hooks
-            with contextlib.suppress(OSError):
-                os.chdir(folder)
-            for number, handler in handlers.items():
-                if signal.getsignal(number) != handler:
-                    signal.signal(number, handler)
+def _downloads(error: BaseException | None) -> Iterator[tuple[str, str]]:
+    """Address and place of downloads that failed, of `urllib`, `torch.hub` and `requests`."""
+    seen, found = False, {"url": "", "place": ""}
+    while error is not None:
+        seen |= isinstance(error, (urllib.error.URLError, ConnectionError, TimeoutError))
+        request = getattr(getattr(error, "request", None), "url", None)
+        if isinstance(error, OSError) and request:
+            yield str(request), ""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name in ("urlretrieve", "urlopen", "download_url_to_file"):
+                url, names = frame.f_locals.get("url"), frame.f_locals
+                found["url"] = found["url"] or str(getattr(url, "full_url", url))
+                found["place"] = found["place"] or str(
+                    names.get("filename") or names.get("dst") or ""
+                )
+        error = error.__cause__ or error.__context__
+    if seen and found["url"]:
+        yield found["url"], found["place"]
 
 
-@contextlib.contextmanager
-def _torch_settings() -> Iterator[None]:
-    """Global switches of torch that scripts turn."""
-    import torch
-
-    cudnn = torch.backends.cudnn
-    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
-    flags = cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before[0])
-        torch.set_grad_enabled(before[1])
-        torch.set_num_threads(before[2])
-        cudnn.benchmark, cudnn.deterministic = flags[:2]
-        torch.use_deterministic_algorithms(flags[2])
+def _install(error: ModuleNotFoundError, adapter: catalog.Adapter) -> str | None:
+    """What to install, if the module is known and no part of something that is there."""
+    top = (error.name or "").partition(".")[0]
+    how = {**catalog.read(catalog.GENERIC).packages, **adapter.packages}.get(top)
+    if top in sys.modules or not how:
+        return None
+    how = how if " " in how else f"pip install {how}"
+    return f"the program needs the module {top!r}, which is not installed; {how}"
 
 
-def _signals() -> list[signal.Signals]:
-    """Signals whose handlers can be put back: only the main thread may."""
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    return [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not None]
-
-
-def _exit_code(code: Any) -> int:
-    if code is None or isinstance(code, int):
-        return code or 0
-    print(code, file=sys.stderr)
+def _as_python(error: BaseException) -> int:
+    """Prints a traceback as `python` does: without the frames that lead to the program."""
+    trace = error.__traceback__
+    while trace is not None and (
+        os.path.dirname(trace.tb_frame.f_code.co_filename) == str(HERE)
+        or "runpy" in trace.tb_frame.f_code.co_filename
+    ):
+        trace = trace.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
     return 1
 
 
-def _wait_for_threads() -> None:
-    """As the interpreter does at its end; behind it the shims are gone."""
-    for thread in threading.enumerate():
-        if (
-            thread not in (threading.current_thread(), threading.main_thread())
-            and not thread.daemon
-        ):
-            thread.join()
-
-
-def print_traceback(error: BaseException) -> None:
-    """A script's traceback as `python` prints it: without the frames that lead to the script."""
-    trace, folder = error.__traceback__, os.path.dirname(__file__)
-    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == folder:
-        trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace)
+def _hint(error: BaseException, options: Run, patch: Patch) -> None:
+    """What an error that is the program's own may have to do with the choice of device or model."""
+    if not options.device and NO_CUDA.search(str(error)):
+        print(
+            "clipag: the program asks for CUDA; `--device cpu` keeps it on the CPU", file=sys.stderr
+        )
+    found = SHAPES.search(str(error))
+    numbers = {int(number) for number in found.groups() if number} if found else set()
+    wanted = numbers - patch.widths
+    if len(numbers) == 2 and len(wanted) == 1:
+        ours, theirs = (numbers - wanted).pop(), wanted.pop()
+        fits = (
+            f"`--model {FITS[theirs]}` has {theirs}"
+            if theirs in FITS
+            else "no model here has as many"
+        )
+        text = f"the program has a part for features of {theirs} numbers, and the model's have {ours}; {fits}"
+        print(f"clipag: {text}", file=sys.stderr)

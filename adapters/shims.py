@@ -1,155 +1,332 @@
-"""The compatibility shims by name, and the means to put the ones of an adapter in reach."""
+"""The shims by name: modules that stand in for absent ones, and names that libraries have dropped."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import os
-import sys
-import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from importlib import metadata, resources
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import attention, children, loading, standins
-
-if TYPE_CHECKING:
-    from .patching import Patch
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-LIBRARY = sysconfig.get_path("stdlib")
-Build = Callable[["Patch", str], ModuleType]
-After = Callable[["Patch", ModuleType], None]
+from . import notebooks
+from .patching import Patch, Shim
 
 
-@dataclass(frozen=True)
-class Shim:
-    """absent: modules that are made up when nothing else provides them. after: work behind an import.
-    now: work at the start of the patch. script_only: libraries that try an import find the truth."""
+class Nothing:
+    """Can be called, read, entered and iterated, and does nothing."""
 
-    what: str
-    absent: dict[str, Build] = field(default_factory=dict)
-    after: dict[str, After] = field(default_factory=dict)
-    now: Callable[[Patch], None] | None = None
-    script_only: bool = False
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        pass
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Nothing()
 
-@dataclass
-class Armed:
-    """What the import machinery and the patch need of the chosen shims."""
+    def __call__(self, *arguments: Any, **keywords: Any) -> Nothing:
+        return Nothing()
 
-    absent: Callable[[str], ModuleType | None]
-    after: dict[str, list[Callable[[ModuleType], None]]]
-    now: list[Callable[[Patch], None]]
+    __getitem__ = __enter__ = __call__
 
-
-def _optional(*names: str) -> dict[str, Build]:
-    return dict.fromkeys(names, standins.hollow)
-
-
-SHIMS: dict[str, Shim] = {
-    "pydiffvg": Shim(
-        "pydiffvg, where it is not installed, is this package's stroke renderer",
-        absent={"pydiffvg": standins.pydiffvg},
-    ),
-    "cog": Shim(
-        "cog's old interface of predictors",
-        absent={"cog": standins.cog},
-        after={"cog": standins.old_cog},
-    ),
-    "lightning": Shim(
-        "pytorch_lightning.utilities.distributed, moved in version 2",
-        absent={"pytorch_lightning.utilities.distributed": standins.lightning_distributed},
-    ),
-    "torch_six": Shim("torch._six, removed in torch 2", absent={"torch._six": standins.torch_six}),
-    "lpips": Shim(
-        "weights of taming's LPIPS and its VGG16, which most scripts throw away, loaded at their first use",
-        after={"taming.modules.losses.lpips": loading.defer_lpips},
-    ),
-    "torch_load": Shim("old checkpoints through torch.load", now=loading.load_old_files),
-    "downloads": Shim(
-        "one sentence for weights that cannot be fetched", now=loading.explain_downloads
-    ),
-    "unused": Shim(
-        "modules that are imported and not needed for the picture",
-        absent=_optional(
-            *("ttools", "ttools.modules", "moviepy", "moviepy.editor", "moviepy.video"),
-            *("moviepy.video.io", "moviepy.video.io.ffmpeg_writer", "wandb", "visdom", "IPython"),
-            *("IPython.display", "google.colab", "google.colab.files", "google.colab.drive"),
-            *("google", "tensorboardX", "ipywidgets"),
-        ),
-        script_only=True,
-    ),
-    "torchvision": Shim(
-        "modules and arguments that torchvision has dropped",
-        absent={
-            "torchvision.transforms.functional_tensor": standins.functional_tensor,
-            "torchvision.models.utils": standins.torchvision_models_utils,
-        },
-        after={"torchvision.utils": standins.save_image_range},
-    ),
-    "numpy": Shim("np.int and the like", after={"numpy": standins.numpy_aliases}),
-    "pillow": Shim("Image.ANTIALIAS", after={"PIL.Image": standins.pillow_aliases}),
-    "torch": Shim("torch.set_deterministic", after={"torch": standins.torch_aliases}),
-    "pkg_resources": Shim(
-        "pkg_resources, gone from setuptools", absent={"pkg_resources": standins.pkg_resources}
-    ),
-    "attention": Shim("attention of the image tower's blocks", now=attention.keep),
-    "children": Shim("Python scripts that the script starts", now=children.follow),
-    "tiny_imagenet": Shim(
-        "the tiny-imagenet that CLIPAG's notebook fits its start pictures to, where it cannot be had",
-        absent={"datasets": standins.datasets},
-        after={"datasets": standins.datasets_offline},
-        script_only=True,
-    ),
-}
-
-
-def arm(patch: Patch) -> Armed:
-    """The adapter's shims, bound to a patch. Raises ValueError for a name that is no shim."""
-    for name in patch.adapter.shims:
-        if name not in SHIMS:
-            raise ValueError(
-                f"adapter {patch.adapter.name!r} names no shim with {name!r}; there are: {', '.join(SHIMS)}"
-            )
-    chosen = {name: SHIMS[name] for name in patch.adapter.shims}
-    after: dict[str, list[Callable[[ModuleType], None]]] = {}
-    for shim in chosen.values():
-        for module, function in shim.after.items():
-            after.setdefault(module, []).append(_bind(function, patch))
-
-    def absent(name: str) -> ModuleType | None:
-        for key, shim in chosen.items():
-            if name in shim.absent and patch.active and not (shim.script_only and by_a_library()):
-                module = shim.absent[name](patch, name)
-                patch.say(key, f"`{name}` is absent; {_said(module, shim)}")
-                return module
+    def __exit__(self, *error: Any) -> None:
         return None
 
-    now: list[Any] = [shim.now for shim in chosen.values() if shim.now]
-    if patch.device == "cpu":
-        from .cuda import to_cpu
+    def __iter__(self) -> Any:
+        return iter(())
 
-        now.append(to_cpu)
-    return Armed(absent, after, now)
+    def __len__(self) -> int:
+        return 0
 
-
-def _bind(function: After, patch: Patch) -> Callable[[ModuleType], None]:
-    return lambda module: function(patch, module)
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
 
 
-def by_a_library() -> bool:
-    """Whether the import under way was written in a library, installed or of Python itself."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_machinery(frame.f_code.co_filename):
-        frame = frame.f_back
-    file = frame.f_code.co_filename
-    parts = file.replace(os.sep, "/").split("/")
-    return bool({"site-packages", "dist-packages"} & set(parts)) or file.startswith(LIBRARY)
+def late(name: str, function: str) -> Callable[[Patch, Any], Any]:
+    """A function of another module of this folder, imported when it is needed: both bring torch."""
+
+    def call(patch: Patch, module: Any) -> Any:
+        return getattr(importlib.import_module(f".{name}", __package__), function)(patch, module)
+
+    return call
 
 
-def _is_machinery(file: str) -> bool:
-    return os.path.dirname(file) == HERE or "importlib" in file
+def made(name: str, **contents: Any) -> ModuleType:
+    """A module of this name with these contents."""
+    module = ModuleType(name)
+    vars(module).update(contents)
+    return module
 
 
-def _said(module: ModuleType, shim: Shim) -> str:
-    return "an empty module stands in" if isinstance(module, standins.Hollow) else shim.what
+def hollow(patch: Patch, name: str) -> ModuleType:
+    """A module every name of which is something that does nothing."""
+
+    def getter(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
+        return Nothing
+
+    return made(name, __path__=[], __getattr__=getter)
+
+
+def ipython(patch: Patch, name: str) -> ModuleType:
+    """As much of IPython as is asked outside of it: nobody is there, and what is displayed is saved."""
+    module = hollow(patch, name)
+    ours = {"display": notebooks.display, "Image": notebooks.Image}
+    vars(module).update(version_info=(9, 0), get_ipython=lambda: None, **ours)
+    return module
+
+
+def copied(source: str) -> Callable[[Patch, str], ModuleType]:
+    """A builder of modules with the contents of another one; `.name` is one of this folder."""
+
+    def build(patch: Patch, name: str) -> ModuleType:
+        home = vars(importlib.import_module(source, __package__))
+        return made(name, **{k: v for k, v in home.items() if not k.startswith("__")})
+
+    return build
+
+
+def pydiffvg(patch: Patch, name: str) -> ModuleType:
+    """This package's renderer; pictures for Colab's /content go to ./content where there is none."""
+    module = copied(".pydiffvg_api")(patch, name)
+    write = vars(module)["imwrite"]
+
+    @functools.wraps(write)
+    def imwrite(img: Any, filename: Any, *arguments: Any, **keywords: Any) -> None:
+        path = os.fspath(filename)
+        if path.startswith("/content/") and not os.path.isdir("/content"):
+            patch.say("pydiffvg", f"pictures for /content go to {os.path.abspath('content')}")
+            path = path.lstrip("/")
+        write(img, path, *arguments, **keywords)
+
+    vars(module)["imwrite"] = imwrite
+    return module
+
+
+def old_cog(patch: Patch, module: Any) -> None:
+    """`Predictor` and `input`, which today's cog has under other names."""
+    from . import cog
+
+    if not hasattr(module, "Predictor"):
+        patch.fallback(module, "cog", {"Predictor": cog.Predictor, "input": cog.input})
+
+
+def figures(patch: Patch, module: Any) -> None:
+    """`plt.show()` where no window can be opened saves the figures."""
+    original = module.show
+
+    @functools.wraps(original)
+    def show(*arguments: Any, **keywords: Any) -> Any:
+        if patch.active and module.get_backend().lower() == "agg":
+            return notebooks.save_figures()
+        return original(*arguments, **keywords)
+
+    patch.replace(module, "show", show)
+
+
+def torch_six(patch: Patch, name: str) -> ModuleType:
+    """The aliases of builtin types that torch 1 had for Python 2."""
+    import collections.abc
+    import math
+
+    classes = {"string_classes": (str, bytes), "int_classes": int, "PY3": True, "PY37": True}
+    return made(name, container_abcs=collections.abc, inf=math.inf, nan=math.nan, **classes)
+
+
+def torchvision_models_utils(patch: Patch, name: str) -> ModuleType:
+    """Its one name."""
+    return made(
+        name, load_state_dict_from_url=importlib.import_module("torch.hub").load_state_dict_from_url
+    )
+
+
+def pkg_resources(patch: Patch, name: str) -> ModuleType:
+    """Versions of packages, files of packages, and `packaging`, which setuptools used to re-export."""
+
+    def file(package: str, path: str) -> Any:
+        module = importlib.import_module(package)
+        beside = Path(module.__file__ or "").parent if module.__file__ else resources.files(package)
+        return beside / path
+
+    return made(
+        name,
+        packaging=importlib.import_module("packaging"),
+        parse_version=importlib.import_module("packaging.version").parse,
+        get_distribution=metadata.distribution,
+        DistributionNotFound=metadata.PackageNotFoundError,
+        require=lambda *requirements: [],
+        iter_entry_points=lambda group, name=None: iter(metadata.entry_points(group=group)),
+        resource_filename=lambda package, path: str(file(package, path)),
+        resource_stream=lambda package, path: file(package, path).open("rb"),
+        resource_string=lambda package, path: file(package, path).read_bytes(),
+        resource_exists=lambda package, path: file(package, path).exists(),
+        resource_listdir=lambda package, path: [e.name for e in file(package, path).iterdir()],
+    )
+
+
+def save_image_range(patch: Patch, module: Any) -> None:
+    """`range=`, which save_image and make_grid call `value_range` since torchvision 0.12."""
+
+    def with_range(original: Any) -> Any:
+        @functools.wraps(original)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if patch.active and "range" in keywords:
+                keywords["value_range"] = keywords.pop("range")
+                patch.say("torchvision", f"{original.__name__}(range=...) is now value_range")
+            return original(*arguments, **keywords)
+
+        return call
+
+    for name in ("make_grid", "save_image"):
+        if "range" not in inspect.signature(getattr(module, name)).parameters:
+            patch.replace(module, name, with_range(getattr(module, name)))
+
+
+def kornia_transforms(patch: Patch, module: Any) -> None:
+    """`return_transform=`, gone since kornia 0.7: where it is true, the picture comes with the matrix of the change,
+    and a pair that goes in comes out as one."""
+
+    def without(original: Any) -> Any:
+        @functools.wraps(original)
+        def initialise(self: Any, *arguments: Any, **keywords: Any) -> None:
+            wanted = keywords.pop("return_transform", None) if patch.active else None
+            original(self, *arguments, **keywords)
+            if wanted is not None:
+                patch.say("kornia", "return_transform is gone from kornia; given back")
+                self.gives_matrix = bool(wanted)
+
+        return initialise
+
+    def with_matrix(original: Any) -> Any:
+        @functools.wraps(original)
+        def call(self: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
+            picture, before = given if isinstance(given, tuple) else (given, None)
+            out = original(self, picture, *arguments, **keywords)
+            if before is None and not getattr(self, "gives_matrix", False):
+                return out
+            matrix = getattr(self, "transform_matrix", None)
+            both = before is not None and matrix is not None
+            return out, matrix @ before if both else matrix if before is None else before
+
+        return call
+
+    for kind in {value for value in vars(module).values() if inspect.isclass(value)}:
+        if hasattr(kind, "transform_matrix"):
+            patch.replace(kind, "__init__", without(kind.__init__))
+            patch.replace(kind, "__call__", with_matrix(kind.__call__))
+
+
+def numpy_aliases(patch: Patch, module: Any) -> None:
+    """Names of builtin types that numpy 1.24 dropped, and those of 2.0."""
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (int, float, object, str, complex)}
+    old = {"float_": module.float64, "infty": module.inf, "Inf": module.inf, "NaN": module.nan}
+    patch.fallback(module, "numpy", kinds | old)
+
+
+def pillow_aliases(patch: Patch, module: Any) -> None:
+    """Resampling filters under the names that Pillow 10 dropped."""
+    names = {"ANTIALIAS": "LANCZOS", "LINEAR": "BILINEAR", "CUBIC": "BICUBIC"}
+    values = {old: getattr(module.Resampling, new) for old, new in names.items()}
+    patch.fallback(module, "pillow", values)
+
+
+def torch_aliases(patch: Patch, module: Any) -> None:
+    """Functions that torch 1.x had under other names."""
+    patch.fallback(module, "torch", {"set_deterministic": module.use_deterministic_algorithms})
+
+
+class Drawn:
+    """`load_dataset` for tiny-imagenet alone: pictures drawn from the mixture in this package.
+
+    CLIPAG's notebook fits a Gaussian to each class of that set; the mixture is such a fit, so what the notebook
+    fits to draws from it has the same means and covariances, up to the noise of 50 pictures a class.
+    """
+
+    def __init__(self, path: str, *arguments: Any, **keywords: Any) -> None:
+        import torch
+
+        from ..priors import Mixture
+
+        if not path.lower().endswith("tiny-imagenet"):
+            raise ImportError(f"the data set {path!r} needs `pip install datasets`")
+        mixture = Mixture.load()
+        count = min(200, len(mixture.classes))  # the set has 200, and the notebook counts on it
+        index = torch.arange(count).repeat_interleave(50)
+        pixels = mixture.sample(index, torch.Generator().manual_seed(0))
+        images = pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 64 x 64
+        self._columns = {"image": images.mul(255).round().to(torch.uint8), "label": index}
+
+    def with_format(self, kind: str) -> Drawn:
+        """The columns are tensors whatever is asked for."""
+        return self
+
+    def __getitem__(self, name: str) -> Any:
+        return list(self._columns[name])
+
+
+def datasets_offline(patch: Patch, module: Any) -> None:
+    """The same, where the library is there and tiny-imagenet cannot be had."""
+    if "site-packages" not in (module.__file__ or ""):
+        return  # a folder of the program's own
+    original = module.load_dataset
+
+    @functools.wraps(original)
+    def load_dataset(path: str, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return original(path, *arguments, **keywords)
+        except Exception as error:  # of several libraries, depending on what is missing
+            if not patch.active or not path.lower().endswith("tiny-imagenet"):
+                raise
+            patch.say("tiny_imagenet", f"{path} cannot be had ({type(error).__name__})")
+            return Drawn(path)
+
+    patch.replace(module, "load_dataset", load_dataset)
+
+
+HOLLOW = (
+    *("ttools", "ttools.modules", "moviepy", "moviepy.editor", "moviepy.video", "moviepy.video.io"),
+    *("moviepy.video.io.ffmpeg_writer", "wandb", "visdom", "tensorboardX", "ipywidgets"),
+)
+VISION = {
+    "torchvision.transforms.functional_tensor": copied("torchvision.transforms._functional_tensor"),
+    "torchvision.models.utils": torchvision_models_utils,
+}
+LIGHTNING = "pytorch_lightning.utilities"
+CLIP_MODEL = "transformers.models.clip.modeling_clip"
+SHIMS: dict[str, Shim] = {
+    "open_clip": Shim(after={"open_clip": late("models", "open_clip_factories")}),
+    "transformers": Shim(after={CLIP_MODEL: late("models", "transformers_model")}),
+    "torch_load": Shim(after={"torch": late("torch_shims", "load_old_files")}),
+    "cuda": Shim(after={"torch": late("torch_shims", "to_cpu")}),
+    "lpips": Shim(after={"taming.modules.losses.lpips": late("torch_shims", "defer_lpips")}),
+    "pydiffvg": Shim("this package's renderer stands in", {"pydiffvg": pydiffvg}, useful=True),
+    "cog": Shim("this package's stands in", {"cog": copied(".cog")}, {"cog": old_cog}, useful=True),
+    "lightning": Shim(
+        "it has moved", {f"{LIGHTNING}.distributed": copied(f"{LIGHTNING}.rank_zero")}
+    ),
+    "torch_six": Shim("its aliases of builtin types are given back", {"torch._six": torch_six}),
+    "unused": Shim("an empty module stands in", dict.fromkeys(HOLLOW, hollow)),
+    "display": Shim(
+        "what is displayed is saved",
+        dict.fromkeys(("IPython", "IPython.display"), ipython),
+        {
+            "IPython.display": lambda patch, m: patch.replace(m, "display", notebooks.display),
+            "matplotlib.pyplot": figures,
+        },
+    ),
+    "torchvision": Shim("it is given back", VISION, {"torchvision.utils": save_image_range}),
+    "kornia": Shim(after={"kornia.augmentation": kornia_transforms}),
+    "numpy": Shim(after={"numpy": numpy_aliases}),
+    "pillow": Shim(after={"PIL.Image": pillow_aliases}),
+    "torch": Shim(after={"torch": torch_aliases}),
+    "pkg_resources": Shim("its common names are given back", {"pkg_resources": pkg_resources}),
+    "tiny_imagenet": Shim(
+        "pictures drawn from the mixture in this package answer for tiny-imagenet",
+        {"datasets": lambda patch, name: made(name, load_dataset=Drawn)},
+        {"datasets": datasets_offline},
+    ),
+}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from . import clip as clip
     from . import model as model
     from . import simple_tokenizer as simple_tokenizer
-    from .adapters.patching import patch as patch
+    from .adapters import patch as patch
     from .clip import available_models as available_models
     from .clip import load as load
     from .clip import tokenize as tokenize
@@ -37,7 +37,7 @@ _HOME = {
     "available_models": "clip",
     "synthesize": "paint",
     "explain": "explanation",
-    "patch": "adapters.patching",
+    "patch": "adapters",
 }
 _SUBMODULES = ("clip", "model", "simple_tokenizer")
 

@@ -141,7 +141,7 @@ COMMANDS = {
     ),
     "run": Command(
         "clipag_plug.options.run:Run",
-        "clipag_plug.adapters.command:run",
+        "clipag_plug.adapters.scripts:run",
         "other programs",
         "run somebody else's CLIP script or notebook, unmodified, on CLIPAG",
         "clipag run --model clipag-mini --device cpu generate.py -p 'a goldfish' -i 50",

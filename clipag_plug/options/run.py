@@ -12,17 +12,21 @@ from .base import Options, option
 class Run(Options):
     """Runs somebody else's script or notebook, unmodified, with this package's models in the place of CLIP."""
 
-    script: str = option(help="Python script or notebook", positional=True, metavar="SCRIPT")
+    script: str = option("", "Python script or notebook", positional=True, metavar="SCRIPT")
     arguments: list[str] = option(
         [],
         "arguments of the script; everything behind its name is the script's",
         positional=True,
         metavar="ARG",
     )
+    module: str = option(
+        "",
+        "module to run in place of a script, as by `python -m`; its arguments follow",
+        short="-m",
+    )
     model: str = option(
         "",
         "key or file given for every model the script asks for; default: the robust counterpart of each",
-        short="-m",
     )
     adapter: str = option("auto", "adapter of the pipeline; auto tells it by the script's imports")
     device: str = option("", "cpu sends hard-coded CUDA to the CPU", choices=("", "cpu"))
@@ -31,6 +35,8 @@ class Run(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (self.script or self.module):
+            raise ValueError("Run needs a value for script, or -m MODULE")
         self.chosen_cells()
 
     def chosen_cells(self) -> set[int] | None:

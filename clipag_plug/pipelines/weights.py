@@ -171,7 +171,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def _taming(params: dict[str, Any]) -> Any:
     try:
-        from ..adapters.taming_shims import taming_shims
+        from ..adapters import taming_shims
 
         with taming_shims():
             from taming.models.vqgan import VQModel as Original

@@ -172,7 +172,7 @@ def _is_tried() -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if frame.f_code.co_name == "find_spec" and file.endswith("util.py"):
+        if frame.f_code.co_name == "find_spec" and "importlib" in file and "util" in file:
             return True
         if os.path.dirname(file) != str(HERE) and "importlib" not in file:
             break

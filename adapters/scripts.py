@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -14,7 +15,6 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ..options.run import Run
 from . import catalog, cog, notebooks, start
@@ -70,8 +70,8 @@ def run(options: Run) -> int:
         code = _as_python(error)
         _hint(error, options, patch)
     if sys.stdout.closed:
-        sys.stdout = out if not out.closed else open(os.devnull, "w")
-    if not report.exists():
+        sys.stdout = out if not out.closed else io.StringIO()  # as Python, which does not mind
+    if code == 0 and not report.exists():
         log.warning(
             "nothing was answered: the program asked no clip, open_clip or CLIPModel for a model"
         )
@@ -87,7 +87,7 @@ def _program(options: Run) -> tuple[Path, Callable[[], int]]:
             raise ModuleNotFoundError(
                 f"there is no module {options.module!r} to run with -m; a model is --model"
             )
-        arguments = [options.script, *options.arguments] if options.script else []
+        arguments = [*filter(None, [options.script]), *options.arguments]
 
         def module() -> int:
             sys.argv = [str(spec.origin), *arguments]
@@ -200,7 +200,11 @@ def _as_python(error: BaseException) -> int:
         or "runpy" in trace.tb_frame.f_code.co_filename
     ):
         trace = trace.tb_next
-    sys.excepthook(type(error), error.with_traceback(trace), trace)
+    own = (
+        sys.excepthook is not sys.__excepthook__
+    )  # else the cells of a notebook would not be quoted
+    show = sys.excepthook if own else traceback.print_exception
+    show(type(error), error, trace)
     return 1
 
 

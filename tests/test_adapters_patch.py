@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
 import pickle
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_helpers import library, old_file
+from clipag_plug.adapters import models
 
 import clipag_plug
 
@@ -26,8 +29,6 @@ def test_a_with_block_answers_and_forgets() -> None:
         inner = importlib.import_module("CLIP.clip")
         model, _ = inner.load("ViT-B/16", device="cpu")
         assert model.name == "clipag-mini"
-        with pytest.raises(ImportError):
-            importlib.import_module("CLIP_.clip")  # not a name of this pipeline
         os.environ["SET_BY_A_SCRIPT"] = "1"
     assert sys.meta_path == finders and dict(os.environ) == environment
     assert not [name for name in sys.modules if name.partition(".")[0] == "CLIP"]
@@ -159,8 +160,8 @@ def test_open_clip_without_weights_is_left_alone_and_without_a_model_the_counter
 
     real = open_clip.create_model
     with clipag_plug.patch("clipag") as patch:
-        key = patch.guide.open_clip_key
-        assert key("ViT-B-32", None) is None
+        key = functools.partial(models.open_clip_key, patch)
+        assert key("ViT-B-32", None) is None and key("coca_ViT-B-32", "laion2b") is None
         assert (
             key("ViT-B-32", "laion2b_s34b_b79k") == key("ViT-B-32-quickgelu", "openai") == "clipag"
         )
@@ -176,9 +177,7 @@ def test_a_pipeline_that_is_not_there_is_not_made_up() -> None:
         importlib.import_module("deep_daze")
 
 
-def test_libraries_that_try_an_import_find_the_truth(
-    library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_only_tried_stays_absent(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "try:\n    import ttools\n    found = True\nexcept ImportError:\n    found = False\n"
     (library / "site-packages").mkdir()
     (library / "site-packages" / "a_library.py").write_text(code)
@@ -186,5 +185,8 @@ def test_libraries_that_try_an_import_find_the_truth(
     monkeypatch.syspath_prepend(str(library / "site-packages"))
     with clipag_plug.patch():
         assert importlib.import_module("a_library").found is False
-        assert importlib.import_module("a_script").found is True
+        assert importlib.import_module("a_script").found is False, "who tries does without"
+        assert importlib.util.find_spec("wandb") is None
+        (library / "plain.py").write_text("import ttools\nfound = True\n")
+        assert importlib.import_module("plain").found is True
     assert "ttools" not in sys.modules

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import types
 from pathlib import Path
@@ -12,10 +13,16 @@ from typing import Any
 import pytest
 import torch
 from adapters_helpers import library, old_file
-from clipag_plug.adapters import loading
-from clipag_plug.adapters.taming_shims import taming_shims
+from clipag_plug.adapters import models, shims, taming_shims, torch_shims
 
 import clipag_plug
+
+
+class Hostile:
+    """Wants to run something when it is read."""
+
+    def __reduce__(self) -> Any:
+        return (os.putenv, ("CLIPAG_TEST_RAN", "1"))
 
 
 def test_old_checkpoints_are_read_and_nothing_in_them_is_run(tmp_path: Path) -> None:
@@ -26,11 +33,13 @@ def test_old_checkpoints_are_read_and_nothing_in_them_is_run(tmp_path: Path) -> 
         with open(path, "rb") as file:
             table = torch.load(file, map_location="cpu")
         assert torch.equal(table["state_dict"]["w"], torch.arange(3.0))
-        assert isinstance(table["callback"], loading.Inert)
-        assert patch.used and patch.used[0][0] == "torch_load" and "putenv" in patch.used[0][1]
+        assert isinstance(table["callback"], torch_shims.Inert)
+        assert patch.used and patch.used[0][0] == "torch_load" and "Gone" in patch.used[0][1]
         with pytest.raises(pickle.UnpicklingError):
             torch.load(path, weights_only=True)
-    assert not loading._harmless("os", "putenv") and not loading._harmless("builtins", "eval")
+        torch.save({"x": Hostile()}, path)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path)
 
 
 def test_a_whole_pickled_module_is_refused_as_without_the_shim(tmp_path: Path) -> None:
@@ -108,15 +117,31 @@ def test_cuda_is_redirected_however_it_is_asked_for(tmp_path: Path) -> None:
         assert x.cuda() is x
 
 
-def test_blocks_tell_the_attention_of_their_last_call(tiny_clip: Any) -> None:
-    with clipag_plug.patch("clipasso") as patch:
-        for function in patch.guide.loaded:
-            function(tiny_clip)
-        tiny_clip.encode_image(torch.rand(3, 3, 64, 64))
-        for block in tiny_clip.visual.transformer.resblocks:
-            assert block.attn_probs.shape == (
-                3 * 2,
-                17,
-                17,
-            )  # 2 heads; 16 patches and the class token
+def test_blocks_keep_the_attention_of_their_last_call_and_its_gradient(tiny_clip: Any) -> None:
+    images = torch.rand(3, 3, 64, 64)
+    tokens = torch.randint(1, 50, (2, tiny_clip.context_length))
+    plain = tiny_clip.encode_image(images), tiny_clip.encode_text(tokens)
+    models.keep_attention(tiny_clip)
+    kept = tiny_clip.encode_image(images), tiny_clip.encode_text(tokens)
+    for ours, theirs in zip(kept, plain, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    sum(features.square().sum() for features in kept).backward()
+    for tower, count, length in ((tiny_clip.visual, 3, 17), (tiny_clip, 2, tokens.shape[1])):
+        for block in tower.transformer.resblocks:
+            assert block.attn_probs.shape == (count * block.attn.num_heads, length, length)
             assert torch.allclose(block.attn_probs.sum(-1), torch.ones(()), atol=1e-5)
+            assert (
+                block.attn_grad.shape == block.attn_probs.shape and block.attn_grad.abs().sum() > 0
+            )
+
+
+def test_the_start_pictures_of_the_notebook_need_no_download() -> None:
+    from clipag_plug.priors import Mixture
+
+    data = shims.Drawn("Maysee/tiny-imagenet", split="valid").with_format("torch")
+    images, labels = data["image"], data["label"]
+    with pytest.raises(ImportError, match="pip install datasets"):
+        shims.Drawn("imagenet")
+    assert len(images) == len(labels) == 50 * 200 and images[0].shape == (3, 64, 64)
+    mean = torch.stack(images[:50]).float().div(255).mean(0)[:, ::4, ::4].flatten()
+    assert (mean - Mixture.load().means[0].float()).abs().mean() < 0.05

@@ -29,7 +29,7 @@ embeds = [
 ]
 z = torch.rand(1, 3, 64, 64, device=device).requires_grad_(True)
 checkpoint = torch.load("checkpoint.ckpt", map_location="cpu")
-assert list(checkpoint["state_dict"]) == ["weight"]
+assert list(checkpoint["state_dict"]) == ["w"]
 normalize = transforms.Normalize((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 optimiser = torch.optim.Adam([z], lr=0.1)
 for _ in range(2):

@@ -161,7 +161,7 @@ def _split(argv: list[str], options: type[Options]) -> tuple[list[str], list[str
             switches |= {flag(field.name), "--no-" + flag(field.name)[2:], field.metadata["short"]}
     place = 1
     while place < len(argv) and argv[place].startswith("-") and argv[place] != "--":
-        if argv[place] in ("-m", "--module"):  # as of `python`: what follows the module is the module's
+        if argv[place] in ("-m", "--module"):  # what follows is the module's, as of `python`
             return argv[: place + 2], argv[place + 2 :]
         place += 1 if "=" in argv[place] or argv[place] in switches else 2
     if argv[place : place + 1] == ["--"]:

@@ -12,26 +12,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvicorn
 
-from clipag_plug.demo.server import App, Server
+from clipag_plug.demo.app import App
+from clipag_plug.demo.command import listen, settings
 from clipag_plug.options.demo import Demo
 
 
 class Client:
     """Speaks HTTP to one server, as a page of it would."""
 
-    def __init__(self, server: Server) -> None:
-        self.port = server.server_address[1]
-        self.app = server.app
+    def __init__(self, app: App, port: int) -> None:
+        self.app, self.port = app, port
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, bytes, dict[str, str]]:
+    ) -> tuple[int, bytes, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, sent)
         answer = connection.getresponse()
-        found = answer.status, answer.read(), dict(answer.headers.items())
+        found = answer.status, answer.read(), answer.headers
         connection.close()
         return found
 
@@ -60,17 +61,18 @@ class Client:
 
 @contextlib.contextmanager
 def serving(**options: Any) -> Iterator[Client]:
-    server = Server(App(Demo(port=0, **options)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    asked = Demo(port=0, **options)
+    app, listening = App(asked), listen(asked)
+    server = uvicorn.Server(settings(app))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
-        yield Client(server)
+        yield Client(app, listening.getsockname()[1])
     finally:
-        server.shutdown()
-        server.app.queue.close()
-        server.app.channel.close()
-        server.server_close()
-        thread.join(5)
+        app.close()
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from clipag_plug.demo.events import Channel
-from clipag_plug.demo.jobs import Job, Queue, QueueFullError, Task
+from clipag_plug.demo.jobs import Channel, Job, Queue, QueueFullError, Task
 
 
 class Slow:
@@ -62,6 +61,13 @@ def test_a_job_goes_before_the_rest_of_the_warm_up() -> None:
     queue.close()
 
 
+def test_more_pages_than_are_kept_informed_cut_off_the_oldest() -> None:
+    channel = Channel(most=3)
+    boxes = [channel.open() for _ in range(10)]
+    channel.publish("queue", "queue", jobs=[])
+    assert [box.take(0) is not None for box in boxes] == [False] * 7 + [True] * 3
+
+
 def test_a_bug_fails_its_job_and_not_the_queue() -> None:
     def broken(job: Job) -> str:
         raise KeyError("x")
@@ -84,8 +90,7 @@ def test_a_page_that_opens_late_is_told_what_holds_and_the_newest_wins() -> None
         channel.publish("preview-a", "preview", step=step)
     assert [m["step"] for m in box.take(0) or []] == [4]
     channel.open()
-    with pytest.raises(ValueError, match="2 pages are open"):
-        channel.open()
-    channel.leave(box)
+    channel.open()  # one too many: the oldest is cut off, and its browser asks again
+    assert box.take(0) is None
     channel.forget("preview")
     assert [m["kind"] for m in channel.open().take(0) or []] == ["queue"]

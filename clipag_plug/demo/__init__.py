@@ -1,5 +1,4 @@
-"""`clipag demo`: a page on this machine, served by the standard library alone.
+"""`clipag demo`: a page on this machine.
 
-One process, a thread a connection and one thread that works: what the job needs is torch, which holds no
-event loop, so an asynchronous server would bring packages and no benefit. Nothing is installed for it.
+`app` answers requests, `jobs` works on one at a time, `studio` and `work` say how, `gallery` keeps what was made.
 """

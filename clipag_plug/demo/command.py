@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 import logging
+import signal
+import socket
 import sys
+from typing import Any
 
 from ..options.demo import Demo
-from .guard import LOCAL
+from .app import LOCAL, App
 from .jobs import Task
-from .server import App, Server
 
 log = logging.getLogger(__name__)
 
 
 def run(options: Demo) -> int:
     """Prints the address on stdout once the page can be opened. OSError where the port is taken."""
+    import uvicorn
+
+    listening = listen(options)
     app = App(options)
+    if app.guard.open:
+        log.warning("everybody who reaches %s can use this page", options.host)
+    sys.stdout.write(f"{address(listening)}\n")
+    sys.stdout.flush()
+    log.info("open it in a browser; runs are kept in %s; Ctrl-C ends it", options.output)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Behind the address: loading keeps the interpreter busy for seconds.
+    app.queue.submit(Task("warm-up", "Loading the models", app.studio.warm_up, yields=True))
     try:
-        server = Server(app)
+        uvicorn.Server(settings(app)).run([listening])
+    except KeyboardInterrupt:
+        log.info("ending; what is being painted is saved")
+    finally:
+        app.close()
+        listening.close()
+    return 0
+
+
+def settings(app: App) -> Any:
+    """How uvicorn serves: quietly, and without waiting for open pages at the end."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app.asgi,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=32 * 1024,
+        http="h11",
+        ws="none",
+    )
+
+
+def listen(options: Demo) -> socket.socket:
+    """A socket at the host and port that listens already, so that no page is refused while the rest starts."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
     except OSError as error:
-        app.queue.close()
         raise OSError(
             f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
             "choose another: clipag demo --port 8601"
         ) from error
-    if app.guard.open:
-        log.warning("everybody who reaches %s can use this page", options.host)
-    sys.stdout.write(f"{address(server)}\n")
-    sys.stdout.flush()
-    # Only now: loading keeps the interpreter busy for seconds, in which the address would not be printed.
-    app.queue.submit(Task("warm-up", "Loading the models", app.studio.warm_up, yields=True))
-    log.info("open it in a browser; runs are kept in %s; Ctrl-C ends it", options.output)
-    try:
-        server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt:
-        log.info("ending; what is being painted is saved")
-    finally:
-        app.queue.close()
-        app.channel.close()
-        server.server_close()
-    return 0
 
 
-def address(server: Server) -> str:
+def address(listening: socket.socket) -> str:
     """The address to open. A wildcard is no address: this machine's own stands for it."""
-    host, port = server.server_address[:2]
-    host = str(host)
+    host, port = listening.getsockname()[:2]
     name = LOCAL[1] if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/"

@@ -1,31 +1,53 @@
-"""The runs on disk: what the page lists, and the only files of the machine that it can ask for."""
+"""The runs and uploads on disk: what the page lists, and the only files of the machine that it can ask for."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import math
+import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomically
 from ..runs import new_run
 
 RECORD = "run.json"
 SIDES = ("a", "b")
 MOST_MAPS = 6
+JSON_KIND = "application/json"
 # A request can name nothing else. They lie in the folder of a side, or of the run.
 FILES = {
     "image.png": "image/png",
     "frames.jpg": "image/jpeg",
     "progress.webp": "image/webp",
-    "recipe.json": "application/json; charset=utf-8",
-    "steps.csv": "text/csv; charset=utf-8",
+    "recipe.json": JSON_KIND,
+    "steps.csv": "text/csv",
     "drawing.svg": "image/svg+xml",
     "picture.png": "image/png",
-    RECORD: "application/json; charset=utf-8",
+    RECORD: JSON_KIND,
     **{f"map-{number}.png": "image/png" for number in range(1, MOST_MAPS + 1)},
 }
+# What the page reads of a record and of its sides, by type; everything else in the file is left where it is.
+RUN_FIELDS = {
+    **dict.fromkeys(("kind", "title", "state", "method"), str),
+    **dict.fromkeys(("seed", "created", "seconds"), float),
+    "texts": list,
+    "request": dict,
+}
+SIDE_FIELDS = {
+    **dict.fromkeys(("key", "model"), str),
+    **dict.fromkeys(("loss", "steps", "frames", "columns"), float),
+    **dict.fromkeys(("size", "files", "cosines"), list),
+}
+LARGEST_RECORD = 2**20  # bytes
+FORMATS = ("PNG", "JPEG", "WEBP")
+LONGEST = 1024  # px; models see 224, and a larger one only costs time
 
 
 class Gallery:
@@ -42,7 +64,7 @@ class Gallery:
             record["sides"] = write(made)
             folder = new_run(record["title"], int(record.get("seed") or 0), self.root)
             record["id"] = folder.name
-            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(record, indent=2, allow_nan=False) + "\n"
             (made / RECORD).write_text(text, encoding="utf-8")
             made.chmod(0o755)
             folder.rmdir()  # it was empty and held the name; not every system renames over it
@@ -54,18 +76,14 @@ class Gallery:
 
     def runs(self, most: int = 200) -> list[dict[str, Any]]:
         """Records, the newest first."""
-        if not self.root.is_dir():
-            return []
-        found = [path for path in self.root.iterdir() if not path.name.startswith(".")]
-        stamped = [(_stamp(path), path) for path in found]
+        stamped = [(_stamp(path), path) for path in self._folders()]
         ordered = sorted(((t, p) for t, p in stamped if t), key=lambda pair: pair[0], reverse=True)
         records = (self._record(path) for _, path in ordered)
         return [record for record in records if record][:most]
 
     def get(self, run: str) -> dict[str, Any]:
         """The record of one run. FileNotFoundError for anything that is not the name of one."""
-        folder = self._folder(run)
-        record = self._record(folder)
+        record = self._record(self._folder(run))
         if not record:
             raise FileNotFoundError("there is no such run; reload the page")
         return record
@@ -84,33 +102,76 @@ class Gallery:
 
     def recipes(self, run: str) -> list[tuple[str, dict[str, Any]]]:
         """(side, recipe) of each picture of a run, as `clipag generate --from` reads them."""
-        sides = [side["key"] for side in self.get(run)["sides"]]
         found = []
-        for key in sides:
-            path = self.file(run, *filter(None, [key]), "recipe.json")
-            found.append((key or "a", json.loads(path.read_text(encoding="utf-8"))))
+        for side in self.get(run)["sides"]:
+            path = self.file(run, *filter(None, [side["key"]]), "recipe.json")
+            found.append((side["key"] or "a", _read(path)))
         return found
+
+    def _folders(self) -> list[Path]:
+        """The folders that may be runs. A link is none: it may lead anywhere."""
+        there = self.root.iterdir() if self.root.is_dir() else ()
+        return [
+            p for p in there if not p.name.startswith(".") and p.is_dir() and not p.is_symlink()
+        ]
 
     def _folder(self, run: str) -> Path:
         # The id is looked up among the names that are there, never joined to a path.
-        for path in self.root.iterdir() if self.root.is_dir() else ():
-            if path.name == run and not run.startswith("."):
+        for path in self._folders():
+            if path.name == run:
                 return path
         raise FileNotFoundError("there is no such run; reload the page")
 
     def _record(self, folder: Path) -> dict[str, Any] | None:
+        """What is known of a folder's run; None for a folder that holds none, whatever its files look like."""
         try:
             if (folder / RECORD).is_file():
-                record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-                return (
-                    {**record, "id": folder.name} if isinstance(record.get("sides"), list) else None
-                )
-            if not (folder / "image.png").is_file():
-                return None
-            recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-            return _painted_elsewhere(folder, recipe)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None  # not a run of ours
+                return _checked({**_read(folder / RECORD), "id": folder.name})
+            if (folder / "image.png").is_file():
+                return _checked(_painted_elsewhere(folder, _read(folder / "recipe.json")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass  # not a run of ours
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_symlink() or path.stat().st_size > LARGEST_RECORD:
+        raise ValueError("no record")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("no record")
+    return found
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the fields that the page reads, each of its type. ValueError for one without sides."""
+    sides = [_typed(side, SIDE_FIELDS) for side in record["sides"] if isinstance(side, dict)]
+    sides = [side for side in sides if side.get("key") in ("", *SIDES) and "model" in side]
+    if not sides or not isinstance(record["title"], str):
+        raise ValueError("no sides")
+    return {"created": 0.0, **_typed(record, RUN_FIELDS), "id": record["id"], "sides": sides}
+
+
+def _typed(values: dict[str, Any], fields: dict[str, type]) -> dict[str, Any]:
+    found = {}
+    for name, kind in fields.items():
+        value = values.get(name)
+        if kind is float:
+            fits = isinstance(value, int | float) and abs(value) < 2**53  # NaN and infinity are not
+        else:
+            fits = isinstance(value, kind) and _finite(value)
+        if fits:
+            found[name] = value
+    return found
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in it is NaN or infinite, which JSON does not know."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _painted_elsewhere(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -135,3 +196,77 @@ def _stamp(folder: Path) -> float:
         except OSError:
             continue
     return 0.0
+
+
+class UploadError(ValueError):
+    """A file that is no picture of ours; `status` is the HTTP status that says why."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Uploads:
+    """A folder of pictures, each under the hash of its content. One picture at a time is decoded."""
+
+    def __init__(self, folder: Path, most_bytes: int, most_pixels: int) -> None:
+        self.folder, self.most_bytes, self.most_pixels = folder, most_bytes, most_pixels
+        self._one_at_a_time = threading.Lock()
+
+    def add(self, data: bytes) -> dict[str, Any]:
+        """Checks, decodes and keeps a picture; its id and its size. UploadError where it is none."""
+        if len(data) > self.most_bytes:
+            raise UploadError(self.too_large(), 413)
+        name = hashlib.sha256(data).hexdigest()[:16]
+        path = self.folder / f"{name}.png"
+        with self._one_at_a_time:
+            picture = self.decode(data)
+        if not path.is_file():
+            write_atomically(
+                path, lambda temporary: picture.save(temporary, format="PNG"), parents=True
+            )
+        return {"id": name, "width": picture.width, "height": picture.height}
+
+    def decode(self, data: bytes) -> Any:
+        """An upright RGB picture of at most LONGEST pixels a side. The header is judged before the pixels are read."""
+        from PIL import Image
+
+        from ..images import as_rgb  # loads torch, and the page is to open before that
+
+        kinds = "PNG, JPEG or WebP"
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise UploadError(self.too_many_pixels(), 413) from error
+        except Exception as error:  # Pillow's parsers raise many things on hostile bytes
+            raise UploadError(f"this file is no picture; choose a {kinds}", 415) from error
+        if image.width * image.height > self.most_pixels:
+            raise UploadError(self.too_many_pixels(image.size), 413)
+        if min(image.size) < 8:
+            raise UploadError("the picture is smaller than 8 pixels; choose a larger one", 415)
+        try:
+            image.draft("RGB", (LONGEST, LONGEST))  # JPEG only: decodes at a fraction of the size
+            picture = as_rgb(image)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise UploadError(
+                f"the picture is damaged ({said}); choose a complete {kinds}", 415
+            ) from error
+        picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        return Image.frombytes("RGB", picture.size, picture.tobytes())  # nothing but the pixels
+
+    def path(self, name: str) -> Path:
+        """The file of an upload. FileNotFoundError for an id that is none, whatever it looks like."""
+        path = self.folder / f"{name}.png"
+        if not re.fullmatch(r"[0-9a-f]{16}", name) or not path.is_file():
+            raise FileNotFoundError("the uploaded picture is gone; choose it again")
+        return path
+
+    def too_large(self) -> str:
+        return f"the file is larger than {self.most_bytes / 2**20:g} MiB; choose a smaller one"
+
+    def too_many_pixels(self, size: tuple[int, int] | None = None) -> str:
+        given = (
+            f"the picture has {size[0]} x {size[1]} pixels" if size else "the picture is too big"
+        )
+        return f"{given}; at most {self.most_pixels / 1e6:g} megapixels are taken: choose a smaller one"

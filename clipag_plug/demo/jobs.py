@@ -1,4 +1,4 @@
-"""The queue: one job at a time, in the order they came, each of which can be stopped."""
+"""The queue, one job at a time in the order they came, and what every open page is told of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,83 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .events import Channel
-
 log = logging.getLogger(__name__)
-_REMEMBERED = 8  # jobs that are over and still listed
+REMEMBERED = 8  # jobs that are over and still listed
+PAGES = 64  # open pages that are kept informed
+
+
+class Mailbox:
+    """Messages for one page, the newest of each key. A slow page misses pictures; it never makes the others wait."""
+
+    def __init__(self) -> None:
+        self._messages: dict[str, dict[str, Any]] = {}
+        self._arrived = threading.Condition()
+        self._closed = False
+
+    def put(self, key: str, message: dict[str, Any]) -> None:
+        """Replaces what waits under this key."""
+        with self._arrived:
+            self._messages.pop(key, None)
+            self._messages[key] = message
+            self._arrived.notify()
+
+    def close(self) -> None:
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+
+    def take(self, seconds: float) -> list[dict[str, Any]] | None:
+        """The messages, oldest first; an empty list after `seconds` without one, None once closed."""
+        with self._arrived:
+            if not self._messages and not self._closed:
+                self._arrived.wait(seconds)
+            found = list(self._messages.values())
+            self._messages.clear()
+            return None if self._closed else found
+
+
+class Channel:
+    """Hands each message to every open page, and to those that open later what still holds."""
+
+    def __init__(self, most: int = PAGES) -> None:
+        self.most = most
+        self._boxes: list[Mailbox] = []
+        self._last: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def publish(self, key: str, kind: str, **content: Any) -> None:
+        message = {"kind": kind, **content}
+        with self._lock:
+            self._last[key] = message
+            for box in self._boxes:
+                box.put(key, message)
+
+    def forget(self, prefix: str) -> None:
+        """Later pages are not told what is under these keys any more."""
+        with self._lock:
+            self._last = {key: m for key, m in self._last.items() if not key.startswith(prefix)}
+
+    def open(self) -> Mailbox:
+        """A mailbox with what holds now in it. Where too many pages are open, the oldest is cut off and asks again."""
+        with self._lock:
+            if len(self._boxes) >= self.most:
+                self._boxes.pop(0).close()
+            box = Mailbox()
+            for key, message in self._last.items():
+                box.put(key, message)
+            self._boxes.append(box)
+            return box
+
+    def leave(self, box: Mailbox) -> None:
+        with self._lock:
+            if box in self._boxes:
+                self._boxes.remove(box)
+
+    def close(self) -> None:
+        """Ends every stream."""
+        with self._lock:
+            for box in self._boxes:
+                box.close()
 
 
 @dataclass(frozen=True)
@@ -59,11 +132,10 @@ class Queue:
         self.channel, self.most = channel, most
         self._numbers = itertools.count(1)
         self._waiting: collections.deque[Job] = collections.deque()
-        self._over: collections.deque[Job] = collections.deque(maxlen=_REMEMBERED)
+        self._over: collections.deque[Job] = collections.deque(maxlen=REMEMBERED)
         self._running: Job | None = None
         self._ending = False
-        self._lock = threading.RLock()
-        self._filled = threading.Condition(self._lock)
+        self._filled = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._work, name="clipag-demo-jobs", daemon=True)
         self._thread.start()
         self.announce()
@@ -79,33 +151,32 @@ class Queue:
             if self._running and self._running.task.yields:
                 self._running.stopping.set()
             self._filled.notify()
-        self.announce()
+            self.announce()
         return job
 
     def stop(self, number: str) -> bool:
         """Takes a waiting job out, or asks the running one to end with what it has. False if there is none."""
-        with self._lock:
-            for job in [*self._waiting, *filter(None, [self._running])]:
-                if job.id == number:
-                    job.stopping.set()
-                    if job in self._waiting:
-                        self._waiting.remove(job)
-                        job.state = "stopped"
-                        self._over.append(job)
-                    break
-            else:
+        with self._filled:
+            there = [*self._waiting, *filter(None, [self._running])]
+            job = next((job for job in there if job.id == number), None)
+            if job is None:
                 return False
-        self.announce()
-        return True
+            job.stopping.set()
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.state = "stopped"
+                self._over.append(job)
+            self.announce()
+            return True
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every job: those that are over, the running one, those that wait."""
-        with self._lock:
+        with self._filled:
             listed = [*self._over, *filter(None, [self._running]), *self._waiting]
             return [job.to_dict() for job in listed]
 
     def announce(self) -> None:
-        with self._lock:
+        with self._filled:
             self.channel.publish("queue", "queue", jobs=self.jobs())
 
     def close(self, seconds: float = 10.0) -> None:
@@ -121,8 +192,7 @@ class Queue:
     def _work(self) -> None:
         while True:
             with self._filled:
-                while not self._waiting and not self._ending:
-                    self._filled.wait()
+                self._filled.wait_for(lambda: self._waiting or self._ending)
                 if self._ending:
                     return
                 job = self._running = self._waiting.popleft()
@@ -131,10 +201,10 @@ class Queue:
             job.show = functools.partial(self._show, job)
             self.announce()
             self._run(job)
-            with self._lock:
+            with self._filled:
                 self._running = None
                 self._over.append(job)
-            self.announce()
+                self.announce()
 
     def _show(self, job: Job, side: str, **content: Any) -> None:
         self.channel.publish(f"preview-{side}", "preview", job=job.id, side=side, **content)

@@ -20,6 +20,8 @@ LONGEST_TEXT = 300
 
 
 def _check_text(text: str, what: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"the {what} holds half a character; write it again")
     if not text.strip():
         raise ValueError(f"the {what} is empty; write what to see, as: a goldfish")
     if len(text) > LONGEST_TEXT:

@@ -1,8 +1,7 @@
-"""The work behind the page: models that stay loaded, and the jobs that use them."""
+"""Models that stay loaded, and the jobs that requests ask for."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from collections.abc import Callable
@@ -12,21 +11,18 @@ from typing import Any
 from ..options.generate import Generate
 from ..weights import registry
 from ..weights.listing import whereabouts
-from ..weights.registry import training
-from .gallery import SIDES, Gallery
+from .gallery import Gallery, Uploads
 from .jobs import Job, Task
-from .requests import Draw, Look, Paint, Restyle
-from .uploads import Uploads
+from .requests import Draw, Look, Paint, Restyle, read
 
-FRAMES = 33  # of a trajectory, the start and the end among them
-_LOADED = 4  # guides kept in memory
+LOADED = 4  # guides kept in memory
 
 
 class Studio:
     """Turns checked requests into jobs. `offered`: what load() accepts and the page may name."""
 
     def __init__(self, gallery: Gallery, uploads: Uploads, offered: list[str], device: str) -> None:
-        self.gallery, self.uploads, self.device = gallery, uploads, device
+        self.gallery, self.uploads, self.device = gallery, uploads, device or None
         self.models = _offered(offered)
         self._guides: dict[str, Any] = {}
 
@@ -34,39 +30,58 @@ class Studio:
         """The job for a request. ValueError for a model that is not offered, FileNotFoundError for a lost picture."""
         for model in request.models:
             self.check_model(model)
-        if isinstance(request, Paint | Restyle | Look) and request.picture:
-            self.picture(request.picture)
-        if isinstance(request, Paint):
-            return _task(
-                "paint", request.prompt, lambda job: self._paint(job, request), request.models
-            )
-        if isinstance(request, Draw | Restyle):
-            from .pipelines import work
-
-            kind = "draw" if isinstance(request, Draw) else "style"
-            return _task(kind, request.prompt, lambda job: work(self, job, request), request.models)
+        name = getattr(request, "picture", "")
+        picture = self.picture(name) if name else None
+        texts = request.texts if isinstance(request, Look) else [request.prompt]
+        kinds = {Paint: "paint", Draw: "draw", Restyle: "style", Look: "explain"}
+        record: dict[str, Any] = {
+            "kind": kinds[type(request)],
+            "title": " · ".join(text.strip() for text in texts),
+            "request": request.to_dict(),
+        }
         if isinstance(request, Look):
-            from .looking import look
+            record |= {"texts": [text.strip() for text in texts], "method": request.method}
+        else:
+            record["seed"] = request.seed
 
-            texts = " · ".join(text.strip() for text in request.texts)
-            return _task("explain", texts, lambda job: look(self, job, request), request.models)
-        raise TypeError(type(request).__name__)
+        def work(job: Job) -> Any:
+            from . import work as jobs  # loads torch, and the page is to open before that
+
+            if isinstance(request, Paint):
+                options = jobs.paint_options(request, picture, self.device)
+                return jobs.paint(job, options, self.guide)
+            if isinstance(request, Look):
+                return jobs.look(job, request, self.picture(name), self.guide)
+            return jobs.draw_or_style(job, request, picture, self.guide, self.device)
+
+        return self._task(record, work, request.models)
 
     def again(self, run: str) -> Task:
         """The job that repeats a run: from the page's own request, or from the recipe of the picture."""
         record = self.gallery.get(run)
         if "request" in record:
-            from .requests import read
-
             return self.task(read(record["kind"], record["request"]))
         from ..paint.command import replay_options
 
         sides = {key: replay_options(recipe) for key, recipe in self.gallery.recipes(run)}
         for options in sides.values():
-            self.check_model(options.model)
-        kept = {"kind": "paint", "title": record["title"], "seed": record["seed"]}
+            for model in [options.model, *options.ensemble]:
+                self.check_model(model)
+            if (
+                options.files()
+            ):  # a recipe on disk may be anybody's: the page opens no file that it names
+                raise ValueError(
+                    "this picture was made from other files; repeat it with: clipag generate --from PICTURE"
+                )
+        kept = {"kind": "paint", "title": record["title"], "seed": record.get("seed", 0)}
         models = [options.model for options in sides.values()]
-        return _task("paint", record["title"], lambda job: self.run_paint(job, sides, kept), models)
+
+        def work(job: Job) -> Any:
+            from . import work as jobs
+
+            return jobs.paint(job, sides, self.guide)
+
+        return self._task(kept, work, models)
 
     def check_model(self, name: str) -> None:
         if name not in [model["key"] for model in self.models]:
@@ -79,8 +94,7 @@ class Studio:
         run, _, side = name.rpartition("/")
         if not run:
             return self.uploads.path(name)
-        record = self.gallery.get(run)
-        shown = "picture.png" if record["kind"] == "explain" else "image.png"
+        shown = "picture.png" if self.gallery.get(run).get("kind") == "explain" else "image.png"
         return self.gallery.file(run, *([side] if side else []), shown)
 
     def guide(self, name: str) -> Any:
@@ -88,9 +102,9 @@ class Studio:
         from ..guide import guide_for
 
         if name not in self._guides:
-            while len(self._guides) >= _LOADED:
+            while len(self._guides) >= LOADED:
                 self._guides.pop(next(iter(self._guides)))
-            guide = guide_for(name, device=self.device or None)
+            guide = guide_for(name, device=self.device)
             guide.model.eval().requires_grad_(False)
             self._guides[name] = guide
         self._guides[name] = self._guides.pop(name)  # the one used last goes last
@@ -100,73 +114,35 @@ class Studio:
         """Loads the models that the page opens with, and paints one step with each; a job that comes goes first."""
         from ..paint import Synthesizer
 
-        for number, name in enumerate([model["key"] for model in self.models][:2]):
+        for number, model in enumerate(self.models[:2]):
             if job.stopping.is_set():
                 break
             job.progress(number, 2)
-            next(iter(Synthesizer(Generate(prompts=["a picture"], steps=1), self.guide(name))))
+            guide = self.guide(model["key"])
+            next(iter(Synthesizer(Generate(prompts=["a picture"], steps=1), guide)))
         return ""
 
-    def _paint(self, job: Job, request: Paint) -> str:
-        path = str(self.picture(request.picture)) if request.picture else None
-        sides = {
-            side: Generate(
-                prompts=[request.prompt.strip()],
-                model=model,
-                seed=request.seed,
-                preset=request.preset,
-                steps=request.steps,
-                size=request.size,
-                image=path,
-                strength=request.strength if path else 0.0,
-                device=self.device or None,
-            )
-            for side, model in zip(SIDES, request.models)
-        }
-        record = {"kind": "paint", "title": request.prompt.strip(), "seed": request.seed}
-        record["request"] = request.to_dict()
-        return self.run_paint(job, sides, record)
+    def _task(self, record: dict[str, Any], work: Callable[[Job], Any], models: list[str]) -> Task:
+        """The job that works and puts what it made into the gallery."""
 
-    def run_paint(self, job: Job, sides: dict[str, Generate], record: dict[str, Any]) -> str:
-        from .painting import paint, write_side
+        def keep(job: Job) -> str:
+            started = time.monotonic()
+            write = work(job)
+            facts = {
+                "state": "stopped" if job.stopping.is_set() else "done",
+                "created": datetime.datetime.now().timestamp(),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            return self.gallery.add({**record, **facts}, write)
 
-        options = {key: dataclasses.replace(each, frames=FRAMES) for key, each in sides.items()}
-        started = time.monotonic()
-        results = paint(job, options, self.guide)
-        return self.keep(
-            job,
-            record,
-            started,
-            lambda folder: [write_side(folder, key, options[key], results[key]) for key in results],
-        )
-
-    def keep(
-        self,
-        job: Job,
-        record: dict[str, Any],
-        started: float,
-        write: Callable[[Path], list[dict[str, Any]]],
-    ) -> str:
-        """Puts a finished run into the gallery."""
-        state = "stopped" if job.stopping.is_set() else "done"
-        now = datetime.datetime.now().timestamp()
-        seconds = round(time.monotonic() - started, 1)
-        return self.gallery.add(
-            {**record, "state": state, "created": now, "seconds": seconds}, write
-        )
-
-
-def _task(kind: str, title: str, work: Callable[[Job], str], models: list[str]) -> Task:
-    return Task(kind, title.strip(), work, models)
+        return Task(record["kind"], record["title"], keep, models)
 
 
 def _offered(names: list[str]) -> list[dict[str, str]]:
     """Models that load without a download, and those that were asked for by name, ready for the page."""
     here = [r for r in registry.checkpoints() if whereabouts(r) in ("bundled", "cached")]
-    offered = {
-        record.key: training(record) for record in here if not record.key.startswith("judge")
-    }
+    notes = {r.key: registry.training(r) for r in here if not r.key.startswith("judge")}
     for name in names:
         record = registry.get(name)
-        offered[name] = training(record) if record else ""
-    return [{"key": key, "note": note} for key, note in offered.items()]
+        notes[name] = registry.training(record) if record else ""
+    return [{"key": key, "note": note} for key, note in notes.items()]

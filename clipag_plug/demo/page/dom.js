@@ -2,7 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 
-export const shared = { state: null, runs: [], watched: null, viewing: false, tab: "paint", jobs: [] };
+export const shared = { state: null, runs: [], watched: null, viewing: false, tab: "paint", jobs: [], server: "" };
 
 // make("a", {href: "/"}, "text", child): text is always text, never markup.
 export function make(tag, attributes = {}, ...children) {

@@ -197,8 +197,20 @@ async function stop(id) {
   await post(`/api/jobs/${id}/stop`).catch((error) => problem(error.message));
 }
 
+// A server that was started anew knows nothing of the jobs of the old one.
+function greet(id) {
+  if (shared.server && shared.server !== id && shared.watched !== null) {
+    Object.assign(shared, { watched: null, viewing: true });
+    document.body.classList.remove("busy");
+    $("stop").hidden = true;
+    problem("the program was started anew while this was being made; press the button to make it again");
+  }
+  shared.server = id;
+}
+
 function onMessage(message) {
-  if (message.kind === "queue") queue(message.jobs);
+  if (message.kind === "start") greet(message.id);
+  else if (message.kind === "queue") queue(message.jobs);
   else if (message.kind === "preview" && message.job === shared.watched) preview(message);
 }
 

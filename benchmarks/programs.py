@@ -43,7 +43,12 @@ def vqgan(folder: Path) -> None:
     config = {"double_z": False, "z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config |= {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "attn_resolutions": []}
     loss = {"target": "taming.modules.losses.vqperceptual.DummyLoss"}
-    params = {"embed_dim": 16, "n_embed": 64, "ddconfig": config | {"dropout": 0.0}, "lossconfig": loss}
+    params = {
+        "embed_dim": 16,
+        "n_embed": 64,
+        "ddconfig": config | {"dropout": 0.0},
+        "lossconfig": loss,
+    }
     with taming_shims():
         from taming.models.vqgan import VQModel
 
@@ -76,7 +81,9 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
     """Runs one program; returns its row of the table. RuntimeError with the end of its output if it failed."""
     source = checkouts / row["repository"].rpartition("/")[2]
     if not source.is_dir():
-        raise RuntimeError(f"{source} is not there: git clone https://github.com/{row['repository']}")
+        raise RuntimeError(
+            f"{source} is not there: git clone https://github.com/{row['repository']}"
+        )
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / source.name
         shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))
@@ -101,7 +108,9 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
         seconds = time.perf_counter() - start
         new = [p for p in set(folder.rglob(row.get("writes", "*"))) - before if p.is_file()]
         if done.returncode != row.get("code", 0) or not (new or row.get("writes") == ""):
-            raise RuntimeError(f"exit code {done.returncode}, {len(new)} files\n{done.stdout[-3000:]}")
+            raise RuntimeError(
+                f"exit code {done.returncode}, {len(new)} files\n{done.stdout[-3000:]}"
+            )
     install = f"`{row['install']}`" if row.get("install") else "nothing"
     standins = ", ".join(row.get("standins", ())) or "none"
     link = f"[{row['repository']}](https://github.com/{row['repository']})"
@@ -110,13 +119,17 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
 
 def main() -> int:
     """Runs the programs that were named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if not given.folder.is_dir():
-        parser.error(f"there is no folder {given.folder} of checkouts; git clone what programs.toml names into it")
+        parser.error(
+            f"there is no folder {given.folder} of checkouts; git clone what programs.toml names into it"
+        )
     if given.make:
         MAKERS[given.make](given.folder)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import CLIP, build
-from .simple_tokenizer import token_rows
+from . import files
+from .model import CLIP as CLIP
+from .model import OPENAI_MEAN, OPENAI_STD, RECIPE, build
+from .model import build_model as build_model
+from .simple_tokenizer import shared, token_rows
 
 __all__ = ["available_models", "load", "tokenize"]
 
@@ -98,7 +102,9 @@ def _open(
             vocabulary=_vocabulary(record, opened.card),
             precision=precision,
         )
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(device)
     return model, record
 
 
@@ -169,21 +175,62 @@ def _vocabulary(record: Any, card: dict[str, Any]) -> list[str] | None:
     return bundled_vocabulary().words
 
 
-def _transform(model: CLIP, record: Any) -> Any:
+def _transform(n_px: CLIP | int, record: Any = None) -> Any:
     """OpenAI's five steps, which pictures of PIL and tensors (..., C, H, W) both pass.
 
-    Only a model trained on squashed pictures has two numbers as the size of its first step.
+    n_px: the side of the images, or a model. Only a model trained on squashed pictures has two numbers as the size of
+    its first step.
     """
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
-    side = model.visual.input_resolution
-    size = (side, side) if record.resize_mode == "squash" else side
-    resize = Resize(size, interpolation=InterpolationMode(record.interpolation), antialias=True)
-    normalize = Normalize(model.mean, model.std)
-    return Compose([resize, CenterCrop(side), _to_rgb, _to_tensor, normalize])
+    side = n_px if isinstance(n_px, int) else n_px.visual.input_resolution
+    mean, std = (OPENAI_MEAN, OPENAI_STD) if isinstance(n_px, int) else (n_px.mean, n_px.std)
+    size = (side, side) if record and record.resize_mode == "squash" else side
+    how = InterpolationMode(record.interpolation if record else "bicubic")
+    resize = Resize(size, interpolation=how, antialias=True)
+    steps = [CenterCrop(side), _convert_image_to_rgb, _to_tensor, Normalize(mean, std)]
+    return Compose([resize, *steps])
 
 
-def _to_rgb(image: Any) -> Any:
+def _download(url: str, root: str | None = None) -> str:
+    """Path of a `torch.save`d state dict of a model in `_MODELS`, for `build_model`, as `clip._download` gives one.
+
+    Raises RuntimeError for an address that `_MODELS` does not have.
+    """
+    from .weights import cache, opening
+
+    scheme, _, name = url.partition(":")
+    if scheme != "clipag_plug":
+        raise RuntimeError(
+            f"{url!r} is none of clip._MODELS, and other addresses are not fetched: download the file and give "
+            "its path to clip.load"
+        )
+    key = _resolve(name)
+    path = cache.root(root) / f"{cache.slug(key)}.pt"
+    if not path.is_file():
+        opened = opening.open_checkpoint(key, root)
+        facts = {"name": opened.record.key, "config": opened.config, "card": opened.card}
+        facts |= {"mean": opened.record.mean, "std": opened.record.std}
+        recipe = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        state = {**opened.state_dict, RECIPE: recipe}
+        files.write_atomically(path, lambda name: torch.save(state, name), parents=True)
+    return str(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Private names of `clip.clip` that programs import: `_MODELS`, `_tokenizer` and `BICUBIC`."""
+    if name == "_MODELS":
+        return {model: f"clipag_plug:{model}" for model in available_models()}
+    if name == "_tokenizer":
+        return shared()
+    if name == "BICUBIC":
+        from torchvision.transforms import InterpolationMode
+
+        return InterpolationMode.BICUBIC
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _convert_image_to_rgb(image: Any) -> Any:
     """Three channels: pictures are converted, tensors of one channel repeated."""
     if not isinstance(image, Tensor):
         return image.convert("RGB")

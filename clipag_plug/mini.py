@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .towers import exporting
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
@@ -100,8 +102,6 @@ class MiniVisual(nn.Module):
             width_in = width
         self.stages = nn.Sequential(*stages)
         self.proj = nn.Linear(width_in, embed_dim)
-        self._reducers: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.reduce(images).contiguous(memory_format=torch.channels_last)
@@ -113,14 +113,22 @@ class MiniVisual(nn.Module):
         height, width = images.shape[-2:]
         if (height, width) == (self.image_size, self.image_size):
             return images
-        rows, columns = self._weights(height, images), self._weights(width, images)
+        rows, columns = (_reducer(n, self.image_size, images) for n in (height, width))
         return rows @ images @ columns.T
 
-    def _weights(self, size: int, like: Tensor) -> Tensor:
-        key = (size, like.device, like.dtype)
-        if key not in self._reducers:
-            self._reducers[key] = area_weights(size, self.image_size).to(like)
-        return self._reducers[key]
+
+def _reducer(size_in: int, size_out: int, like: Tensor) -> Tensor:
+    key = (size_in, size_out, like.device, like.dtype)
+    if exporting():  # a tensor of the recording must not outlive it
+        return area_weights(size_in, size_out).to(like)
+    if key not in _REDUCERS:
+        # Made in inference mode it could never be differentiated through again.
+        with torch.inference_mode(False):
+            _REDUCERS[key] = area_weights(size_in, size_out).to(like)
+    return _REDUCERS[key]
+
+
+_REDUCERS: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
 
 def grown(

@@ -1,95 +1,155 @@
-"""The model object of `clip`: OpenAI's attributes and calls on open_clip's networks."""
+"""The model object of `clip`: OpenAI's attributes, calls and axis order on weights of any public CLIP."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import math
+import threading
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .simple_tokenizer import foreign_rows, token_rows
-from .towers import build_network, empty_network, fill
+from .towers import (
+    Attention,
+    LayerNorm,
+    ModifiedResNet,
+    QuickGELU,
+    ResidualAttentionBlock,
+    Transformer,
+    VisionTransformer,
+    exporting,
+)
+
+__all__ = [
+    *("CLIP", "AttentionPool2d", "Bottleneck", "LayerNorm", "ModifiedResNet", "QuickGELU"),
+    *("OpenCLIP", "ResidualAttentionBlock", "Transformer", "VisionTransformer", "as_open_clip"),
+    *("build", "build_model", "convert_weights", "wrap"),
+]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Longer lists of texts, encoded without gradients, are taken in pieces of this many.
 TEXT_CHUNK = 256
+# Image towers of this package beside CLIP's own: an entry of `vision_cfg` with that name holds the options of
+# the class, which is made as Class(embed_dim, **options, input_resolution=image_size).
+TOWERS = {"mini": "mini.MiniVisual", "lite": "lite.LiteVisual"}
+EXTRAS = ("custom_text", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")  # fmt: skip
+# What our own networks know of open_clip's two configs; with any other entry open_clip builds that tower.
+PLAIN_VISION = {
+    *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
+    *("pool_type", "no_ln_pre", "final_ln_after_pool"),
+}
+PLAIN_TEXT = {
+    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+    *("no_causal_mask", "pool_type", "hf_tokenizer_name", "tokenizer_kwargs"),
+}
+# Entries of OpenAI's files that describe the model and are no weights; RECIPE is `clip._download`'s.
+RECIPE = "clipag_plug_recipe"
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", RECIPE)
 OPEN_CLIP_KINDS = (("open_clip.model", "CLIP"), ("open_clip.model", "CustomTextCLIP"))
 OPENAI_PARTS = (
     *("visual", "transformer", "token_embedding", "positional_embedding", "ln_final"),
     *("text_projection", "logit_scale"),
 )
+NAMED_AT_MOST = 8
 
 
 class CLIP(nn.Module):
-    """A CLIP with the attributes, calls and state-dict keys of OpenAI's.
+    """A CLIP with the attributes, calls, axis order and state-dict keys of OpenAI's, and its constructor.
 
-    net: an open_clip `CLIP` or `CustomTextCLIP` or a `MiniCLIP`, whose parts become this module's own
-    (the text tower of the second stays under `text`). Beside OpenAI's attributes there are `name`, `card` (a
-    dict), `mean` and `std` of its input, `vocabulary` (the words a small model was taught, or
-    None), `normalize` and `tokenize`.
-
-    On image towers that are transformers, hooks on `visual.transformer.resblocks` receive (L, N, D)
-    as in `clip`, unless `visual.transformer.batch_first` is true (an open_clip model handed in).
+    Beside OpenAI's attributes there are `name`, `card` (a dict), `mean` and `std` of its input, `vocabulary` (the
+    words a small model was taught, or None), `normalize`, `tokenize` and `features`. Parts of open_clip's that are
+    handed in (`wrap`) or that open_clip builds (towers with options that CLIP has not) keep open_clip's order
+    (N, L, D), and their transformers say `batch_first`.
     """
 
     visual: Any
     transformer: Any
-    token_embedding: nn.Embedding
-    positional_embedding: nn.Parameter
-    ln_final: nn.Module
-    text_projection: nn.Parameter | nn.Linear | None
-    logit_scale: nn.Parameter
-    logit_bias: nn.Parameter | None
     attn_mask: Tensor | None
 
     def __init__(
         self,
-        net: nn.Module,
-        *,
-        name: str = "custom",
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int | Sequence[int],
+        vision_width: int,
+        vision_patch_size: int | None,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+    ) -> None:
+        config = {
+            "embed_dim": embed_dim,
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": image_resolution,
+                "layers": vision_layers,
+                "width": vision_width,
+                **({"patch_size": vision_patch_size} if vision_patch_size else {}),
+            },
+            "text_cfg": {
+                "context_length": context_length,
+                "vocab_size": vocab_size,
+                "width": transformer_width,
+                "heads": transformer_heads,
+                "layers": transformer_layers,
+            },
+        }
+        super().__init__()
+        self._assemble(*_parts(config, None))
+
+    def _assemble(self, visual: Any, text: Any, logit_scale: Any, logit_bias: Any) -> CLIP:
+        """Takes the parts as its own. text: anything with the attributes of open_clip's text tower."""
+        self.visual = visual
+        if isinstance(text, nn.Module):
+            self.text = text
+        else:
+            self.transformer = text.transformer
+            self.token_embedding = text.token_embedding
+            self.positional_embedding = text.positional_embedding
+            self.ln_final = text.ln_final
+            self.text_projection = text.text_projection
+            self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+            self.text_pool_type, self.text_eos_id = text.pool_type, text.eos_id
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
+        self.context_length, self.vocab_size = int(text.context_length), int(text.vocab_size)
+        self.visual.input_resolution = _resolution(visual)
+        if not hasattr(visual, "output_dim"):
+            self.visual.output_dim = _output_dim(text)
+        self._describe("custom")
+        return self
+
+    def _describe(
+        self,
+        name: str,
         card: Mapping[str, Any] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         vocabulary: Sequence[str] | None = None,
         tokenizer: tuple[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__()
-        source: Any = net
-        self.visual = source.visual
-        if hasattr(source, "text"):
-            self.text = source.text
-        else:
-            self.transformer = source.transformer
-            self.token_embedding = source.token_embedding
-            self.positional_embedding = source.positional_embedding
-            self.ln_final = source.ln_final
-            self.text_projection = source.text_projection
-            self.register_buffer("attn_mask", source.attn_mask, persistent=False)
-            self.text_pool_type = source.text_pool_type
-            self.text_eos_id = source.text_eos_id
-        self.logit_scale = source.logit_scale
-        self.logit_bias = source.logit_bias
-        self.context_length, self.vocab_size = int(source.context_length), int(source.vocab_size)
-        self.visual.input_resolution = _resolution(self.visual)
-        if not hasattr(self.visual, "output_dim"):
-            self.visual.output_dim = _output_dim(source)
-        self.name = name
-        self.card = dict(card or {})
+    ) -> CLIP:
+        self.name, self.card = name, dict(card or {})
         self.mean = _triple(mean or getattr(self.visual, "image_mean", None) or OPENAI_MEAN)
         self.std = _triple(std or getattr(self.visual, "image_std", None) or OPENAI_STD)
         self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._tokenizer = tokenizer
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype images are cast to: that of the image tower's first convolution."""
-        if hasattr(self.visual, "conv1"):
-            return cast(torch.dtype, self.visual.conv1.weight.dtype)
-        return next(self.visual.parameters()).dtype
+        """The dtype images are cast to: that of the image tower's first matrix."""
+        weights = (getattr(module, "weight", None) for module in self.visual.modules())
+        return next(w.dtype for w in weights if isinstance(w, Tensor) and w.ndim > 1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> the model's input."""
@@ -120,31 +180,118 @@ class CLIP(nn.Module):
         piece is cut behind its last end-of-text token: attention is causal, so nothing behind that
         token reaches the features (they agree to rounding, about 1e-6).
         """
+        if exporting():
+            return self._text_features(text)
         self._check_tokens(text)
         if len(text) <= TEXT_CHUNK or self._keeps_text_graph():
             return self._text_features(text)
-        return torch.cat(
-            [self._text_features(self._cut(piece)) for piece in text.split(TEXT_CHUNK)]
-        )
+        pieces = text.split(TEXT_CHUNK)
+        return torch.cat([self._text_features(self._cut(piece)) for piece in pieces])
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarities times the logit scale: (images, texts) and its transpose."""
-        image_features = F.normalize(self.encode_image(image), dim=-1)
-        text_features = F.normalize(self.encode_text(text), dim=-1)
+        image_features = F.normalize(CLIP.encode_image(self, image), dim=-1)
+        text_features = F.normalize(CLIP.encode_text(self, text), dim=-1)
         logits = self.logit_scale.exp().squeeze() * image_features @ text_features.t()
         if self.logit_bias is not None:
             logits = logits + self.logit_bias
         return logits, logits.t()
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the image tower's blocks or stages from first to last, and "output", for `features`."""
+        return [*(name for name, _ in _blocks(self.visual)), "output"]
+
+    def features(
+        self, images: Tensor, layers: Sequence[str] | None = None, *, spatial: bool = False
+    ) -> dict[str, Tensor]:
+        """What layers of the image tower give for a batch; gradients flow, and no hooks are left behind.
+
+        Args:
+            images: normalised images (N, 3, R, R), as for `encode_image`.
+            layers: names of modules of `visual` (`visual.named_modules()`), "output" the features themselves;
+                None takes all of `model.layers`.
+            spatial: maps (N, C, h, w), class tokens left out, in place of everything as one row (N, ...).
+
+        Raises:
+            ValueError: no such layer, or a layer without places where maps are asked for.
+        """
+        modules, found, thread = dict(self.visual.named_modules()), {}, threading.get_ident()
+        modules["output"] = self.visual
+        names = self.layers if layers is None else list(layers)
+        unknown = [name for name in names if name not in modules]
+        if unknown:
+            raise ValueError(
+                f"the image tower has no layer {unknown[0]!r}; its blocks: {', '.join(self.layers)}"
+            )
+
+        def hook(name: str, output: Any) -> None:
+            if threading.get_ident() == thread:  # another thread may use the model just now
+                found[name] = output[0] if isinstance(output, tuple) else output
+
+        handles = [
+            modules[name].register_forward_hook(lambda _, __, out, name=name: hook(name, out))
+            for name in dict.fromkeys(names)
+        ]
+        try:
+            CLIP.encode_image(self, images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise ValueError(f"the image tower never calls its layer {absent[0]!r}")
+        return {name: self._laid_out(name, found[name], spatial) for name in names}
+
+    def _laid_out(self, name: str, output: Tensor, spatial: bool) -> Tensor:
+        """A layer's output with its samples in front, as maps or as rows."""
+        inside = name.split(".")[0] == "transformer"
+        if output.ndim == 3 and inside and not self.visual.transformer.batch_first:
+            output = output.transpose(0, 1)
+        if not spatial:
+            return output.flatten(1)
+        if output.ndim == 3:
+            side = math.isqrt(output.shape[1])
+            places = output[:, output.shape[1] - side * side :]
+            output = places.transpose(1, 2).unflatten(2, (side, side))
+        if output.ndim != 4:
+            raise ValueError(f"layer {name!r} gives {tuple(output.shape)}, which has no places")
+        return output
+
+    def build_attention_mask(self) -> Tensor:
+        """The causal mask (L, L): zeros, and minus infinity above the diagonal."""
+        return _causal(self.context_length)
+
+    def initialize_parameters(self) -> None:
+        """Draws the text tower's weights anew as in Radford et al. (2021), and those of a `ModifiedResNet`."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, ModifiedResNet):
+            self.visual.initialize_parameters()
+        width, layers = self.transformer.width, self.transformer.layers
+        spread = {
+            "attn.in_proj_weight": width**-0.5,
+            "attn.out_proj.weight": (2 * layers * width) ** -0.5,
+            "mlp.c_fc.weight": (2 * width) ** -0.5,
+            "mlp.c_proj.weight": (2 * layers * width) ** -0.5,
+        }
+        for block in self.transformer.resblocks:
+            for name, std in spread.items():
+                nn.init.normal_(block.get_parameter(name), std=std)
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection, std=width**-0.5)
+
     def _text_features(self, text: Tensor) -> Tensor:
         if hasattr(self, "text"):
             return cast(Tensor, self.text(text))
-        dtype = self.transformer.get_cast_dtype()
-        length = text.shape[1]
-        mask = self.attn_mask if self.attn_mask is None else self.attn_mask[:length, :length]
+        dtype, length = self.transformer.get_cast_dtype(), text.shape[1]
         x = self.token_embedding(text).to(dtype) + self.positional_embedding[:length].to(dtype)
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
-        x = self._pool(x, text)
+        if getattr(self.transformer, "batch_first", True):
+            mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+            x = self.transformer(x, attn_mask=mask)
+        else:
+            x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = self._pool(self.ln_final(x), text)
         if isinstance(self.text_projection, nn.Linear):
             return cast(Tensor, self.text_projection(x))
         return x if self.text_projection is None else x @ self.text_projection
@@ -157,10 +304,17 @@ class CLIP(nn.Module):
             return x[:, -1]
         # The end-of-text token of CLIP's vocabulary has the highest number.
         marks = (text == self.text_eos_id).int() if self.text_pool_type == "eos" else text
-        return x[torch.arange(len(x), device=x.device), marks.argmax(dim=-1)]
+        return x[torch.arange(x.shape[0], device=x.device), marks.argmax(dim=-1)]
+
+    @property
+    def _is_causal(self) -> bool:
+        if hasattr(self, "text"):
+            return False
+        first = self.transformer.resblocks[0]
+        return self.attn_mask is not None or getattr(first, "attn_mask", None) is not None
 
     def _cut(self, text: Tensor) -> Tensor:
-        if getattr(self, "attn_mask", None) is None or self.text_pool_type != "argmax":
+        if not self._is_causal or self.text_pool_type != "argmax":
             return text
         return text[:, : int(text.argmax(dim=-1).max()) + 1]
 
@@ -170,17 +324,105 @@ class CLIP(nn.Module):
 
     def _check_tokens(self, text: Tensor) -> None:
         """Cut rows are fine where attention is causal, as in `_cut`; anything else has one length."""
-        causal = getattr(self, "attn_mask", None) is not None
-        fits = (
-            text.shape[-1] <= self.context_length
-            if causal
-            else text.shape[-1] == self.context_length
-        )
+        length = text.shape[-1]
+        fits = length == self.context_length or (self._is_causal and length < self.context_length)
         if text.ndim != 2 or not fits:
             raise RuntimeError(
                 f"tokens of shape {tuple(text.shape)} for a model that reads (N, {self.context_length}); "
                 "model.tokenize(texts) makes them as this model needs them"
             )
+
+
+class OpenCLIP(CLIP):
+    """A `CLIP` with the calls and the axis order of open_clip's: made by `as_open_clip`."""
+
+    output_dict = False
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """Normalised images (N, 3, R, R) -> features (N, D), of length 1 where `normalize`."""
+        features = super().encode_image(image)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """Tokens (N, context_length) -> features (N, D), of length 1 where `normalize`."""
+        features = super().encode_text(text)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled cosine similarities (images, texts) and their transpose."""
+        return super().forward(image, text)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
+        """Normalised features (None where there was no input), logit scale and, if any, bias; or a dict of them."""
+        images = None if image is None else self.encode_image(image, normalize=True)
+        texts = None if text is None else self.encode_text(text, normalize=True)
+        names = ("image_features", "text_features", "logit_scale", "logit_bias")
+        values = (images, texts, self.logit_scale.exp(), self.logit_bias)
+        count = 3 if self.logit_bias is None else 4
+        return dict(zip(names[:count], values)) if self.output_dict else values[:count]
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freezes the image tower but for its last groups (Zhai et al. 2022): blocks, then the projection."""
+        visual = self.visual
+        if unlocked_groups and not isinstance(visual, VisionTransformer):
+            raise ValueError(
+                f"a {type(visual).__name__} is locked whole; unlocked_groups is {unlocked_groups}, use 0"
+            )
+        visual.requires_grad_(False)
+        if freeze_bn_stats:
+            from open_clip.utils import freeze_batch_norm_2d
+
+            freeze_batch_norm_2d(visual)
+        if unlocked_groups:
+            stem = (
+                visual.conv1,
+                visual.class_embedding,
+                visual.positional_embedding,
+                visual.ln_pre,
+            )
+            *blocks, last = visual.transformer.resblocks
+            groups = [stem, *((block,) for block in blocks), (last, visual.ln_post), (visual.proj,)]
+            for part in (part for group in groups[-unlocked_groups:] for part in group):
+                part.requires_grad_(True)
+
+    def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+        """Freezes the text tower but for its last layers: blocks, then final norm and projection."""
+        if hasattr(self, "text"):
+            self.text.lock(unlocked_layers, freeze_layer_norm)
+            return
+        parts = [self.token_embedding, self.positional_embedding, *self.transformer.resblocks]
+        groups = [[part] for part in parts]
+        groups.append([part for part in (self.ln_final, self.text_projection) if part is not None])
+        for index, group in enumerate(groups):
+            for part in group:
+                part.requires_grad_(index >= len(groups) - unlocked_layers)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are run again on the way back in place of keeping their activations."""
+        if hasattr(self.visual, "set_grad_checkpointing"):
+            self.visual.set_grad_checkpointing(enable)
+        (self.text if hasattr(self, "text") else self).transformer.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that open_clip's trainer does not decay."""
+        names = (name for name, _ in self.named_parameters())
+        return {
+            n for n in names if n.rpartition(".")[2] in ("positional_embedding", "class_embedding")
+        }
+
+
+def as_open_clip(model: CLIP, *, output_dict: bool = False) -> OpenCLIP:
+    """The same model, changed in place, for callers of open_clip: its calls, and (N, L, D) with masks as arguments."""
+    blocks: Any = () if hasattr(model, "text") else model.transformer.resblocks
+    for block in blocks:
+        if isinstance(block, ResidualAttentionBlock):
+            model.attn_mask, block.attn_mask = block.attn_mask, None
+    for module in model.modules():
+        if isinstance(module, Transformer | Attention):
+            module.batch_first = True
+    model.__class__ = OpenCLIP
+    cast(OpenCLIP, model).output_dict = output_dict
+    return cast(OpenCLIP, model)
 
 
 def build(
@@ -196,20 +438,72 @@ def build(
 ) -> CLIP:
     """The model of an open_clip model config, in evaluation mode, on the tensors' device.
 
-    `vision_cfg` with an entry "mini" makes a `MiniVisual`. The tensors of `state_dict` (open_clip's
-    or OpenAI's keys) become the parameters without a copy; None draws fresh weights. RuntimeError
-    names tensors that are missing, unexpected or of another shape.
+    Args:
+        config: `embed_dim`, `vision_cfg`, `text_cfg` and the entries of `EXTRAS`; a `vision_cfg` with the name of one
+            of `TOWERS` makes that tower.
+        state_dict: tensors under open_clip's or OpenAI's names, which become the parameters where dtype allows,
+            without a copy; None draws fresh weights.
+        precision: "fp32", "fp16" or "bf16".
+
+    Raises:
+        RuntimeError: tensors that are missing, unexpected or of another shape, by name.
+        ValueError: a config or precision that is not supported.
     """
-    net = build_network(config, state_dict, precision)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    low = PRECISIONS[precision]
+    if state_dict is None:
+        model = _new(config, low)
+    else:
+        floats = {n: t.float() if t.is_floating_point() else t for n, t in state_dict.items()}
+        model = _filled(config, floats, low)
+    if low is not None:
+        convert_weights(model, low)
     text = config["text_cfg"]
     tokenizer = None
     if text.get("hf_tokenizer_name"):
         tokenizer = (text["hf_tokenizer_name"], dict(text.get("tokenizer_kwargs") or {}))
-    model = CLIP(
-        net, name=name, card=card, mean=mean, std=std, vocabulary=vocabulary, tokenizer=tokenizer
-    )
+    model._describe(name, card, mean, std, vocabulary, tokenizer)
+    for parameter in model.parameters():  # as safetensors and parameters_to_vector need them
+        parameter.data = parameter.data.contiguous()
     # The causal mask is made here; the weights are where the caller has them.
     return model.to(model.logit_scale.device).eval()
+
+
+def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """The model of a state dict in OpenAI's layout, in evaluation mode and fp16, as `clip.model.build_model` makes it.
+
+    One of `clip._download` says which model it is; any other is taken for OpenAI's, whose activation is QuickGELU.
+    """
+    recipe: dict[str, Any] = {
+        "config": _openai_config(state_dict) if RECIPE not in state_dict else 0
+    }
+    if RECIPE in state_dict:
+        recipe = json.loads(bytes(state_dict[RECIPE].tolist()))
+    model = build(recipe.pop("config"), state_dict, **recipe)
+    convert_weights(model)
+    return model
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """OpenAI's mixed precision, in place: matrices in `dtype`, normalisation layers and embeddings as they are."""
+    if hasattr(getattr(model, "visual", None), "trunk"):
+        # A timm trunk has no mixed precision: open_clip casts such a model whole, and norms that ask for it back.
+        model.to(dtype=dtype)
+        for module in model.modules():
+            if isinstance(module, LayerNorm) or type(module).__name__ == "LayerNormFp32":
+                module.float()
+        return
+    attention = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # fmt: skip
+    for module in model.modules():
+        names: tuple[str, ...] = ("text_projection", "proj")
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            names = ("weight", "bias")
+        elif hasattr(module, "in_proj_weight"):
+            names = attention
+        for parameter in (module._parameters.get(name) for name in names):
+            if parameter is not None:
+                parameter.data = parameter.data.to(dtype)
 
 
 def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
@@ -220,62 +514,254 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
     """
     if isinstance(model, CLIP):
         return model
-    kind = type(model).__name__
+    kind, source = type(model).__name__, cast(Any, model)
+    wrapped = CLIP.__new__(CLIP)
+    nn.Module.__init__(wrapped)
     if any((base.__module__, base.__name__) in OPEN_CLIP_KINDS for base in type(model).__mro__):
-        return CLIP(model, name=name or f"open_clip {kind}").eval()
+        text = source.text if hasattr(source, "text") else SimpleNamespace(
+            **{part: getattr(source, part) for part in OPENAI_PARTS[1:-1]},
+            **{part: getattr(source, part) for part in ("attn_mask", "context_length", "vocab_size")},
+            pool_type=source.text_pool_type,
+            eos_id=source.text_eos_id,
+        )  # fmt: skip
+        wrapped._assemble(source.visual, text, source.logit_scale, source.logit_bias)
+        return wrapped._describe(name or f"open_clip {kind}").eval()
     blocks = getattr(getattr(model, "transformer", None), "resblocks", None)
     if isinstance(blocks, nn.Sequential) and all(hasattr(model, part) for part in OPENAI_PARTS):
-        return _from_openai(model, name or "clip").eval()
+        state = model.state_dict()
+        config = _openai_config(state)
+        config["quick_gelu"] = (
+            type(source.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+        )
+        config["text_cfg"]["heads"] = source.transformer.resblocks[0].attn.num_heads
+        pooling = getattr(source.visual, "attnpool", None)
+        heads = (pooling or source.visual.transformer.resblocks[0].attn).num_heads
+        config["vision_cfg"]["head_width"] = (
+            config["vision_cfg"]["width"] * (32 if pooling else 1) // heads
+        )
+        made = _filled(config, state, None)
+        for key, parameter in model.named_parameters():
+            made.get_parameter(key).requires_grad_(parameter.requires_grad)
+        return made._describe(name or "clip").to(source.logit_scale.device).eval()
     raise ValueError(
         f"{type(model).__module__}.{kind} is no CLIP of clipag_plug, open_clip or OpenAI's clip "
         "(a scripted one must be loaded with jit=False)"
     )
 
 
-def _from_openai(source: Any, name: str) -> CLIP:
-    net = empty_network(_openai_config(source), _mixed(source.visual.conv1.weight.dtype))
-    fill(net, source.state_dict())
-    for key, parameter in source.named_parameters():
-        net.get_parameter(key).requires_grad_(parameter.requires_grad)
-    return CLIP(net, name=name).to(source.logit_scale.device)
+class _Undrawn(TorchFunctionMode):
+    """Skips fills without storage: on the meta device they go through torch's compiler, whose import takes seconds."""
+
+    FILLS = frozenset(
+        ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "triu_")
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in self.FILLS and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
-def _openai_config(source: Any) -> dict[str, Any]:
-    """open_clip's model config of an OpenAI model, read off its modules."""
-    visual, block = source.visual, source.transformer.resblocks[0]
-    if hasattr(visual, "class_embedding"):
-        width, heads = visual.conv1.out_channels, visual.transformer.resblocks[0].attn.num_heads
-        vision = {
-            "layers": len(visual.transformer.resblocks),
-            "patch_size": visual.conv1.kernel_size[0],
-        }
-        head_width = width // heads
+def _new(config: Mapping[str, Any], low: torch.dtype | None) -> CLIP:
+    model = CLIP.__new__(CLIP)
+    nn.Module.__init__(model)
+    return model._assemble(*_parts(config, low))
+
+
+def _filled(
+    config: Mapping[str, Any], state_dict: Mapping[str, Tensor], low: torch.dtype | None
+) -> CLIP:
+    """The model on the given tensors: nothing is drawn at random first and nothing is held twice."""
+    with torch.device("meta"), _Undrawn():
+        model = _new(config, low)
+    given = {name: tensor for name, tensor in state_dict.items() if name not in NOT_WEIGHTS}
+    if hasattr(model, "text"):
+        model.text.attn_mask = (
+            None if model.text.attn_mask is None else model.build_attention_mask()
+        )
+        if "text_projection" in given:
+            from open_clip.model import convert_to_custom_text_state_dict
+
+            given = convert_to_custom_text_state_dict(given)
+    elif model.attn_mask is not None:
+        model.attn_mask = model.build_attention_mask()
+    wanted = model.state_dict()
+    for name in wanted:  # a counter that evaluation never reads, absent from older files
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, torch.zeros((), dtype=torch.long, device="cpu"))
+    problems = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in given and given[name].shape != wanted[name].shape
+        ],
+    }
+    found = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise RuntimeError(f"these weights do not fit the architecture; {'; '.join(found)}")
+    model.load_state_dict(given, assign=True)
+    return model
+
+
+def _parts(
+    config: Mapping[str, Any], low: torch.dtype | None
+) -> tuple[nn.Module, Any, nn.Parameter, nn.Parameter | None]:
+    """Image tower, text tower, logit scale and bias of a config, refused by name where unsupported."""
+    lacking = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+    if lacking:
+        raise ValueError(f"the model config lacks {', '.join(lacking)}; it has {', '.join(config)}")
+    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    known = ("embed_dim", "vision_cfg", "text_cfg", *EXTRAS)
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        raise ValueError(
+            f"the model config has {', '.join(unknown)}, which makes it no plain CLIP; "
+            f"supported beside the two towers: {', '.join(EXTRAS)}"
+        )
+    if text.get("hf_model_name"):
+        raise ValueError(
+            f"the text tower is the transformers model {text['hf_model_name']!r}; "
+            "only open_clip's own text towers are supported"
+        )
+    if any(kind in vision for kind in TOWERS) and (
+        config.get("quick_gelu") or config.get("custom_text")
+    ):
+        raise ValueError("a bundled kind of model has GELU and no text tower of its own kind")
+    act = QuickGELU if config.get("quick_gelu") else nn.GELU
+    try:
+        visual = _image_tower(config["embed_dim"], vision, act, low)
+        tower = _text_tower(config["embed_dim"], text, act, low, bool(config.get("custom_text")))
+    except TypeError as error:
+        raise ValueError(
+            f"the model config has an entry that its network does not know: {error}"
+        ) from error
+    shape = [1] if config.get("nonscalar_logit_scale") else []
+    scale = torch.full(shape, float(config.get("init_logit_scale", math.log(1 / 0.07))))
+    bias = config.get("init_logit_bias")
+    logit_bias = None if bias is None else nn.Parameter(torch.full(shape, float(bias)))
+    return visual, tower, nn.Parameter(scale), logit_bias
+
+
+def _image_tower(embed_dim: int, vision: dict[str, Any], act: Any, low: Any) -> nn.Module:
+    side = vision.get("image_size", 224)
+    for kind, path in TOWERS.items():
+        if kind in vision:
+            module, _, name = path.rpartition(".")
+            tower = getattr(importlib.import_module(f".{module}", __package__), name)
+            return cast(nn.Module, tower(embed_dim, **vision[kind], input_resolution=side))
+    given = {name for name, value in vision.items() if value is not None}
+    pooling, width = vision.get("pool_type", "tok"), vision.get("width", 768)
+    if given <= PLAIN_VISION and isinstance(side, int) and pooling in ("tok", "avg"):
+        layers, head_width = vision.get("layers", 12), vision.get("head_width", 64)
+        if not isinstance(layers, int):
+            return ModifiedResNet(layers, embed_dim, width * 32 // head_width, side, width)
+        names = ("pool_type", "no_ln_pre", "final_ln_after_pool", "mlp_ratio")
+        options = {name: vision[name] for name in names if name in vision}
+        sizes = (side, vision.get("patch_size", 16), width, layers, width // head_width, embed_dim)
+        return VisionTransformer(*sizes, act=act, **options)
+    from open_clip.model import _build_vision_tower
+
+    if vision.get("timm_model_name"):  # weights come from the caller, never from the network
+        vision["timm_model_pretrained"] = False
+    return cast(nn.Module, _build_vision_tower(embed_dim, vision, act is QuickGELU, low))
+
+
+def _text_tower(embed_dim: int, text: dict[str, Any], act: Any, low: Any, custom: bool) -> Any:
+    """A module where `custom`, else the parts of one."""
+    if custom or not set(text) <= PLAIN_TEXT:
+        from open_clip.model import _build_text_tower
+
+        tower = _build_text_tower(embed_dim, text, act is QuickGELU, low)
+        return tower if custom else SimpleNamespace(**tower.__dict__, **tower._modules,
+            **tower._parameters, **tower._buffers)  # fmt: skip
+    width, layers, heads = text.get("width", 512), text.get("layers", 12), text.get("heads", 8)
+    length, size = text.get("context_length", 77), text.get("vocab_size", 49408)
+    mask = None if text.get("no_causal_mask") else _causal(length)
+    tower = SimpleNamespace(
+        transformer=Transformer(width, layers, heads, mask, act=act, mlp_ratio=text.get("mlp_ratio", 4.0)),
+        token_embedding=nn.Embedding(size, width),
+        positional_embedding=nn.Parameter(torch.empty(length, width)),
+        ln_final=LayerNorm(width),
+        text_projection=nn.Parameter(torch.empty(width, embed_dim)),
+        attn_mask=None,  # its blocks hold it
+        pool_type=text.get("pool_type", "argmax"),
+        eos_id=2,
+        context_length=length,
+        vocab_size=size,
+        visual=None,
+    )  # fmt: skip
+    CLIP.initialize_parameters(cast(CLIP, tower))
+    return tower
+
+
+def _openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """open_clip's model config of a state dict in OpenAI's layout; heads leave no trace and are OpenAI's, 64 wide."""
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    absent = [name for name in (*OPENAI_PARTS[3:4], "text_projection") if name not in state]
+    if absent or not any(name.startswith("visual.") for name in state):
+        raise RuntimeError(
+            f"this is no state dict of OpenAI's clip ({', '.join(absent) or 'visual.*'} is missing); "
+            "clipag_plug.load(path) reads the other layouts"
+        )
+    kernel = state["visual.conv1.weight"]
+    if "visual.proj" in state:
+        patch = kernel.shape[-1]
+        side = math.isqrt(len(state["visual.positional_embedding"]) - 1) * patch
+        vision = {"layers": count("visual.transformer.resblocks."), "patch_size": patch}
+        width = kernel.shape[0]
     else:
-        stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
-        width = visual.layer1[0].conv1.out_channels
-        vision = {"layers": [len(stage) for stage in stages], "patch_size": None}
-        head_width = width * 32 // visual.attnpool.num_heads
-    vision |= {"width": width, "head_width": head_width, "image_size": int(visual.input_resolution)}
+        vision = {"layers": [count(f"visual.layer{i}.") for i in (1, 2, 3, 4)]}
+        width = state["visual.layer1.0.conv1.weight"].shape[0]
+        side = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1) * 32
+    length, text_width = state["positional_embedding"].shape
     return {
-        "embed_dim": source.text_projection.shape[1],
-        "quick_gelu": type(block.mlp.gelu).__name__ == "QuickGELU",
-        "vision_cfg": vision,
+        "embed_dim": state["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {**vision, "width": width, "image_size": side},
         "text_cfg": {
-            "context_length": source.positional_embedding.shape[0],
-            "vocab_size": source.token_embedding.weight.shape[0],
-            "width": source.ln_final.weight.shape[0],
-            "heads": block.attn.num_heads,
-            "layers": len(source.transformer.resblocks),
+            "context_length": length,
+            "vocab_size": len(state["token_embedding.weight"]),
+            "width": text_width,
+            "heads": max(1, text_width // 64),
+            "layers": count("transformer.resblocks."),
         },
     }
 
 
-def _mixed(dtype: torch.dtype) -> torch.dtype | None:
-    return None if dtype == torch.float32 else dtype
+def _blocks(visual: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of a transformer, or the stages of a residual network, by their names in the tower."""
+    modules = dict(visual.named_modules())
+    for path in ("transformer.resblocks", "trunk.blocks", "trunk.stages", "stages", "blocks"):
+        if path in modules:
+            return [(f"{path}.{name}", child) for name, child in modules[path].named_children()]
+    stages = [
+        name
+        for name in modules
+        if name.rpartition(".")[2].startswith("layer") and name[-1:].isdigit()
+    ]
+    return [(name, modules[name]) for name in stages if name.count(".") <= 1]
+
+
+def _causal(length: int) -> Tensor:
+    return torch.full((length, length), -math.inf, device="cpu").triu_(1)
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _resolution(visual: Any) -> int:
-    """The side of the images a tower takes, which MiniVisual already says itself."""
+    """The side of the images a tower takes."""
     size = getattr(visual, "input_resolution", None) or visual.image_size
     if isinstance(size, int):
         return size
@@ -286,8 +772,7 @@ def _resolution(visual: Any) -> int:
     return int(size[0])
 
 
-def _output_dim(net: Any) -> int:
-    text = getattr(net, "text", net)
+def _output_dim(text: Any) -> int:
     projection = text.text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features

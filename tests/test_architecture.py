@@ -26,7 +26,7 @@ ROWS = (
     ("guide",),
     ("clip",),
     ("model",),
-    ("towers", "lite", "mini", "minitext", "blocks", "simple_tokenizer"),
+    ("towers", "lite", "mini", "simple_tokenizer"),
     ("weights",),
     ("options", "vocabulary", "version", "files"),
 )

@@ -90,7 +90,7 @@ def _cannot(kind: str) -> str:
 
 
 def _residual_blocks() -> tuple[type[nn.Module], ...]:
-    from open_clip.modified_resnet import Bottleneck
+    from ..towers import Bottleneck
 
     return Block, Bottleneck
 

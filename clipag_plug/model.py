@@ -494,13 +494,12 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
             if isinstance(module, LayerNorm) or type(module).__name__ == "LayerNormFp32":
                 module.float()
         return
-    attention = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # fmt: skip
     for module in model.modules():
         names: tuple[str, ...] = ("text_projection", "proj")
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             names = ("weight", "bias")
         elif hasattr(module, "in_proj_weight"):
-            names = attention
+            names = tuple(n for n in module._parameters if n[:2] in ("in", "q_", "k_", "v_", "bi"))
         for parameter in (module._parameters.get(name) for name in names):
             if parameter is not None:
                 parameter.data = parameter.data.to(dtype)

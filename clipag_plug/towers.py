@@ -243,7 +243,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).flatten(2).permute(0, 2, 1)
-        token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        token = self.class_embedding.expand(x.shape[0], 1, -1).to(x.dtype)
         x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(x)
         if self.transformer.batch_first:

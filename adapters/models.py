@@ -225,46 +225,53 @@ class Tokenizer:
 
 
 def open_clip_factories(patch: Patch, module: Any) -> None:
-    """open_clip's functions, answered by this package's models. The package's own use of it does not pass here."""
+    """Patches open_clip once it is imported. This package's own use of it does not pass here."""
+    for name in FACTORIES:
+        if hasattr(module, name):
+            answer = _factory(patch, name, getattr(module, name))
+            for owner in (module, module.factory):
+                if hasattr(owner, name):
+                    patch.replace(owner, name, answer)
 
-    def tokenizer(original: Any, model_name: str = "", *given: Any, **keywords: Any) -> Any:
+
+def _factory(patch: Patch, name: str, original: Any) -> Any:
+    """One of open_clip's functions, answered by this package's models under its own signature."""
+
+    @functools.wraps(original)
+    def tokenizer(model_name: str = "", *arguments: Any, **keywords: Any) -> Any:
         # Whatever stands for the model reads CLIP's vocabulary; others keep their own tokenizer.
-        if not (patch.model or open_clip_key(patch, model_name, "any")):
-            return original(model_name, *given, **keywords)
+        if not patch.active or not (patch.model or open_clip_key(patch, model_name, "any")):
+            return original(model_name, *arguments, **keywords)
         return Tokenizer(keywords.get("context_length"))
 
-    def tokens(original: Any, texts: Any, context_length: int = 77) -> Any:
-        return Tokenizer(context_length)(texts)
+    @functools.wraps(original)
+    def tokens(texts: Any, context_length: int = 77) -> Any:
+        return Tokenizer(context_length)(texts) if patch.active else original(texts, context_length)
 
-    calls = {"get_tokenizer": tokenizer, "tokenize": tokens}
-    for name in FACTORIES:
-        for owner in (module, module.factory):
-            if hasattr(owner, name):
-                patch.wrap(owner, name, calls.get(name, functools.partial(_create, patch, name)))
+    @functools.wraps(original)
+    def model(model_name: str, *arguments: Any, **keywords: Any) -> Any:
+        order = ("precision", "device") if name == "load_openai_model" else None
+        positions = order or ("pretrained", "precision", "device")
+        given = dict(zip(positions, arguments, strict=False)) | keywords
+        pretrained = "openai" if order else given.get("pretrained")
+        key = open_clip_key(patch, model_name, pretrained) if patch.active else None
+        if key is None:
+            if patch.active:
+                text = f"{model_name!r} with pretrained={pretrained!r} is left to open_clip"
+                patch.say("open_clip", text)
+            return original(model_name, *arguments, **keywords)
+        precision = PRECISIONS.get(given.get("precision") or "fp32", "fp32")
+        made, transform = clip.load(key, given.get("device") or "cpu", precision=precision)
+        made.__class__ = OpenClipCLIP
+        made.output_dict = bool(given.get("output_dict", False))
+        text = f"{model_name!r} with pretrained={pretrained!r} gives {key!r}"
+        patch.answered("open_clip", text, made.visual.output_dim)
+        if name == "create_model_and_transforms":
+            return made, transform, transform
+        both = name == "create_model_from_pretrained" and given.get("return_transform", True)
+        return (made, transform) if both else made
 
-
-def _create(
-    patch: Patch, factory: str, original: Any, model_name: str, *given: Any, **keywords: Any
-) -> Any:
-    """A model, and its transforms where the factory gives them; the original's answer if none of ours stands for it."""
-    openai = factory == "load_openai_model"
-    order = ("precision", "device") if openai else ("pretrained", "precision", "device")
-    asked = dict(zip(order, given, strict=False)) | keywords
-    pretrained = "openai" if openai else asked.get("pretrained")
-    key = open_clip_key(patch, model_name, pretrained)
-    what = f"{model_name!r} with pretrained={pretrained!r}"
-    if key is None:
-        patch.say("open_clip", f"{what} is left to open_clip")
-        return original(model_name, *given, **keywords)
-    precision = PRECISIONS.get(asked.get("precision") or "fp32", "fp32")
-    model, transform = clip.load(key, asked.get("device") or "cpu", precision=precision)
-    model.__class__ = OpenClipCLIP
-    model.output_dict = bool(asked.get("output_dict", False))
-    patch.answered("open_clip", f"{what} gives {key!r}", model.visual.output_dim)
-    if factory == "create_model_and_transforms":
-        return model, transform, transform
-    both = factory == "create_model_from_pretrained" and asked.get("return_transform", True)
-    return (model, transform) if both else model
+    return {"get_tokenizer": tokenizer, "tokenize": tokens}.get(name, model)
 
 
 def open_clip_key(patch: Patch, name: str, pretrained: Any) -> str | None:
@@ -297,17 +304,23 @@ def transformers_model(patch: Patch, module: Any) -> None:
     original = module.CLIPModel.from_pretrained.__func__
 
     @functools.wraps(original)
-    def from_pretrained(kind: Any, name: Any, *given: Any, **keywords: Any) -> Any:
-        family = os.fspath(name).rpartition("openai/clip-vit-")[2]
-        size, _, patch_size = family.replace("-336", "@336px").partition("-patch")
-        key = patch.model or ROBUST_COUNTERPART.get(f"ViT-{size[:1].upper()}/{patch_size}")
-        if not patch.active or key is None or not patch_size or os.path.exists(name):
-            return original(kind, name, *given, **keywords)
+    def from_pretrained(kind: Any, name: Any, *arguments: Any, **keywords: Any) -> Any:
+        repository = os.fspath(name)
+        if not patch.active or os.path.exists(repository) or "openai/clip-" not in repository:
+            return original(kind, name, *arguments, **keywords)
+        plain = (
+            repository.rpartition("clip-vit-")[2].replace("-patch", "/").replace("-336", "@336px")
+        )
+        key = patch.model or ROBUST_COUNTERPART.get(
+            f"ViT-{plain[:1].upper()}/{plain.partition('/')[2]}"
+        )
+        if key is None:
+            return original(kind, name, *arguments, **keywords)
         with tempfile.TemporaryDirectory() as folder:
             weights.save_pretrained(key, folder, format="transformers")
-            model = original(kind, folder, *given, **keywords)
-        what = f"CLIPModel.from_pretrained({name!r}) gives {key!r}"
-        patch.answered("transformers", what, model.config.projection_dim)
+            model = original(kind, folder, *arguments, **keywords)
+        text = f"CLIPModel.from_pretrained({repository!r}) gives {key!r}"
+        patch.answered("transformers", text, model.config.projection_dim)
         return model
 
     patch.replace(module.CLIPModel, "from_pretrained", classmethod(from_pretrained))

@@ -44,8 +44,8 @@ class Shim:
 class Patch:
     """A patch that is on from the moment it is made; `undo`, or the end of its `with` block, takes it back.
 
-    Shims use `wrap`, `replace`, `fallback` and `say`. What they put in place does as the original does once the patch
-    is over, since other modules may have kept it.
+    Shims use `replace`, `fallback` and `say`. What they put in place looks at `active`, and does as the original does
+    once the patch is over, since other modules may have kept it.
 
     Args:
         shims: by name; each takes effect only where it is needed.
@@ -89,18 +89,6 @@ class Patch:
         """Sets an attribute until the patch is over."""
         self._stack.callback(_put_back, owner, name, vars(owner).get(name, _MISSING))
         setattr(owner, name, value)
-
-    def wrap(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
-        """Has `call(original, *arguments)` stand for a function while the patch is on."""
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def stand_in(*arguments: Any, **keywords: Any) -> Any:
-            if not self.active:
-                return original(*arguments, **keywords)
-            return call(original, *arguments, **keywords)
-
-        self.replace(owner, name, stand_in)
 
     def fallback(self, module: Any, shim: str, values: dict[str, Any]) -> None:
         """Gives a module attributes that it lacks, as its `__getattr__` would; each use is logged."""

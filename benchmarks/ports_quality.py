@@ -44,7 +44,7 @@ from clipag_plug.options.clipdraw import ClipDraw  # noqa: E402
 from clipag_plug.options.style import Style  # noqa: E402
 from clipag_plug.options.vqgan import Vqgan  # noqa: E402
 from clipag_plug.pipelines import clipdraw, clipstyler, vqgan_clip  # noqa: E402
-from clipag_plug.pipelines.common import Artwork  # noqa: E402
+from clipag_plug.pipelines.run import Artwork  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}

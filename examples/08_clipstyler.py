@@ -1,11 +1,11 @@
-"""CLIPStyler: a bundled photograph in the style of a sentence, by a network, by its pixels, and by a fast network."""
+"""CLIPStyler: a bundled photograph in the style of a sentence, by a network and by its pixels."""
 
 from pathlib import Path
 
 from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import contact_sheet, write_image
 from clipag_plug.paint.starts import fitted
-from clipag_plug.pipelines import clipstyler, fast_style, train_fast_style
+from clipag_plug.pipelines import clipstyler
 
 STYLE = "a coral reef"
 folder = Path("runs/examples")
@@ -16,8 +16,5 @@ quick = {"preset": "demo", "size": "64", "crop_size": 32, "crops": 8, "steps": 1
 pictures = [photo]
 for mode in ("network", "pixels"):
     pictures.append(clipstyler(STYLE, photo, mode=mode, **quick)[0].image)
-network = train_fast_style(STYLE, folder / "08_coral_reef.safetensors", **quick)
-pictures.append(fast_style(network, photo))
-sheet = contact_sheet([pictures], headings=["photograph", "network", "pixels", "fast"])
+sheet = contact_sheet([pictures], headings=["photograph", "network", "pixels"])
 print(write_image(folder / "08_clipstyler.png", sheet))
-print(network)

@@ -17,8 +17,8 @@ SOURCES = {"clipag_plug": ROOT / "clipag_plug", "clipag_plug.adapters": ROOT / "
 ROWS = (
     ("cli", "__main__"),
     ("bench", "demo"),
-    ("adapters", "pipelines", "search"),
-    ("train", "paint", "explanation"),
+    ("adapters", "pipelines", "paint"),
+    ("train", "explanation"),
     ("attacks", "strokes", "priors"),
     ("losses", "augment", "runs"),
     ("bundled",),

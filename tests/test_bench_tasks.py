@@ -194,7 +194,7 @@ def test_pipelines_are_called_with_the_same_seeds_and_settings(
 ) -> None:
     from types import SimpleNamespace
 
-    from clipag_plug import ports
+    from clipag_plug import pipelines
 
     calls: list[tuple[Any, ...]] = []
 
@@ -213,7 +213,7 @@ def test_pipelines_are_called_with_the_same_seeds_and_settings(
         ("vqgan_clip", "vqgan_clip", "count = 3, steps = 7"),
         ("clipstyler", "clipstyler", 'count = 2, photographs = 2, mode = "pixels", steps = 7'),
     ):
-        monkeypatch.setattr(ports, name, port(name), raising=False)
+        monkeypatch.setattr(pipelines, name, port(name), raising=False)
         calls.clear()
         records = one(tmp_path, task, settings)
         by_model = [

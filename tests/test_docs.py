@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_readme import FENCE, ROOT, check_arguments, check_install, check_make
 
 import clipag_plug
 from clipag_plug import cli
-from clipag_plug.images import read_image, read_recipe
+from clipag_plug.images import read_image, read_recipe, write_image
 from clipag_plug.options.base import flag
 
 DOCS = ROOT / "docs"
@@ -50,6 +51,7 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_image("photo.png", torch.rand(3, 64, 80))
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "make":

@@ -11,10 +11,8 @@ from ..guide import Guide
 from ..options.base import Options, option
 from ..options.search import METHODS, RANGES
 from ..options.search import Search as SearchOptions
-from ..search.command import load_generator, solve
-from ..search.methods import Found, Problem
-from ..search.protocol import Generator, enlarged
-from ..search.scoring import class_features, ordered, scorer
+from ..pipelines.gan_search import Found, Problem, class_features, enlarged, ordered, scorer, solve
+from ..pipelines.generators import Generator, load_generator
 from ..vocabulary import sentence
 from .distribution import fid, values
 from .generation import marks, verdicts
@@ -52,9 +50,7 @@ def run(context: Context) -> Measured:
     """
     options: GanSearch = context.options
     photos, judge = context.need_photos(), context.need_judge()
-    generator = load_generator(
-        SearchOptions(prompt="-", generator=options.generator, truncation=options.truncation)
-    )
+    generator = load_generator(options.generator, options.truncation)
     guide = Guide(context.model, name=context.name)
     wanted = list(range(0, len(context.classes), options.every))
     wanted = [label for label in wanted if (photos.labels == label).any()]
@@ -119,7 +115,7 @@ def _search(
         batch=options.batch,
         device=context.device,
     )
-    return solve(problem, SearchOptions(prompt="-", method=method, budget=options.budget))
+    return solve(problem, SearchOptions(method=method, budget=options.budget))
 
 
 @torch.no_grad()

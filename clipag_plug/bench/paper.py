@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..options.base import Options, option
-from ..search.protocol import enlarged
+from ..pipelines.gan_search import enlarged
 from .generation import draw, verdicts
 from .metrics import similarity
 from .prompts import read_prompts
@@ -104,6 +104,7 @@ def clipdraw(context: Context) -> Measured:
             preset=options.preset,
             augment=options.augment,
             steps=options.steps,
+            size=0,
         )[0].image
 
     return _measured(context, lambda prompts: _each(context, prompts, made))

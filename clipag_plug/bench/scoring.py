@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..search.protocol import enlarged
+from ..pipelines.gan_search import enlarged
 from .distribution import Inception, fid, inception_score, kid, values
 from .judge import Judge
 from .metrics import r_precision, similarity

@@ -31,7 +31,7 @@ from .requests import Draw, Look, Paint, Restyle
 PAUSE = 0.12  # s between two previews of a side: what an eye follows, at a few percent of the work
 FRAMES = 33  # of a trajectory, the start and the end among them
 COLUMNS = 6  # of the sheet of frames
-SHORT = 128  # px, short side of a restyled picture: what the preset asks for, in the picture's own aspect
+SHORT = 128  # px, short side at which a picture is restyled; the result has its own size
 CELL = 384  # px, longer side of the maps
 
 Guides = Callable[[str], Any]
@@ -102,7 +102,7 @@ def draw_or_style(
 
 
 def _drawing(request: Draw, guide: Any, model: str, device: str | None) -> Any:
-    from ..pipelines.drawing import Drawing
+    from ..pipelines.draw import Drawing
 
     options = ClipDraw(
         prompts=[request.prompt.strip()],
@@ -118,13 +118,8 @@ def _drawing(request: Draw, guide: Any, model: str, device: str | None) -> Any:
 
 
 def _styling(request: Restyle, path: Path, guide: Any, model: str, device: str | None) -> Any:
-    from ..pipelines.content import content_network
-    from ..pipelines.styling import Styling
+    from ..pipelines.style import maker
 
-    picture = read_image(path)
-    height, width = picture.shape[-2:]
-    scale = SHORT / min(height, width)
-    longest = 4 * SHORT  # a panorama is cut centrally
     options = Style(
         prompts=[request.prompt.strip()],
         image=str(path),
@@ -132,12 +127,11 @@ def _styling(request: Restyle, path: Path, guide: Any, model: str, device: str |
         preset="demo",
         seed=request.seed,
         steps=request.steps,
-        size=f"{min(round(width * scale), longest)}x{min(round(height * scale), longest)}",
+        side=SHORT,
         frames=FRAMES,
         device=device,
     ).resolved()
-    network = content_network(options.features, guide.device, options.vgg)
-    return Styling(options, guide, options.prompts[0], picture, network)
+    return maker(options)(options, guide, options.prompts[0])
 
 
 def look(job: Job, request: Look, path: Path, guides: Guides) -> Write:

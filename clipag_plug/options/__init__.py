@@ -48,11 +48,11 @@ def resolve(path: str) -> Any:
 COMMANDS = {
     "clipdraw": Command(
         "clipag_plug.options.clipdraw:ClipDraw",
-        "clipag_plug.pipelines.drawing:run",
+        "clipag_plug.pipelines.draw:run",
         "paint",
         "draw with strokes towards a sentence (CLIPDraw)",
         'clipag clipdraw "a goldfish" --preset demo --compare -o goldfish.png --svg goldfish.svg',
-        shown="output svg model compare preset strokes steps seed device",
+        shown="output svg size model compare preset strokes steps seed variations device json quiet",
     ),
     "demo": Command(
         "clipag_plug.options.demo:Demo",
@@ -71,27 +71,27 @@ COMMANDS = {
     ),
     "search": Command(
         "clipag_plug.options.search:Search",
-        "clipag_plug.search.command:run",
+        "clipag_plug.pipelines.gan_search:run",
         "paint",
         "search a class-conditional generator for the picture that fits a sentence",
         'clipag search "a goldfish" -o goldfish.png',
-        shown="output model generator method budget k seed device",
+        shown="output size model compare generator method budget k seed variations device json quiet",
     ),
     "style": Command(
         "clipag_plug.options.style:Style",
-        "clipag_plug.pipelines.styling:run",
+        "clipag_plug.pipelines.style:run",
         "paint",
         "give a picture the style that a sentence describes (CLIPStyler)",
         'clipag style "a coral reef" --image photo.jpg --preset demo --compare -o styled.png',
-        shown="image output model compare preset steps size seed device",
+        shown="image output model compare preset mode steps size seed variations device json quiet",
     ),
     "vqgan": Command(
         "clipag_plug.options.vqgan:Vqgan",
-        "clipag_plug.pipelines.latents:run",
+        "clipag_plug.pipelines.vqgan:run",
         "paint",
         "steer the codes of a VQGAN with sentences (VQGAN+CLIP)",
         'clipag vqgan "a lemon | a banana:-0.3" --preset demo --compare -o lemon.png',
-        shown="output model compare preset steps size seed device",
+        shown="output model compare preset steps size seed variations device json quiet",
     ),
     "bench": Command(
         "clipag_plug.options.bench:Bench",

@@ -1,26 +1,23 @@
-"""Options of `clipag search`: which prompt, which generator, how to search and for how long."""
+"""Options of `clipag search` and `clipag_plug.pipelines.search`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from .base import Options, option
+from .base import option
+from .picture import Picture
 
 METHODS = ("random", "evolve", "refine")
 RANGES = ("correct", "legacy")
 
 
 @dataclasses.dataclass
-class Search(Options):
-    """CLIP-guided search over a class-conditional generator: the picture that fits a prompt best."""
+class Search(Picture):
+    """CLIP-guided search over a class-conditional generator (Du, Yin & Gu): the picture that fits a prompt best."""
 
-    prompt: str = option(help="what to look for", positional=True, metavar="PROMPT")
-    output: str = option("search.png", "picture to write (.png), its recipe inside", short="-o")
-    model: str = option("clipag-mini", "key or file of the CLIP that scores", short="-m")
     generator: str = option(
         "bundled",
-        "bundled, a file written by clipag_plug.search.fitting, or biggan:NAME, as biggan:biggan-deep-256, "
-        "or biggan:FOLDER",
+        "bundled, a .safetensors file of its kind, biggan:biggan-deep-256 or biggan:FOLDER",
     )
     method: str = option(
         "random",
@@ -29,7 +26,12 @@ class Search(Options):
     )
     k: int = option(10, "classes nearest to the prompt that are drawn from; 0 for all", low=0)
     budget: int = option(100, "pictures to make in all", low=1)
-    seed: int = option(0, "seed of the draws", short="-s", low=0)
+    size: int = option(
+        448,
+        "side of the written picture, resampled from the generator's own; 0 for that",
+        low=0,
+        high=8192,
+    )
     template: str = option("An image of {}", "text of a class, from which the nearest are found")
     range: str = option(
         "correct",
@@ -42,15 +44,9 @@ class Search(Options):
     bases: int = option(4, "refine: best draws that are refined", low=1)
     rate: float = option(0.05, "refine: learning rate of Adam on z and the class weights", low=0)
     batch: int = option(32, "pictures at a time; the result does not depend on it", low=1)
-    device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
-    quiet: bool = option(False, "no remarks on stderr", short="-q")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.prompt.strip():
-            raise ValueError(
-                "the prompt is empty; write what to look for, as: clipag search 'a goldfish'"
-            )
         if "{}" not in self.template:
             raise ValueError(f"--template is {self.template!r}; it must hold {{}} for the class")
         if self.method == "refine" and self.budget < 2:

@@ -17,7 +17,7 @@ from ..vocabulary import bundled_vocabulary, sentence
 
 Parts = list[tuple[str, float]]
 Chunk = tuple[slice, slice]  # of pictures and of their views
-_WEIGHT = re.compile(r"(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*", re.DOTALL)
+_NUMBER = re.compile(r"(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.DOTALL)
 
 
 class NotFiniteError(RuntimeError):
@@ -26,25 +26,35 @@ class NotFiniteError(RuntimeError):
     results: Sequence[Any] = ()
 
 
+def split_prompt(prompt: str, numbers: int = 1) -> list[tuple[str, list[float]]]:
+    """The parts of 'a fox:1 | blurry:-0.3': each text with at most `numbers` numbers behind it, the weight first.
+
+    Raises: ValueError where a part is empty, a number is not finite, or every weight is 0.
+    """
+    parts = []
+    for piece in prompt.split("|"):
+        text, found = piece.strip(), list[float]()
+        while len(found) < numbers and (match := _NUMBER.fullmatch(text)):
+            text, found = match[1].strip(), [float(match[2]), *found]
+        if not text or not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"prompt {prompt!r} has an empty part or an infinite weight; write TEXT or TEXT:WEIGHT around each '|'"
+            )
+        parts.append((text, found))
+    if all(found[:1] == [0.0] for _, found in parts):
+        raise ValueError(f"prompt {prompt!r} has no weight other than 0; nothing would be drawn")
+    return parts
+
+
 def parse_prompt(prompt: str, prefix: str = "") -> Parts:
     """'a fox:1 | blurry:-0.3' -> [("a fox", 1.0), ("blurry", -0.3)]; parts of weight 0 are left out.
 
     `prefix` is put before the parts of positive weight. A text that itself ends in ':10' needs a weight after it.
-    ValueError where a part is empty or every weight is 0.
+    Raises: ValueError, as `split_prompt` does.
     """
-    parts = []
-    for piece in prompt.split("|"):
-        match = _WEIGHT.fullmatch(piece)
-        text, weight = (match[1].strip(), float(match[2])) if match else (piece.strip(), 1.0)
-        if not text or not math.isfinite(weight):
-            raise ValueError(
-                f"prompt {prompt!r} has an empty part or an infinite weight; write TEXT or TEXT:WEIGHT around each '|'"
-            )
-        if weight:
-            parts.append((f"{prefix.strip()} {text}".strip() if weight > 0 else text, weight))
-    if not parts:
-        raise ValueError(f"prompt {prompt!r} has no weight other than 0; nothing would be drawn")
-    return parts
+    found = [(text, numbers[0] if numbers else 1.0) for text, numbers in split_prompt(prompt)]
+    before = prefix.strip()
+    return [(f"{before} {text}".strip() if w > 0 else text, w) for text, w in found if w]
 
 
 @dataclasses.dataclass

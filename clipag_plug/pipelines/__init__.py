@@ -1,4 +1,4 @@
-"""The published pipelines around CLIP as functions: CLIPDraw, VQGAN+CLIP and CLIPStyler."""
+"""The published pipelines around CLIP as functions: CLIPDraw, VQGAN+CLIP, CLIPStyler, CLIP-guided search of a GAN."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .drawing import clipdraw as clipdraw
-    from .faststyle import fast_style as fast_style
-    from .faststyle import train_fast_style as train_fast_style
-    from .latents import vqgan_clip as vqgan_clip
-    from .styling import clipstyler as clipstyler
+    from .draw import clipdraw as clipdraw
+    from .gan_search import search as search
+    from .style import clipstyler as clipstyler
+    from .vqgan import vqgan_clip as vqgan_clip
 
-_HOME = {
-    "clipdraw": "drawing",
-    "vqgan_clip": "latents",
-    "clipstyler": "styling",
-    "train_fast_style": "faststyle",
-    "fast_style": "faststyle",
-}
+# No module may have one of these names: importing it would put the module in the place of the function.
+_HOME = {"clipdraw": "draw", "vqgan_clip": "vqgan", "clipstyler": "style", "search": "gan_search"}
 
-__all__ = ["clipdraw", "clipstyler", "fast_style", "train_fast_style", "vqgan_clip"]
+__all__ = ["clipdraw", "clipstyler", "search", "vqgan_clip"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS = 32  # of every normalisation: widths are multiples of it
+NO_LOSS = {"target": "taming.modules.losses.vqperceptual.DummyLoss"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a `ddconfig` of taming-transformers says, and the codebook's size.
-
-    factor: pixels a side that one code stands for, 2 ** (levels - 1). ValueError for what cannot be built.
-    """
+    """What a `ddconfig` of taming-transformers says, and the codebook: `n_embed` vectors of width `embed_dim`."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -33,22 +31,16 @@ class Shape:
     in_channels: int = 3
     out_ch: int = 3
 
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.ch_mult) - 1)
-
     @classmethod
     def of(cls, params: dict[str, Any]) -> Shape:
-        """From the `model.params` of a published yaml file."""
-        inner = dict(params.get("ddconfig", {}))
-        if inner.get("double_z"):
+        """From the `model.params` of a published yaml file. Raises: ValueError for what cannot be built."""
+        values = {**params, **params.get("ddconfig", {})}
+        if values.get("double_z"):
             raise ValueError("the config says double_z, as autoencoders without a codebook do")
         known = {field.name for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {name: inner[name] for name in inner if name in known}
-        values.update({name: params[name] for name in ("embed_dim", "n_embed") if name in params})
-        for name in ("ch_mult", "attn_resolutions"):
-            values[name] = tuple(values.get(name, ()))
-        shape = cls(**values)
+        values = {name: value for name, value in values.items() if name in known}
+        lists = {name: tuple(values.get(name, ())) for name in ("ch_mult", "attn_resolutions")}
+        shape = cls(**{**values, **lists})
         if not shape.ch_mult or any(shape.ch * times % GROUPS for times in shape.ch_mult):
             raise ValueError(
                 f"ch {shape.ch} and ch_mult {shape.ch_mult} give widths that are not multiples of {GROUPS}"
@@ -57,26 +49,21 @@ class Shape:
 
     def params(self) -> dict[str, Any]:
         """The `model.params` of a yaml file for taming-transformers, which then needs no download for its loss."""
-        names = [field.name for field in dataclasses.fields(self)]
-        inner = {
-            name: getattr(self, name) for name in names if name not in ("embed_dim", "n_embed")
-        }
-        for name in ("ch_mult", "attn_resolutions"):
-            inner[name] = list(inner[name])
-        return {
-            "embed_dim": self.embed_dim,
-            "n_embed": self.n_embed,
-            "ddconfig": {"double_z": False, "dropout": 0.0, **inner},
-            "lossconfig": {"target": "taming.modules.losses.vqperceptual.DummyLoss"},
-        }
+        values = dataclasses.asdict(self).items()
+        inner = {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        outer = {name: inner.pop(name) for name in ("embed_dim", "n_embed")}
+        ddconfig = {"double_z": False, "dropout": 0.0, **inner}
+        return {**outer, "ddconfig": ddconfig, "lossconfig": NO_LOSS}
 
 
 class VQModel(nn.Module):
-    """Encoder, codebook and decoder. Images here are (N, 3, H, W) in [-1, 1], sides multiples of `factor`."""
+    """Encoder, codebook and decoder. Images here are (N, 3, H, W) in [-1, 1].
+
+    Sides are multiples of 2 ** (len(ch_mult) - 1), the pixels a side that one code stands for.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
         self.encoder = Encoder(shape)
         self.decoder = Decoder(shape)
         self.quantize = Codebook(shape.n_embed, shape.embed_dim)
@@ -93,24 +80,21 @@ class VQModel(nn.Module):
         images: Tensor = self.decoder(self.post_quant_conv(codes))
         return images
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction, and the codebook's loss."""
-        codes = self.encode(images)
-        nearest = self.quantize(codes)
-        return self.decode(codes + (nearest - codes).detach()), self.quantize.loss(codes, nearest)
+    def forward(self, images: Tensor) -> Tensor:
+        """The reconstruction from the nearest vectors of the codebook."""
+        return self.decode(self.quantize(self.encode(images)))
 
 
 class Codebook(nn.Module):
-    """`embedding`: n_embed vectors; a code is replaced by the nearest of them."""
+    """`embedding`: `count` vectors; a code is replaced by the nearest of them."""
 
-    def __init__(self, count: int, width: int, beta: float = 0.25) -> None:
+    def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(count, width)
         nn.init.uniform_(self.embedding.weight, -1.0 / count, 1.0 / count)
-        self.beta = beta
 
     def indices(self, codes: Tensor) -> Tensor:
-        """Index of the nearest vector (N, h, w)."""
+        """Index of the nearest vector (N, h, w) of codes (N, width, h, w)."""
         flat = codes.movedim(1, -1).reshape(-1, codes.shape[1])
         table = self.embedding.weight
         distance = table.square().sum(1) - 2 * flat @ table.T  # the code's own square is left out
@@ -120,33 +104,24 @@ class Codebook(nn.Module):
         """The nearest vectors (N, width, h, w); differentiable in the codebook alone."""
         return F.embedding(self.indices(codes), self.embedding.weight).movedim(-1, 1)
 
-    def loss(self, codes: Tensor, nearest: Tensor) -> Tensor:
-        """Commitment, weighted as VQ-VAE does (van den Oord et al. 2017), plus the codebook's own term."""
-        return self.beta * F.mse_loss(codes, nearest.detach()) + F.mse_loss(nearest, codes.detach())
-
 
 class Encoder(nn.Module):
-    """Pixels to features at 1 / factor of the side."""
+    """Pixels to features at a fraction of the side."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(shape.in_channels, shape.ch, 3, 1, 1)
-        side, width = shape.resolution, shape.ch
         self.down = nn.ModuleList()
-        last = len(shape.ch_mult) - 1
+        width = shape.ch
         for level, times in enumerate(shape.ch_mult):
-            stage = _Stage()
-            for _ in range(shape.num_res_blocks):
-                stage.block.append(ResnetBlock(width, shape.ch * times))
-                width = shape.ch * times
-                if side in shape.attn_resolutions:
-                    stage.attn.append(AttnBlock(width))
-            if level != last:
-                stage.downsample = _Downsample(width)
-                side //= 2
+            attention = shape.resolution // 2**level in shape.attn_resolutions
+            stage = Stage(width, shape.ch * times, shape.num_res_blocks, attention)
+            width = shape.ch * times
+            if level < len(shape.ch_mult) - 1:
+                stage.downsample = Resample(width, down=True)
             self.down.append(stage)
-        self.mid = _Middle(width)
-        self.norm_out = _norm(width)
+        self.mid = Middle(width)
+        self.norm_out = norm(width)
         self.conv_out = nn.Conv2d(width, shape.z_channels, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,41 +137,39 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        last = len(shape.ch_mult) - 1
         self.num_resolutions = len(shape.ch_mult)
-        width, side = shape.ch * shape.ch_mult[last], shape.resolution // 2**last
+        width, last = shape.ch * shape.ch_mult[-1], self.num_resolutions - 1
         self.conv_in = nn.Conv2d(shape.z_channels, width, 3, 1, 1)
-        self.mid = _Middle(width)
+        self.mid = Middle(width)
         stages: list[nn.Module] = []
-        for level in range(last, -1, -1):
-            stage = _Stage()
-            for _ in range(shape.num_res_blocks + 1):
-                stage.block.append(ResnetBlock(width, shape.ch * shape.ch_mult[level]))
-                width = shape.ch * shape.ch_mult[level]
-                if side in shape.attn_resolutions:
-                    stage.attn.append(AttnBlock(width))
+        for level in reversed(range(self.num_resolutions)):
+            attention = shape.resolution // 2**last * 2 ** (last - level) in shape.attn_resolutions
+            wide = shape.ch * shape.ch_mult[level]
+            stage = Stage(width, wide, shape.num_res_blocks + 1, attention)
+            width = wide
             if level:
-                stage.upsample = _Upsample(width)
-                side *= 2
+                stage.upsample = Resample(width, down=False)
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
-        self.norm_out = _norm(width)
+        self.norm_out = norm(width)
         self.conv_out = nn.Conv2d(width, shape.out_ch, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
-        for level in range(len(self.up) - 1, -1, -1):
-            x = self.up[level](x)
+        for stage in reversed(self.up):
+            x = stage(x)
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return out
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
     """Blocks of one resolution, attention after each where there is any, then a change of the resolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, width_in: int, width: int, blocks: int, attention: bool) -> None:
         super().__init__()
-        self.block, self.attn = nn.ModuleList(), nn.ModuleList()
+        ends = [width_in, *[width] * blocks]
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(ends, ends[1:]))
+        self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
@@ -209,7 +182,9 @@ class _Stage(nn.Module):
         return x
 
 
-class _Middle(nn.Module):
+class Middle(nn.Module):
+    """A block, attention, and a block."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(width, width)
@@ -226,9 +201,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.norm1 = _norm(width_in)
+        self.norm1 = norm(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, 1, 1)
-        self.norm2 = _norm(width)
+        self.norm2 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1)
         if width_in != width:
             self.nin_shortcut = nn.Conv2d(width_in, width, 1)
@@ -245,11 +220,8 @@ class AttnBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = _norm(width)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj_out = nn.Conv2d(width, width, 1)
+        self.norm = norm(width)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -259,30 +231,19 @@ class AttnBlock(nn.Module):
         return out
 
 
-class _Downsample(nn.Module):
-    def __init__(self, width: int) -> None:
+class Resample(nn.Module):
+    """Half or twice the side: a convolution of stride 2, padded at the right and below, or one after repeating."""
+
+    def __init__(self, width: int, down: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, 2)
+        self.conv = nn.Conv2d(width, width, 3, *((2, 0) if down else (1, 1)))
+        self.down = down
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        x = F.pad(x, (0, 1, 0, 1)) if self.down else F.interpolate(x, scale_factor=2.0)
+        out: Tensor = self.conv(x)
         return out
 
 
-class _Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
-
-
-def _norm(width: int) -> nn.GroupNorm:
+def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, width, eps=1e-6)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Weights of a module."""
-    return sum(parameter.numel() for parameter in model.parameters())

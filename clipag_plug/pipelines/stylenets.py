@@ -1,24 +1,32 @@
-"""The style network of CLIPStyler (Kwon & Ye 2022): a small U-Net from picture to picture."""
+"""The networks of CLIPStyler (Kwon & Ye 2022): a U-Net that styles, and what measures that content is kept."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .loading import VGG19, obtain, read_tensors
+
 FARTHEST = 10.0  # change of a residual network, in logits, that is passed on as it is
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VGG19 was trained
+VGG_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512)
 
 
 class UNet(nn.Module):
     """Pictures (N, 3, H, W) in [0, 1] to pictures, sides multiples of 8.
 
-    width: of the first level. residual: add the result to the picture in logit space, so that the network begins
-    near the identity, as the published fast network does by beginning as the inverse of its encoder.
+    Args:
+        width: of the first level.
+        residual: add the result to the picture in logit space, so that the network begins near the identity.
     """
 
     def __init__(self, width: int = 16, residual: bool = False) -> None:
         super().__init__()
-        self.width, self.residual = width, residual
+        self.residual = residual
         self.stem = nn.Sequential(nn.Conv2d(3, width, 1), Pair(width, width))
         widths = [width, width, 2 * width, 4 * width]
         self.down = nn.ModuleList(Pair(a, b) for a, b in zip(widths, widths[1:]))
@@ -32,6 +40,13 @@ class UNet(nn.Module):
         if residual:
             nn.init.zeros_(self.out.weight)
             nn.init.constant_(self.out.bias, 0.0)  # type: ignore[arg-type]
+
+    @classmethod
+    def seeded(cls, width: int, seed: int, residual: bool = False) -> UNet:
+        """A network whose weights depend on the seed alone; the global generator stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(width, residual)
 
     def forward(self, images: Tensor) -> Tensor:
         first = x = self.stem(images)
@@ -72,8 +87,73 @@ def padded(images: Tensor) -> Tensor:
     return F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
 
 
-def seeded_unet(width: int, seed: int, residual: bool = False) -> UNet:
-    """A network whose weights depend on the seed alone; the global generator stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet(width, residual)
+class VggContent(nn.Module):
+    """conv4_2 and conv5_2 of VGG19, rectified: the published code means the convolutions, whose results the in-place
+    ReLUs after them overwrite. weights: a state dict of torchvision."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 3
+        for new in VGG_WIDTHS:
+            layers += [nn.Conv2d(width, new, 3, 1, 1), nn.ReLU()] if new else [nn.MaxPool2d(2)]
+            width = new or width
+        self.features = nn.Sequential(*layers)
+        mine = self.features.state_dict()
+        kept = {name: weights.get(f"features.{name}", torch.empty(0)) for name in mine}
+        if any(kept[name].shape != mine[name].shape for name in mine):
+            raise ValueError("the file does not hold torchvision's VGG19; give vgg19-dcbb9e9d.pth")
+        self.features.load_state_dict(kept)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        mean, std = (images.new_tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
+        middle = self.features[:23]((images - mean) / std)
+        return [middle, self.features[23:](middle)]
+
+
+class MiniContent(nn.Module):
+    """Two middle stages of a bundled tower, read at the picture's own resolution.
+
+    Each is divided by its deviation over the first pictures seen, so that the loss counts in shares of it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.visual: Any = model.visual
+        self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1))
+        self.scales: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        visual = self.visual
+        x = visual.act(visual.bn1(visual.conv1((images - self.mean) / self.std)))
+        found = []
+        for stage in list(visual.stages)[:-1]:
+            x = stage(x)
+            found.append(x)
+        self.scales = self.scales or [part.detach().std() for part in found[-2:]]
+        return [part / scale for part, scale in zip(found[-2:], self.scales)]
+
+
+def content_network(name: str, device: torch.device, weights: str | None = None) -> nn.Module:
+    """The network that measures content, frozen, in evaluation mode.
+
+    Args:
+        name: "vgg19", the published one, or "mini", a bundled tower.
+        weights: a file with VGG19's, instead of the download.
+    Raises: FetchError or FileNotFoundError where they cannot be had, ValueError where they are another's.
+    """
+    if name == "vgg19":
+        if weights and not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"weights {weights!r} do not exist; leave --vgg out to fetch them"
+            )
+        network: nn.Module = VggContent(read_tensors(Path(weights) if weights else obtain(VGG19)))
+    else:
+        from .. import clip
+
+        network = MiniContent(clip.load_model("clip-mini", device="cpu"))
+    return network.to(device).eval().requires_grad_(False)

@@ -33,7 +33,8 @@ def strokes_to_svg(
         )
     body = "".join(f"    {line}\n" for line in lines)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width}" height="{height}">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">\n'
         f"  <g>\n{body}  </g>\n</svg>\n"
     )
 

@@ -11,24 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipag_plug import cli
 from clipag_plug.augment import fit
-from clipag_plug.images import write_image
 from clipag_plug.options.style import Style
 from clipag_plug.paint import Guide
-from clipag_plug.pipelines import (
-    clipstyler,
-    fast_style,
-    faststyle,
-    stylelosses,
-    train_fast_style,
-    weights,
-)
+from clipag_plug.pipelines import clipstyler, loading, style
 from clipag_plug.pipelines.autoencoder import Shape, VQModel
-from clipag_plug.pipelines.content import VggContent
-from clipag_plug.pipelines.stylenets import padded, seeded_unet
-from clipag_plug.pipelines.styling import Styling
-from clipag_plug.weights import tensorfile
+from clipag_plug.pipelines.style import Styling
+from clipag_plug.pipelines.stylenets import UNet, VggContent, padded
 from clipag_plug.weights.errors import FetchError
 
 QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
@@ -49,40 +38,12 @@ def photo() -> torch.Tensor:
 
 
 def test_paper_presets_are_the_published_recipes() -> None:
-    single = Style(image="x").resolved()
-    published = {
-        "size": "512",
-        "steps": 201,
-        "lr": 5e-4,
-        "crops": 64,
-        "crop_size": 128,
-        "patch": 9000,
-        "direction": 500,
-    }
-    published |= {
-        "content": 150,
-        "tv": 2e-3,
-        "threshold": 0.7,
-        "distortion": 0.5,
-        "source": "a Photo",
-        "width": 16,
-        "residual": False,
-        "finish": True,
-    }
-    assert {name: getattr(single, name) for name in published} == published
-    fast = Style(mode="train", network="n.safetensors").resolved()
-    published = {
-        "steps": 200,
-        "lr": 1e-4,
-        "crops": 16,
-        "crop_size": 224,
-        "batch": 4,
-        "patch": 10,
-        "direction": 1,
-    }
-    published |= {"content": 1, "tv": 1e-4, "threshold": 0.7}
-    assert {name: getattr(fast, name) for name in published} == published
-    assert len(stylelosses.templates()) == 79
+    published = {"side": 512, "steps": 201, "lr": 5e-4, "crops": 64, "crop_size": 128}
+    published |= {"patch": 9000, "direction": 500, "content": 150, "tv": 2e-3, "threshold": 0.7}
+    published |= {"distortion": 0.5, "source": "a Photo", "width": 16, "residual": False}
+    published |= {"finish": True}
+    assert published.items() <= Style(image="x").resolved().to_dict().items()
+    assert len(style.templates()) == 79
 
 
 @pytest.mark.parametrize("mode", ["network", "pixels"])
@@ -99,7 +60,7 @@ def test_loss_equals_a_transcription(tiny_clip: Any, photo: torch.Tensor, mode: 
         patches = run.patches(image)
 
         def text(words: str) -> torch.Tensor:
-            tokens = tiny_clip.tokenize([form.format(words) for form in stylelosses.templates()])
+            tokens = tiny_clip.tokenize([form.format(words) for form in style.templates()])
             mean = tiny_clip.encode_text(tokens).mean(0, keepdim=True)
             return mean / mean.norm(dim=-1, keepdim=True)
 
@@ -176,7 +137,7 @@ def test_residual_network_starts_at_the_photograph(tiny_clip: Any, photo: torch.
 
 
 def test_residual_network_never_saturates(photo: torch.Tensor) -> None:
-    unet = seeded_unet(4, 0, residual=True)
+    unet = UNet.seeded(4, 0, residual=True)
     for bias in (-1e6, 1e6):
         nn.init.constant_(unet.out.bias, bias)  # type: ignore[arg-type]
         image = unet(photo[None])
@@ -188,7 +149,7 @@ def test_residual_network_never_saturates(photo: torch.Tensor) -> None:
 def test_without_a_source_the_direction_is_the_prompt(tiny_clip: Any) -> None:
     guide = Guide(tiny_clip)
     with torch.no_grad():
-        forms = stylelosses.templates()
+        forms = style.templates()
         ends = [
             F.normalize(
                 tiny_clip.encode_text(tiny_clip.tokenize([f.format(t) for f in forms])).mean(0),
@@ -196,28 +157,10 @@ def test_without_a_source_the_direction_is_the_prompt(tiny_clip: Any) -> None:
             )
             for t in ("Fire", "a Photo")
         ]
-    found = stylelosses.text_direction(guide, "Fire", "")[0]
+    found = style.text_direction(guide, "Fire", "")[0]
     assert torch.allclose(found, ends[0], atol=1e-5)
-    from_photo = stylelosses.text_direction(guide, "Fire")[0]
+    from_photo = style.text_direction(guide, "Fire")[0]
     assert torch.allclose(from_photo, F.normalize(ends[0] - ends[1], dim=0), atol=1e-4)
-
-
-def test_fast_network(tiny_clip: Any, photo: torch.Tensor, tmp_path: Path) -> None:
-    unet = seeded_unet(4, 0, residual=True)
-    assert torch.allclose(unet(photo[None]), photo[None].clamp(0.02, 0.98), atol=1e-5)
-    settings = {"preset": "demo", "width": 4, "crop_size": 24, "crops": 2, "steps": 2}
-    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
-    for path in paths:
-        train_fast_style("Fire", path, model=tiny_clip, photos=photo.repeat(3, 1, 1, 1), **settings)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    styled = fast_style(paths[0], photo[:, :45, :41], finish=False)
-    assert styled.shape == (3, 45, 41) and not torch.equal(styled, photo[:, :45, :41])
-    with pytest.raises(ValueError, match="no style network"):
-        tensorfile.write(tmp_path / "c.safetensors", {"x": torch.zeros(1)})
-        fast_style(tmp_path / "c.safetensors", photo)
-    two = Style(prompts=["a", "b"], mode="train", network=str(tmp_path / "d.safetensors"))
-    with pytest.raises(ValueError, match="learns one"):
-        faststyle.train(two, tiny_clip)
 
 
 def test_unet_keeps_any_size() -> None:
@@ -246,7 +189,7 @@ def test_vgg_layers_are_those_of_torchvision() -> None:
 
 
 def test_downloads_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = weights.Weight("a net", "net.pth", ("https://one/x", "https://two/x"), None, "abc")
+    weight = loading.Weight("a net", "net.pth", ("https://one/x", "https://two/x"), None, "abc")
     asked = []
 
     def fake(url: str, target: Path, **_: Any) -> str:
@@ -255,13 +198,13 @@ def test_downloads_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         target.write_bytes(b"1")
         return "abcd" if "two" in url else "ffff"
 
-    monkeypatch.setattr(weights, "fetch", fake)
-    path = weights.obtain(weight, str(tmp_path))
+    monkeypatch.setattr(loading, "fetch", fake)
+    path = loading.obtain(weight, str(tmp_path))
     assert path.read_bytes() == b"1" and asked == list(weight.sources)
-    assert weights.obtain(weight, str(tmp_path)) == path and len(asked) == 2
-    wrong = weights.Weight("a net", "other.pth", ("https://one/x",), None, "abc")
+    assert loading.obtain(weight, str(tmp_path)) == path and len(asked) == 2
+    wrong = loading.Weight("a net", "other.pth", ("https://one/x",), None, "abc")
     with pytest.raises(FetchError, match="ffff, not abc"):
-        weights.obtain(wrong, str(tmp_path))
+        loading.obtain(wrong, str(tmp_path))
     assert not list(tmp_path.glob("other.pth*[!k]"))
 
 
@@ -274,31 +217,31 @@ def test_autoencoder_files(tmp_path: Path) -> None:
     path = tmp_path / "own.ckpt"
     torch.save({"state_dict": {**model.state_dict(), "loss.x": torch.zeros(2)}}, path)
     with pytest.raises(FileNotFoundError, match="--config"):
-        weights.load_autoencoder(str(path))
+        loading.load_autoencoder(str(path))
     config = tmp_path / "own.yaml"
     target = {"target": "taming.models.vqgan.VQModel", "params": shape.params()}
     config.write_text(json.dumps({"model": target}))
-    loaded = weights.load_autoencoder(str(path))
+    loaded = loading.load_autoencoder(str(path))
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     ours, theirs = (each.decode(each.encode(image)) for each in (loaded, model))
     assert torch.allclose(ours, theirs, atol=1e-4)  # before the codebook, where rounding can decide
     config.write_text(json.dumps({"model": {**target, "target": "taming.models.vqgan.GumbelVQ"}}))
     with pytest.raises(ValueError, match="GumbelVQ"):
-        weights.load_autoencoder(str(path))
+        loading.load_autoencoder(str(path))
     config.write_text(json.dumps({"params": Shape(ch=64).params()}))
     with pytest.raises(ValueError, match="does not fit"):
-        weights.load_autoencoder(str(path))
+        loading.load_autoencoder(str(path))
     with pytest.raises(FileNotFoundError, match="vqgan-mini"):
-        weights.load_autoencoder(str(tmp_path / "absent.ckpt"))
+        loading.load_autoencoder(str(tmp_path / "absent.ckpt"))
 
 
 def test_bundled_autoencoder_reconstructs_photographs() -> None:
     from clipag_plug.bundled.photos import bundled_photos
 
-    model = weights.load_autoencoder("vqgan-mini")
+    model = loading.load_autoencoder("vqgan-mini")
     images = bundled_photos().pixels(range(0, 505, 25)) * 2 - 1
     with torch.no_grad():
-        again = model(images)[0].clamp(-1, 1)
+        again = model(images).clamp(-1, 1)
     error = ((again - images) / 2).square().mean((1, 2, 3))
     assert float((-10 * error.log10()).mean()) > 18
     assert sum(parameter.numel() for parameter in model.parameters()) * 2 < 6e6
@@ -308,7 +251,7 @@ def test_our_autoencoder_is_that_of_taming() -> None:
     pytest.importorskip("taming")
     pytest.importorskip("pytorch_lightning")
     ours, theirs = (
-        weights.load_autoencoder("vqgan-mini", backend=name) for name in ("own", "taming")
+        loading.load_autoencoder("vqgan-mini", backend=name) for name in ("own", "taming")
     )
     image = torch.rand(2, 3, 32, 48) * 2 - 1
     with torch.no_grad():
@@ -319,22 +262,41 @@ def test_our_autoencoder_is_that_of_taming() -> None:
         assert torch.allclose(ours.decode(nearest), theirs.decode(nearest), atol=1e-4)
 
 
-def test_command_line_refuses_what_cannot_be_done(
-    tmp_path: Path, photo: torch.Tensor, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = str(write_image(tmp_path / "photo.png", photo))
-    for arguments, words in (
-        (["a"], "--image"),
-        (["-i", picture], "prompt"),
-        (["a", "-i", str(tmp_path / "none.png")], "does not exist"),
-        (["a", "-i", picture, "--mode", "fast"], "--network"),
-        (["a", "-i", picture, "--size", "64"], "--crop-size"),
-        (["a", "-i", picture, "--features", "vgg19", "--vgg", "none.pth"], "none.pth"),
-        (
-            ["a", "-i", picture, "--mode", "fast", "--network", "none.safetensors"],
-            "none.safetensors",
-        ),
-    ):
-        assert cli.main(["style", *arguments, "-o", str(tmp_path / "out.png")]) == 2
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "out.png").exists()
+def test_the_result_has_the_size_of_the_photograph(tiny_clip: Any) -> None:
+    coarse = torch.rand(1, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    large = F.interpolate(coarse, (160, 200), mode="bicubic")[0].clamp(0, 1)
+    still = {"patch": 0.0, "direction": 0.0, "tv": 0.0, "finish": False, "mode": "pixels"}
+    settings: dict[str, Any] = {**QUICK, "size": None, "side": 40, "device": "cpu"}
+    (work,) = clipstyler("Fire", large, model=tiny_clip, **settings, **still)
+    assert torch.allclose(work.image, large, atol=1e-6)  # where nothing pulls nothing is lost
+    (work,) = clipstyler(
+        "Fire", large, model=tiny_clip, **{**settings, "mode": "pixels", "lr": 0.1}
+    )
+    assert work.image.shape == large.shape and (work.image - large).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "styled", "result"),
+    [
+        ((480, 640), (64, 85), (480, 640)),
+        ((64, 64), (64, 64), None),  # not shrunk, not enlarged
+        ((32, 48), (64, 96), None),  # enlarged: patches need pixels
+        ((100, 1000), (26, 256), (100, 1000)),
+        ((3000, 4096), (64, 87), (1500, 2048)),
+    ],
+)
+def test_sizes(shape: Any, styled: Any, result: Any) -> None:
+    options = Style(prompts=["a"], image="x", preset="demo").resolved()
+    size, whole = style.sizes(options, torch.zeros(3, *shape))
+    assert size == styled and (whole.shape[-2:] if whole is not None else None) == result
+    options = Style(image="x", size="32x48").resolved()
+    assert style.sizes(options, torch.zeros(3, *shape)) == ((48, 32), None)
+
+
+def test_parts_of_a_style_are_summed(tiny_clip: Any) -> None:
+    guide = Guide(tiny_clip)
+    fire, fog = (style.text_direction(guide, text, "") for text in ("Fire", "fog"))
+    both = style.text_direction(guide, "Fire | fog:-0.5", "")
+    assert torch.allclose(both, F.normalize(fire - 0.5 * fog, dim=-1), atol=1e-5)
+    with pytest.raises(ValueError, match="does not tell"):
+        style.text_direction(guide, "a Photo")

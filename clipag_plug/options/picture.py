@@ -1,0 +1,68 @@
+"""Options that all commands share whose result is a picture: where it goes, who guides, how many."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, ClassVar, Self
+
+from .base import Options, option
+
+PER_PRESET = "; the preset decides"
+# Fields that say where results go and how they are shown. They do not change a picture and stay out of its recipe.
+PRESENTATION = (
+    *("output", "overwrite", "animation", "svg", "frames", "compare", "vanilla", "variations"),
+    *("json", "quiet"),
+)
+
+
+@dataclasses.dataclass
+class Picture(Options):
+    """Base of the option sets of `clipag clipdraw`, `vqgan`, `style` and `search`."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    prompts: list[str] = option(
+        [],
+        "what to make; several make several pictures; 'a fox | fog:0.5 | text:-1' has weights",
+        positional=True,
+        metavar="PROMPT",
+    )
+    output: str = option(
+        "",
+        "picture (.png), with --compare the sheet, or folder to write; default: runs/DATE-PROMPT-SEED",
+        short="-o",
+    )
+    overwrite: bool = option(False, "replace files, even if they are no pictures of clipag_plug")
+    animation: str | None = option(None, "the picture's course as .gif, .webp, .png or .mp4")
+    frames: int = option(0, "pictures of the course to keep", low=0)
+    model: str = option("clipag-mini", "key or file of the guiding model", short="-m")
+    compare: bool = option(False, "use its vanilla counterpart as well, side by side")
+    vanilla: str | None = option(
+        None, "that counterpart; default: what the model was fine-tuned from"
+    )
+    seed: int = option(0, "seed of the first variation", low=0, high=2**63 - 1, short="-s")
+    variations: int = option(
+        1, "pictures per prompt, with seeds seed, seed + 1, ...", low=1, high=10_000, short="-n"
+    )
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps; default: cuda if there is one")
+    json: bool = option(False, "print paths, seeds and losses as JSON instead of the paths")
+    quiet: bool = option(False, "no bar and no remarks on stderr", short="-q")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(not prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is empty; write what the picture should show")
+        if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"--device is {self.device!r}; it must be cpu, cuda, cuda:1 or mps")
+
+    def decided(self) -> dict[str, Any]:
+        """What the preset says about fields that were left at None."""
+        return self.PRESETS[self.preset] if self.PRESETS else {}  # type: ignore[attr-defined]
+
+    def resolved(self) -> Self:
+        """A copy in which the preset has filled every field left at None that it decides."""
+        decided = self.decided().items()
+        return dataclasses.replace(
+            self, **{name: value for name, value in decided if getattr(self, name) is None}
+        )

@@ -29,7 +29,6 @@ MODULES = (
     "clipag_plug.strokes",
     "clipag_plug.pipelines",
     "clipag_plug.adapters",
-    "clipag_plug.search",
 )
 
 

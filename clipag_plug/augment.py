@@ -97,13 +97,14 @@ def part(numbers: int, name: str = "", **kind: bool) -> Callable[..., Callable[.
 class Views:
     """`Views(policy)(images, n, side, generator)`: n random views of each picture, (N * n, 3, side, side).
 
-    policy: parts and their settings, "frame 0.8 1.1 0.05, flip, noise 0.1 shared"; "none" is the whole picture. The
-    views of one picture are neighbours. Raises: ValueError for an unknown part, with the closest known one.
+    policy: parts and their settings, "frame 0.8 1.1 0.05, flip, noise 0.1 shared"; "none" is the whole picture, and
+    a setting "0.5>0.1" goes from 0.5 to 0.1 with `progress`, 0 to 1. The views of one picture are neighbours. Raises:
+    ValueError for an unknown part, with the closest known one.
     """
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, progress: float = 0.0) -> None:
         texts = [text for text in policy.split(",") if text.split() not in ([], ["none"])]
-        self.parts = [_parse(text) for text in texts]
+        self.parts = [_parse(text, progress) for text in texts]
         self.numbers = [part.numbers for part in self.parts]
 
     def draw(self, pictures: int, n: int, generator: Generators = None) -> Tensor:
@@ -133,7 +134,7 @@ class Views:
         return self.apply(images, self.draw(len(images), n, generator), side)
 
 
-def _parse(text: str) -> Part:
+def _parse(text: str, progress: float) -> Part:
     name, *values = text.lower().split()
     if values and values[-1] == "shared":
         name, values = f"shared-{name}", values[:-1]
@@ -143,7 +144,8 @@ def _parse(text: str) -> Part:
         raise ValueError(f"no view part is called {name!r}; {hint}")
     known = list(inspect.signature(PARTS[name].apply).parameters)[2 + PARTS[name].boxes :]
     try:
-        settings = tuple(float(value) for value in values)
+        ends = [[float(end) for end in value.split(">")] for value in values]
+        settings = tuple(end[0] + progress * (end[-1] - end[0]) for end in ends)
         if len(settings) > len(known):
             raise ValueError(f"{len(settings)} numbers are more than {len(known)}")
     except ValueError as error:
@@ -263,6 +265,104 @@ def noise(images: Tensor, u: Tensor, sigma: float = 0.01) -> Tensor:
 def clamp(images: Tensor, u: Tensor) -> Tensor:
     """Limits a view to [0, 1]."""
     return images.clamp(0, 1)
+
+
+@part(0, boxes=True)
+def bicubic(images: Tensor, u: Tensor, side: int) -> Tensor:
+    """The whole picture at `side`, bicubic and without care for aliasing (torch's interpolate)."""
+    whole = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
+    return whole.repeat_interleave(u.shape[1], 0)
+
+
+@part(3, boxes=True)
+def gaze(
+    images: Tensor,
+    u: Tensor,
+    side: int,
+    mean: float = 0.25,
+    spread: float = 0.05,
+    place: float = 0.15,
+) -> Tensor:
+    """A box of the picture at `side` (MACO, Fel et al. 2023): its length a share of both sides, normal and within 0.05
+    and 1, its centre normal around the middle with deviation `place`; what would leave the picture is moved inside."""
+    normal = torch.special.ndtri(u.to(images).clamp(1e-6, 1 - 1e-6))
+    share = (mean + spread * normal[..., 0]).clamp(0.05, 1)
+    spans = []
+    for length, number in zip(images.shape[-2:], normal[..., 1:].unbind(-1)):
+        start = 0.5 + place * number - share / 2
+        spans.append((torch.minimum(start.clamp(min=0), 1 - share) * length, share * length))
+    return resample(images, *spans, side)
+
+
+@part(2)
+def roll(images: Tensor, u: Tensor, pixels: float = 8) -> Tensor:
+    """Moves a view by up to `pixels` whole pixels; what leaves it comes in on the other side."""
+    for axis in (2, 3):
+        offset = _integer(u[:, axis - 2], 2 * int(pixels) + 1).long() - int(pixels)
+        place = torch.arange(images.shape[axis], device=images.device)
+        index = _along(axis, (place - offset[:, None]) % images.shape[axis])
+        images = images.gather(axis, index.expand_as(images))
+    return images
+
+
+@part(2)
+def jitter(images: Tensor, u: Tensor, pixels: float = 8) -> Tensor:
+    """Cuts `pixels` rows and columns off, at random shares on either side (Lucid)."""
+    for axis in (2, 3):
+        length = max(images.shape[axis] - int(pixels), 1)
+        offset = _integer(u[:, axis - 2], images.shape[axis] - length + 1).long()
+        index = _along(axis, torch.arange(length, device=images.device) + offset[:, None])
+        shape = [*images.shape[:axis], length, *images.shape[axis + 1 :]]
+        images = images.gather(axis, index.expand(shape))
+    return images
+
+
+@part(0)
+def pad(images: Tensor, u: Tensor, pixels: float = 12, value: float = 0.5) -> Tensor:
+    """`pixels` of grey around a view."""
+    return F.pad(images, [int(pixels)] * 4, value=value)
+
+
+@part(5)
+def affine(
+    images: Tensor,
+    u: Tensor,
+    degrees: float = 30,
+    shift: float = 0.1,
+    low: float = 0.7,
+    high: float = 1.2,
+    share: float = 0.5,
+) -> Tensor:
+    """With probability `share` turned by up to +-degrees, moved by up to +-shift of the sides and scaled by low..high,
+    about the centre; the border's pixels repeat outside."""
+    u = u.to(images)
+    angle, scale = torch.deg2rad((2 * u[:, 0] - 1) * degrees), low + u[:, 3] * (high - low)
+    ratio = images.shape[-1] / images.shape[-2]
+    maps = images.new_zeros(len(images), 2, 3)  # inverse: where each pixel is read
+    maps[:, 0, 0] = maps[:, 1, 1] = angle.cos() / scale
+    maps[:, 0, 1], maps[:, 1, 0] = angle.sin() / scale / ratio, -angle.sin() / scale * ratio
+    maps[:, :, 2] = -2 * (2 * u[:, 1:3] - 1) * shift
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return torch.where(u[:, 4, None, None, None] < share, moved, images)
+
+
+@part(6)
+def shift(images: Tensor, u: Tensor, offset: float = 0.1, spread: float = 0.1) -> Tensor:
+    """The colour shift of Plug-in Inversion and CLIPInversion: (x - m) / exp(s) for each view and channel, m and s
+    uniform within +-offset and +-spread."""
+    moves = (2 * u.to(images) - 1)[..., None, None]
+    return (images - offset * moves[:, :3]) / (spread * moves[:, 3:]).exp()
+
+
+@part(1, "uniform-noise")
+def uniform_noise(images: Tensor, u: Tensor, low: float = 0.0, high: float = 0.2) -> Tensor:
+    """Adds uniform noise, from a seed that is drawn per view; direct ascent synthesis does not centre it."""
+    fields = []
+    for number in u[:, 0].tolist():
+        generator = torch.Generator().manual_seed(int(number * 2**24))
+        fields.append(torch.rand(images.shape[1:], generator=generator))
+    return images + low + (high - low) * torch.stack(fields).to(images)
 
 
 def _away_from(middle: Tensor, images: Tensor, u: Tensor, amount: float) -> Tensor:

@@ -36,7 +36,7 @@ def test_micro_batches_give_the_same_gradient(tiny_clip: Any, reject: float) -> 
         run.guides[0]._encode = lambda x, encode=encode, passes=passes: (
             passes.append(len(x)) or encode(x)
         )
-        found.append((*run.objective(run.canvas.values, run.canvas.shown, run.generators), passes))
+        found.append((*run.objective(run.canvas, run.generators), passes))
     (total, first, gradient, whole), (total_m, first_m, gradient_m, parts) = found
     assert max(whole) == 12 and max(parts) < 6
     assert torch.allclose(total, total_m, atol=1e-5) and torch.allclose(first, first_m, atol=1e-5)
@@ -51,13 +51,13 @@ def test_gradient_equals_autograd_of_the_written_loss(tiny_clip: Any) -> None:
         tiny_clip,
     )
     with frozen([tiny_clip]):
-        _, _, gradient = run.objective(run.canvas.values, run.canvas.shown, run.generators)
+        _, _, gradient = run.objective(run.canvas, run.generators)
     again = Synthesizer(run.options, tiny_clip)
     leaf = again.canvas.values.requires_grad_(True)
     guide = again.guides[0]
     loss = torch.zeros(())
     for view_set in again.objective.sets:
-        views = view_set.views(leaf, view_set.count, again.generators, guide.side)
+        views = view_set.views(leaf, view_set.count, guide.side, again.generators)
         for text, weight in (("a fox", 2.0), ("snow", -0.5)):
             similarity = F.cosine_similarity(guide.features(views), guide.texts([text]))
             loss = loss + weight * (1 - similarity).mean()
@@ -162,9 +162,7 @@ def test_low_precision_follows_fp32(tiny_clip: Any, precision: str) -> None:
         run = Synthesizer(
             Generate(prompts=[PROMPT], views=4, init="noise", precision=chosen), tiny_clip
         )
-        gradients.append(
-            run.objective(run.canvas.values, run.canvas.shown, run.generators)[2].flatten()
-        )
+        gradients.append(run.objective(run.canvas, run.generators)[2].flatten())
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
     assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
 
@@ -173,9 +171,9 @@ def test_fp16_scaling_backs_off_when_it_overflows(tiny_clip: Any) -> None:
     run = Synthesizer(
         Generate(prompts=[PROMPT], views=2, init="noise", precision="fp16"), tiny_clip
     )
-    _, _, wanted = run.objective(run.canvas.values, run.canvas.shown, run.generators)
+    _, _, wanted = run.objective(run.canvas, run.generators)
     again = Synthesizer(run.options, tiny_clip)
     again.objective.scale = 2.0**40
-    _, _, gradient = again.objective(again.canvas.values, again.canvas.shown, again.generators)
+    _, _, gradient = again.objective(again.canvas, again.generators)
     assert again.objective.scale < 2.0**40
     assert F.cosine_similarity(wanted.flatten(), gradient.flatten(), dim=0) > 0.98

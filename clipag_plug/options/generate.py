@@ -29,6 +29,8 @@ _PAPER: dict[str, Any] = {
     "grid": 0,
 }
 _SOFT = {"optimizer": "gradient", "lr": 0.29, "schedule": "quarter", "init": "noise"}
+_BARE: dict[str, Any] = {"schedule": "constant", "contrast": 0, "grid": 0, "keep": "last"}
+_OWN = {**_BARE, "init": "own"}
 _CHANGES: dict[str, dict[str, Any]] = {
     "fast": {},
     "paper": _PAPER,
@@ -36,6 +38,63 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "natural": {"optimizer": "spectral", "lr": 0.02, "patches": 2, "drafts": 8},
     "sharp": {"steps": 300, "views": 8, "patches": 8, "grid": 0, "grow": 3},
     "soft": {**_SOFT, "views": 0, "grid": 112},
+    # Direct ascent synthesis (Fort & Whitaker 2025).
+    "das": {
+        **_BARE,
+        "canvas": "pyramid",
+        "steps": 100,
+        "optimizer": "sgd",
+        "lr": 0.2,
+        "init": "gray",
+        "margin": 0.25,
+        "views": 32,
+        "policy": "crop 224, uniform-noise 0 0.2, clamp",
+    },
+    # CLIPInversion (Kazemi et al. 2024): grids of 64, 128 and 224, the later two from steps 900 and 1,800 on.
+    "inversion": {
+        **_OWN,
+        "steps": 3400,
+        "lr": 0.1,
+        "clip_gradient": 1.0,
+        "views": 13,
+        "policy": "bicubic, affine 30 0.1 0.7 1.2 0.5",
+        "objective": "distance",
+        "tv4": 0.005,
+        "grid": 256,
+        "grow": 3,
+        "grow_share": 2700 / 3400,
+    },
+    # Lucid (Olah et al. 2017), its angles and scales drawn from intervals.
+    "lucid": {
+        **_OWN,
+        "canvas": "fourier",
+        "decorrelate": True,
+        "steps": 512,
+        "lr": 0.05,
+        "grid": 128,
+        "views": 1,
+        "policy": "pad 12 0.5, jitter 8, affine 10 0 0.9 1.1 1, jitter 4",
+    },
+    # MACO (Fel et al. 2023) as in xplique; published at --size 512.
+    "maco": {
+        **_OWN,
+        "canvas": "phase",
+        "decorrelate": True,
+        "steps": 256,
+        "optimizer": "nadam",
+        "lr": 1.0,
+        "views": 32,
+        "policy": "gaze 0.5>0.05 0.05 0.15, noise 0.08, uniform-noise -0.04 0.04",
+    },
+}
+# What a canvas that is not the preset's own changes in it.
+_FREE = {"threshold": 0.0, "grid": 0, "grow": 1, "margin": 0.0}
+_CANVASES: dict[str, dict[str, Any]] = {
+    "pixels": {"optimizer": "adam", "lr": 0.05, "margin": 0.0, "decorrelate": False},
+    "pyramid": {**_FREE, "optimizer": "sgd", "lr": 0.2},
+    "fourier": {**_FREE, "optimizer": "adam", "lr": 0.05, "decorrelate": True},
+    "phase": {**_FREE, "optimizer": "nadam", "lr": 1.0, "decorrelate": True},
+    "accent": {**_FREE, "optimizer": "gradient", "lr": 0.1, "decorrelate": True, "anchor": 1.0},
 }
 # Where a result goes does not change it: pictures drawn alike have the same bytes wherever they are written.
 PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames", "json", "quiet")
@@ -74,9 +133,10 @@ class Generate(Options):
     optimizer: str | None = decided(
         "adam",
         "update rule; gradient is the gradient at unit RMS, spectral its momentum with fine grain held back",
-        choices=("adam", "adamw", "gradient", "spectral"),
+        choices=("adam", "adamw", "nadam", "gradient", "sgd", "sign", "spectral"),
     )
-    lr: float | None = decided(_LR, "step size in pixel values of [0, 1]", low=0)
+    tilt: float | None = decided(0.5, "spectral weighs a frequency f by f^-tilt", low=0, high=4)
+    lr: float | None = decided(_LR, "step size in the canvas's values; pixels: of [0, 1]", low=0)
     schedule: str | None = decided(
         "cosine", "course of the step size", choices=("constant", "cosine", "quarter")
     )
@@ -84,7 +144,18 @@ class Generate(Options):
     threshold: float | None = decided(
         0.0, "quantile of dynamic thresholding after each step, 0 to clamp", low=0, high=1
     )
-    init: str | None = decided("gmm", "start picture", choices=("noise", "gmm", "gray", "image"))
+    canvas: str | None = decided(
+        "pixels", "what is optimised in place of the picture", choices=tuple(_CANVASES)
+    )
+    decorrelate: bool | None = decided(False, "optimise in Lucid's colours; not for pixels")
+    margin: float | None = decided(
+        0.0, "share of the short side that the canvas reaches beyond each border", low=0, high=1
+    )
+    init: str | None = decided(
+        "gmm",
+        "start picture, own: the canvas's own noise",
+        choices=("noise", "gmm", "gray", "image", "own"),
+    )
     image: str | None = option(None, "picture to start from; implies --init image")
     strength: float = option(0.0, "share of noise mixed into a start picture", low=0, high=1)
     mask: str | None = option(None, "picture whose white part may change; needs --image")
@@ -107,13 +178,26 @@ class Generate(Options):
         "the cosine alone, -1 for what suits the model",
         low=-1,
     )
+    objective: str | None = decided(
+        "cosine", "loss of a view", choices=("cosine", "distance", "atanh")
+    )
+    like: str | None = option(None, "picture whose embedding is a further target")
+    target: str | None = option(
+        None, "raise a layer of the model: LAYER, LAYER:CHANNEL or LAYER:DIRECTION.npy"
+    )
     tv: float = option(0.0, "weight of total variation", low=0)
+    tv4: float | None = decided(0.0, "weight of CLIPInversion's, in four directions", low=0)
+    anchor: float | None = decided(0.0, "weight of the squared distance to the start", low=0)
     grid: int | None = decided(
         -1,
         "short side of the optimised pixels before upsampling, 0 for the full size, -1 for twice what the model sees",
         low=-1,
     )
     grow: int | None = decided(1, "coarse-to-fine stages, each doubling the grid", low=1)
+    grow_share: float | None = decided(1.0, "share of the steps over which it grows", low=0.01)
+    budget: int | None = option(
+        None, "passes of a view through a model; sets the steps, not the views", low=1
+    )
     keep: str | None = decided("best", "iterate to return", choices=("best", "last"))
     quirks: bool | None = decided(
         False,
@@ -148,10 +232,27 @@ class Generate(Options):
             raise ValueError("--init image needs a picture; add --image PICTURE")
         if self.image and self.init not in (None, "image"):
             raise ValueError(f"--image and --init {self.init} exclude each other; leave --init out")
+        if (self.contrast or 0) > 0 and self.objective not in (None, "cosine"):
+            raise ValueError(f"--contrast needs --objective cosine, not {self.objective}")
+        if self.canvas in (None, "pixels"):
+            wrong = "--decorrelate" if self.decorrelate and self.canvas else ""
+        else:
+            wrong = "--threshold" if self.threshold else ""
+        if wrong:
+            raise ValueError(f"{wrong} does nothing on --canvas {self.canvas}; leave it out")
 
     def files(self) -> list[str]:
         """What the picture is made from besides the model."""
-        return [path for path in (self.image, self.mask, self.prior) if path]
+        readout = (self.target or "").partition(":")[2]
+        paths = (self.image, self.mask, self.prior, self.like)
+        return [path for path in (*paths, readout) if path and (path in paths or ".npy" in path)]
+
+    def passes(self) -> int:
+        """Views through a model that a picture of resolved options takes, each forward and backward."""
+        return int(self.steps or 0) * self._passes_a_step(self.views, self.patches)
+
+    def _passes_a_step(self, views: int | None, patches: int | None) -> int:
+        return (max(views or 0, 1) + (patches or 0)) * (1 + len(self.ensemble))
 
     def resolved(self) -> Generate:
         """A copy in which the preset has filled every field left at None that it decides.
@@ -161,17 +262,26 @@ class Generate(Options):
         spectral rule: every shape has to be drawn there, and Adam draws grain first.
         """
         values = dict(PRESETS[self.preset])
+        if self.canvas not in (None, values["canvas"]):
+            values |= _CANVASES[str(self.canvas)]
+        if not self.prompts and not self.like:
+            values["init"] = "own"
         if self.image:
             values.update(init="image", grow=1, grid=0)
         if self.views == 0:
             values.update(patches=0, grid=0, grow=1)
         init = self.init or values["init"]
-        if init == "gmm" and values["lr"] == _LR:
+        pixels = (self.canvas or values["canvas"]) == "pixels"
+        if init == "gmm" and values["lr"] == _LR and pixels:
             values["lr"] = _LR_FROM_MIXTURE
-        if init == "noise" and self.preset == "fast" and self.optimizer is None and self.views != 0:
+        if init == "noise" and self.preset == "fast" and self.views != 0 and pixels:
             values["optimizer"] = "spectral"
         chosen = {name: value for name, value in values.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **chosen)
+        filled = dataclasses.replace(self, **chosen)
+        if self.budget:
+            each = self._passes_a_step(filled.views, filled.patches)
+            filled.steps = max(self.budget // each, 1)
+        return filled
 
 
 _FAST = {f.name: f.metadata["fast"] for f in dataclasses.fields(Generate) if "fast" in f.metadata}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..guide import Guide
 from ..options.generate import Generate
 from .loop import Step, Synthesis, Synthesizer
@@ -19,6 +21,7 @@ def synthesize(
     model: Any = "clipag-mini",
     seed: int = 0,
     callback: Callable[[Step], object] | None = None,
+    readout: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Any:
     """Draws pictures from text by following the input gradient of `model` (Ganz & Elad 2024, supplement 1.3).
@@ -27,6 +30,8 @@ def synthesize(
         prompts: one text, or several that are drawn in one batch; 'a fox:1 | blurry:-0.3' weighs parts.
         model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`.
         callback: called with each `Step`.
+        readout: maps views (V, 3, side, side) in [0, 1] to losses (V,) that are added to the text's; prompts may be
+            [] then.
         options: fields of `Generate`; views=0 (or "none") optimises the bare picture; size is a side, a
             (height, width) pair or the text of --size.
 
@@ -40,7 +45,8 @@ def synthesize(
     options["size"] = f"{size[1]}x{size[0]}" if isinstance(size, (tuple, list)) else str(size)
     name = model if isinstance(model, str) else "custom"
     options |= {"prompts": [prompts] if single else list(prompts), "model": name, "seed": seed}
-    run = Synthesizer(Generate.from_dict(options), None if isinstance(model, str) else model)
+    chosen = Generate.from_dict(options)
+    run = Synthesizer(chosen, None if isinstance(model, str) else model, readout)
     try:
         for step in run:
             if callback is not None:

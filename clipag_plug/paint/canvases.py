@@ -1,20 +1,28 @@
-"""What a run optimises, the picture it stands for, and the update rules.
+"""What a run optimises and the picture it stands for.
 
-A canvas holds `values`, one tensor whose rows are pictures, and renders them. Another canvas is another class with
-`shape`, `render`, `settle` and `grow`.
+A canvas holds `values`, one tensor whose rows are pictures. Another canvas is another class in `CANVASES`, with
+`encode`, `render` and, for starts of its own, `noise`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .rules import frequencies
+
+# Lucid's map from decorrelated colours to red, green and blue, divided by its largest column norm.
+_COLOUR = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
+_EDGE = 1e-5  # pixels stay so far from 0 and 1 where their logit is taken
+
 
 class Canvas:
-    """N pictures under optimisation as pixels, `values` (N, 3, h, w) in [0, 1].
+    """N pictures under optimisation, here as pixels: `values` (N, 3, h, w) in [0, 1].
 
     A coarse canvas has no room for the high frequencies that encoders ignore or are fooled by, and costs less.
 
@@ -22,123 +30,249 @@ class Canvas:
         start: pictures (N, 3, H, W) in [0, 1].
         grid: short side of the canvas in pixels; 0, or one beyond the picture's, for the full size.
         mask: (1, H, W) in [0, 1]; where it is 0 a picture equals `start`.
-        quantile: of dynamic thresholding after each step; 0 to clamp.
+        quantile: of dynamic thresholding after each step; 0 to clamp. Only for pixels.
+        margin: pixels of the canvas beyond each border of the picture, grey at first.
+        decorrelate: optimise in Lucid's colours instead of red, green and blue. Not for pixels.
     """
 
     def __init__(
-        self, start: Tensor, *, grid: int = 0, mask: Tensor | None = None, quantile: float = 0.0
+        self,
+        start: Tensor,
+        *,
+        grid: int = 0,
+        mask: Tensor | None = None,
+        quantile: float = 0.0,
+        margin: int = 0,
+        decorrelate: bool = False,
     ) -> None:
-        self.start, self.mask, self.quantile = start, mask, quantile
-        self.size = (start.shape[2], start.shape[3])
-        self.values = shrink(start, grid_shape(self.size, grid))
+        around = [margin] * 4
+        self.start, self.margin, self.quantile = F.pad(start, around, value=0.5), margin, quantile
+        self.mask = None if mask is None else F.pad(mask, around, value=1.0)
+        colour = torch.tensor(_COLOUR) if decorrelate else torch.eye(3)
+        self.colour = (colour / colour.norm(dim=0).max()).to(start)
+        self.size = (self.start.shape[2], self.start.shape[3])
+        self.shape = grid_shape(self.size, grid)
+        self.origin = shrink(self.start, self.shape)  # what an anchor holds on to
+        self.values = self.encode(self.origin.clone())
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(h, w) of what `render` gives."""
-        return (self.values.shape[2], self.values.shape[3])
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The values that stand for pictures (N, 3, h, w)."""
+        return pictures
 
     def render(self, values: Tensor) -> Tensor:
         """The pictures (N, 3, h, w) in [0, 1] that values stand for."""
         return values
 
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Values (1, ...) of one picture to start from, as the method was published."""
+        return torch.rand((1, 3, *self.shape), generator=generator)
+
     def settle(self, values: Tensor) -> Tensor:
         """The allowed values next to what a step has led to."""
         return threshold(values, self.quantile) if self.quantile > 0 else values.clamp(0, 1)
 
-    def grow(self, values: Tensor, grid: int) -> Tensor:
-        """The same pictures on a finer canvas."""
-        return enlarge(values, grid_shape(self.size, grid))
+    def draw(self, generators: Sequence[torch.Generator]) -> None:
+        """Starts from noise of the canvas's own kind."""
+        self.values = torch.cat([self.noise(generator) for generator in generators]).to(self.start)
+        self.origin = self.render(self.values)
 
-    def pictures(self, values: Tensor | None = None) -> Tensor:
-        """The finished pictures (N, 3, H, W) in [0, 1]."""
-        pictures = enlarge(self.render(self.values if values is None else values), self.size)
+    def grow(self, grid: int, *values: Tensor) -> list[Tensor]:
+        """The same pictures on a finer canvas, which it is from then on."""
+        pictures = [self.render(each) for each in (self.origin, *values)[1:]]
+        self.shape = grid_shape(self.size, grid)
+        self.origin = enlarge(self.origin, self.shape)
+        return [self.encode(enlarge(each, self.shape)) for each in pictures]
+
+    def _whole(self, values: Tensor) -> Tensor:
+        pictures = enlarge(self.render(values), self.size)
         if self.mask is None:
             return pictures
         mixed = self.start + self.mask * (pictures - self.start)
         return torch.where(self.mask > 0, mixed, self.start).clamp(0, 1)
 
+    def pictures(self, values: Tensor | None = None) -> Tensor:
+        """The finished pictures (N, 3, H, W) in [0, 1]."""
+        whole, m = self._whole(self.values if values is None else values), self.margin
+        return whole[..., m : self.size[0] - m, m : self.size[1] - m]
+
     def shown(self, values: Tensor) -> Tensor:
-        """What views are taken of: the canvas, or where there is a mask the finished pictures."""
-        return self.render(values) if self.mask is None else self.pictures(values)
+        """What views are taken of: the canvas, or where there is a mask the pictures at full size."""
+        return self.render(values) if self.mask is None else self._whole(values)
 
 
-class Stepper:
-    """Update rules; every picture is treated on its own, whatever else is in the batch.
+class Logits(Canvas):
+    """The common part of canvases without bounds: pictures are sigmoid(colour @ field), field (N, 3, h, w)."""
 
-    Args:
-        rule: adam, adamw, gradient (at unit RMS) or spectral.
-        lr: step size in the canvas's values; schedule: constant, cosine, or quarter: cos(0.9 * pi / 2 * t), the
-            course of FARE's generator-free loop.
-        clip: largest L2 norm of a picture's gradient, 0 for any.
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The values of the field whose sigmoid gives the pictures."""
+        field = torch.logit(pictures, _EDGE)
+        return self.to_values(torch.einsum("ij,njhw->nihw", self.colour.inverse(), field))
+
+    def render(self, values: Tensor) -> Tensor:
+        """The sigmoid of the field."""
+        return torch.einsum("ij,njhw->nihw", self.colour, self.to_field(values)).sigmoid()
+
+    def settle(self, values: Tensor) -> Tensor:
+        """Every value is allowed."""
+        return values
+
+    def to_values(self, field: Tensor) -> Tensor:
+        """(N, 3, h, w) -> values; the inverse of `to_field`."""
+        raise NotImplementedError
+
+    def to_field(self, values: Tensor) -> Tensor:
+        """Values -> (N, 3, h, w)."""
+        raise NotImplementedError
+
+
+class Pyramid(Logits):
+    """Direct ascent synthesis (Fort & Whitaker 2025): 1/2 + 1/2 tanh(s), s the sum of pictures of every size.
+
+    Gradient descent on pictures P_r of sizes r = 1, 2, ..., R, resized by U_r, moves s by -lr K g, where g = dL/ds
+    and K = sum_r U_r U_r^T. K is nearly diagonal in the cosine transform, so one tensor does: s = K^(1/2) values.
     """
 
-    def __init__(self, rule: str, lr: float, schedule: str, steps: int, clip: float) -> None:
-        self.rule, self.lr, self.schedule, self.steps, self.clip = rule, lr, schedule, steps, clip
-        self.restart()
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Grey: all variety comes from the views."""
+        return torch.zeros(1, 3, *self.shape)
 
-    def restart(self) -> None:
-        """Forgets the moments, as after a change of the grid."""
-        self.count = 0
-        self.first = self.second = torch.zeros(())
+    def _scaled(self, field: Tensor, power: float) -> Tensor:
+        down, across = (cosines(length).to(field) for length in self.shape)
+        gain = pyramid_gain(*self.shape).to(field) ** power
+        return down.T @ (gain * (down @ field @ across.T)) @ across
 
-    def rate(self, step: int) -> float:
-        """Step size at `step`."""
-        share = step / self.steps
-        if self.schedule == "cosine":
-            return self.lr * (0.5 + 0.5 * math.cos(math.pi * share))
-        return self.lr * (math.cos(0.9 * math.pi / 2 * share) if self.schedule == "quarter" else 1)
+    def to_values(self, field: Tensor) -> Tensor:
+        """K^(-1/2) s, where tanh(s) / 2 + 1 / 2 = sigmoid(2 s)."""
+        return self._scaled(field / 2, -0.5)
 
-    @torch.no_grad()
-    def __call__(self, values: Tensor, gradient: Tensor, step: int) -> Tensor:
-        """The values after one descent step."""
-        rate = self.rate(step)
-        if self.clip > 0:
-            norm = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            gradient = gradient * (self.clip / (norm + 1e-6)).clamp(max=1)
-        if self.rule == "gradient":
-            rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
-            return values - rate * gradient / rms
-        if self.rule == "spectral":
-            return values - rate * self._spectral(gradient)
-        if self.rule == "adamw":
-            values = values * (1 - rate * 0.01)
-        return values - rate * self._adam(gradient)
-
-    def _momentum(self, gradient: Tensor, power: Tensor) -> Tensor:
-        """Adam's first moment without bias; makes room for the second, of the shape of `power`."""
-        if not self.count:
-            self.first, self.second = torch.zeros_like(gradient), torch.zeros_like(power)
-        self.count += 1
-        return self.first.lerp_(gradient, 0.1) / (1 - 0.9**self.count)
-
-    def _adam(self, gradient: Tensor) -> Tensor:
-        """Adam's direction (Kingma & Ba 2015), with its usual constants."""
-        first = self._momentum(gradient, gradient)
-        self.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        return first / (self.second.sqrt() / math.sqrt(1 - 0.999**self.count) + 1e-8)
-
-    def _spectral(self, gradient: Tensor) -> Tensor:
-        """Momentum of the gradient, every frequency f of it weighted by 1/sqrt(f), at about unit RMS a picture.
-
-        Photographs have little at high frequencies. Adam gives every pixel a step of the same length and so paints
-        the checks and dots there that a gradient is full of (Olah et al. 2017, "Feature Visualization", on
-        preconditioning); here they stay as small as they are, or smaller.
-        """
-        gradient = weighted(gradient)
-        power = gradient.square().mean((1, 2, 3), keepdim=True)
-        first = self._momentum(gradient, power)
-        self.second.lerp_(power, 0.01)
-        return first / (self.second / (1 - 0.99**self.count)).sqrt().clamp_min(1e-20)
+    def to_field(self, values: Tensor) -> Tensor:
+        """2 K^(1/2) values."""
+        return 2 * self._scaled(values, 0.5)
 
 
-def weighted(pictures: Tensor) -> Tensor:
-    """Pictures (N, 3, h, w) with each frequency f, in cycles a pixel, multiplied by 1/sqrt(f); the mean by the
-    largest of these factors."""
-    height, width = pictures.shape[-2:]
-    rows = torch.fft.fftfreq(height, device=pictures.device)[:, None]
-    columns = torch.fft.rfftfreq(width, device=pictures.device)
-    frequency = torch.hypot(rows, columns).clamp_min(1 / max(height, width))
-    return torch.fft.irfft2(torch.fft.rfft2(pictures) * frequency.rsqrt(), s=(height, width))
+class Fourier(Logits):
+    """Feature visualisation's canvas (Olah et al. 2017; Lucid): irfft2(values * sqrt(hw) / f^power) / 4.
+
+    values (N, 3, h, 2 (w // 2 + 1)): real and imaginary parts side by side.
+    """
+
+    power, deviation = 1.0, 0.01
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Gaussian of the published deviation."""
+        columns = 2 * (self.shape[1] // 2 + 1)
+        return self.deviation * torch.randn((1, 3, self.shape[0], columns), generator=generator)
+
+    def gain(self, like: Tensor) -> Tensor:
+        """What each coefficient is multiplied by."""
+        frequency = frequencies(*self.shape, like.device)
+        return math.sqrt(math.prod(self.shape)) / frequency**self.power / 4
+
+    def to_values(self, field: Tensor) -> Tensor:
+        """The spectrum, divided by its weights."""
+        return _halves(torch.fft.rfft2(field) / self.gain(field))
+
+    def to_field(self, values: Tensor) -> Tensor:
+        """The inverse transform of the weighted spectrum."""
+        return torch.fft.irfft2(_complex(values) * self.gain(values), s=self.shape)
+
+
+class Phase(Fourier):
+    """MACO (Fel et al. 2023): the magnitudes are those of natural pictures, only the phases (N, 3, h, w // 2 + 1)
+    are optimised. From a picture it takes the phases."""
+
+    deviation = 1.0
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Standard normal phases."""
+        self.mean, self.spread = 0.0, 1.0
+        return torch.randn((1, 3, self.shape[0], self.shape[1] // 2 + 1), generator=generator)
+
+    def to_values(self, field: Tensor) -> Tensor:
+        """The phases of a picture's spectrum, whose mean and deviation they keep."""
+        phases = torch.fft.rfft2(field).angle()
+        self.mean, self.spread = phases.mean((1, 2, 3), True), phases.std((1, 2, 3), keepdim=True)
+        return phases
+
+    def to_field(self, values: Tensor) -> Tensor:
+        """Phases and picture standardised, as published; magnitudes fitted to ImageNet's mean spectrum."""
+        frequency = frequencies(*self.shape, values.device)
+        magnitude = (frequency**-1.3 * torch.exp(-((frequency / 0.26) ** 2))).to(values)
+        phases = _standard(values) * self.spread + self.mean
+        return _standard(
+            torch.fft.irfft2(torch.polar(magnitude.expand_as(phases), phases), s=self.shape)
+        )
+
+
+class Accent(Fourier):
+    """Feature accentuation (Hamblin et al. 2024): the spectrum of a given picture; the way there is the identity,
+    only the gradient is weighted, by f^-power."""
+
+    power = 1.5
+
+    def to_values(self, field: Tensor) -> Tensor:
+        """The orthonormal spectrum."""
+        return _halves(torch.fft.rfft2(field, norm="ortho"))
+
+    def to_field(self, values: Tensor) -> Tensor:
+        """Its inverse."""
+        spectrum = _complex(values)
+        scaled = spectrum * self.gain(values)
+        return torch.fft.irfft2(scaled + (spectrum - scaled).detach(), s=self.shape, norm="ortho")
+
+
+CANVASES: dict[str, type[Canvas]] = {
+    "pixels": Canvas,
+    "pyramid": Pyramid,
+    "fourier": Fourier,
+    "phase": Phase,
+    "accent": Accent,
+}
+
+
+def _complex(values: Tensor) -> Tensor:
+    return torch.view_as_complex(values.unflatten(-1, (-1, 2)).contiguous())
+
+
+def _halves(spectrum: Tensor) -> Tensor:
+    return torch.view_as_real(spectrum).flatten(-2)
+
+
+def _standard(values: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over a picture."""
+    centred = values - values.mean((1, 2, 3), keepdim=True)
+    return centred / (values.std((1, 2, 3), keepdim=True) + 1e-8)
+
+
+@functools.lru_cache(maxsize=8)
+def cosines(length: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II) along one axis: (length, length), a frequency a row."""
+    place = torch.arange(length, dtype=torch.float64)
+    table = torch.cos(math.pi / length * (place + 0.5) * place[:, None]) * math.sqrt(2 / length)
+    table[0] /= math.sqrt(2)
+    return table.float()
+
+
+@functools.lru_cache(maxsize=8)
+def pyramid_gain(height: int, width: int) -> Tensor:
+    """The diagonal (height, width) of K in the cosine transform (see `Pyramid`).
+
+    Bicubic, from every size up to the short side; the sizes beyond 32 in groups of up to r / 16, each for all of them.
+    """
+    short, size = min(height, width), 1
+    gain = torch.zeros(height, width)
+    while size <= short:
+        group = min(max(size // 16, 1), short - size + 1)
+        middle = size + group // 2
+        axes = []
+        for length in (height, width):
+            few = max(round(length * middle / short), 1)
+            eye = torch.eye(few)[None, :, None]
+            enlarged = F.interpolate(eye, size=(1, length), mode="bicubic")[0, :, 0]
+            axes.append((cosines(length) @ enlarged.T).square().sum(1))
+        gain += group * torch.outer(*axes)
+        size += group
+    return gain
 
 
 def threshold(pixels: Tensor, quantile: float) -> Tensor:

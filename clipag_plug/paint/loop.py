@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 from ..augment import Views
 from ..files import sha256
 from ..guide import frozen, guide_for
-from ..images import write_image
+from ..images import read_image, write_image
 from ..options.generate import PRESENTATION, Generate
 from ..version import __version__
-from .canvases import Canvas, Stepper
-from .objective import NotFiniteError, Objective, Target, ViewSet, parse_prompt
+from .canvases import CANVASES
+from .objective import NotFiniteError, Objective, Target, ViewSet, layer_readout, parse_prompt
+from .rules import Stepper
 from .starts import picture_size, read_mask, start_pictures
 
 # Between the seeds of a picture's drafts: further than anyone's variations reach, and within the 32 bits that
@@ -59,14 +60,18 @@ class Synthesizer:
     With `drafts` there are so many rows in the batch for each picture that is asked for.
     """
 
-    def __init__(self, options: Generate, model: Any = None) -> None:
+    def __init__(
+        self,
+        options: Generate,
+        model: Any = None,
+        readout: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.options = options = options.resolved()
-        if not options.prompts:
+        if not (options.prompts or options.like or options.target or readout):
             raise ValueError('no prompt; say what to draw, as in clipag generate "a goldfish"')
-        pairs = [
-            (each, style.strip()) for each in options.prompts for style in options.prefixes or [""]
-        ]
-        parsed = [parse_prompt(prompt, style) for prompt, style in pairs]
+        styles = [style.strip() for style in options.prefixes or [""]]
+        pairs = [(each, style) for each in options.prompts or [""] for style in styles]
+        parsed = [parse_prompt(*pair) if options.prompts else [] for pair in pairs]
         settings = {name: getattr(options, name) for name in ("device", "precision", "compile")}
         chosen = [options.model if model is None else model, *options.ensemble]
         self.guides = [guide_for(each, **settings) for each in chosen]
@@ -85,27 +90,44 @@ class Synthesizer:
         ]
         self.size = picture_size(options, self.guides[0])
         with frozen([guide.model for guide in self.guides]):
-            targets = [
-                Target.of(guide, [parsed[i] for i, _, _ in rows], float(options.contrast or 0))
-                for guide in self.guides
-            ]
+            wanted = [parsed[i] for i, _, _ in rows]
+            how = (float(options.contrast or 0), str(options.objective))
+            like = read_image(options.like) if options.like else None
+            targets = [Target.of(guide, wanted, *how, like) for guide in self.guides]
             start = start_pictures(options, self.size, self.guides[0], targets[0], self.generators)
-        self.grids = _grids(options, min(self.size), max(guide.side for guide in self.guides))
-        self.canvas = Canvas(
+        margin = round(float(options.margin or 0) * min(self.size))
+        side = max(guide.side for guide in self.guides)
+        self.grids = _grids(options, min(self.size) + 2 * margin, side)
+        self.canvas = CANVASES[str(options.canvas)](
             start,
             grid=self.grids[0],
             mask=read_mask(options.mask, self.size).to(start.device) if options.mask else None,
             quantile=float(options.threshold or 0),
+            margin=margin,
+            decorrelate=bool(options.decorrelate),
         )
+        if options.init == "own":
+            self.canvas.draw(self.generators)
         self.stepper = Stepper(
             str(options.optimizer),
             float(options.lr or 0),
             str(options.schedule),
             self.steps,
             float(options.clip_gradient or 0),
+            float(options.tilt or 0),
         )
-        memory = options.memory * 2**20 if options.memory else None
-        self.objective = Objective(self.guides, targets, _sets(options), options.tv, memory)
+        if options.target:
+            readout = layer_readout(self.guides[0], options.target)
+        self.objective = Objective(
+            self.guides,
+            targets,
+            _sets(options, 0.0),
+            options.tv,
+            options.memory * 2**20 if options.memory else None,
+            float(options.tv4 or 0),
+            float(options.anchor or 0),
+            readout,
+        )
         self.losses: list[Tensor] = []
         self.frames: list[Tensor] = []
         self.best = self.canvas.values.clone()
@@ -131,15 +153,22 @@ class Synthesizer:
         if frames:
             self._keep_frame()
 
+    def stage(self, index: int) -> int:
+        """Which of the grids step `index` works on."""
+        span = max(round(self.steps * float(self.options.grow_share or 1)), 1)
+        return min(index * len(self.grids) // span, len(self.grids) - 1)
+
     def _step(self, index: int) -> Step:
-        stage, before = (max(i, 0) * len(self.grids) // self.steps for i in (index, index - 1))
-        if stage != before:
-            self.best = self.canvas.grow(self.best, self.grids[stage])
-            self.canvas.values = self.canvas.grow(self.canvas.values, self.grids[stage])
+        options = self.options
+        if ">" in f"{options.policy} {options.patch_policy}":
+            self.objective.sets = _sets(options, index / max(self.steps - 1, 1))
+        if index and self.stage(index) != self.stage(index - 1):
+            grid, values = self.grids[self.stage(index)], self.canvas.values
+            self.best, self.canvas.values = self.canvas.grow(grid, self.best, values)
             self.stepper.restart()
         values = self.canvas.values
         try:
-            losses, ranking, gradient = self.objective(values, self.canvas.shown, self.generators)
+            losses, ranking, gradient = self.objective(self.canvas, self.generators)
         except NotFiniteError as error:
             message = f"stopped at step {index}: {error}; the last good picture is kept"
             raise NotFiniteError(message) from error
@@ -148,7 +177,7 @@ class Synthesizer:
         self.best_loss = torch.where(better, ranking, self.best_loss)
         self.best_step = torch.where(better, index, self.best_step)
         # The notebook keeps the picture after the update whose loss, before it, was the lowest.
-        candidate = self.canvas.values if self.options.quirks else values
+        candidate = self.canvas.values if options.quirks else values
         self.best = torch.where(better.view(-1, 1, 1, 1), candidate, self.best)
         self.losses.append(losses)
         return Step(index, losses, self.stepper.rate(index))
@@ -205,6 +234,7 @@ class Synthesizer:
             "kept_draft": index % self.drafts,
             "size": f"{self.size[1]}x{self.size[0]}",
             "kept_step": int(self.best_step[index]) if options["keep"] == "best" else done - 1,
+            "passes": self.options.passes(),
             "stopped_after": done if done < self.steps else None,
             "files": {path: sha256(path) for path in self.options.files()},
             "options": {
@@ -215,12 +245,13 @@ class Synthesizer:
         }
 
 
-def _sets(options: Generate) -> list[ViewSet]:
-    """Global views, or the bare picture without them; then patches."""
+def _sets(options: Generate, progress: float) -> list[ViewSet]:
+    """Global views, or the bare picture without them; then patches. `progress`: of the run, for schedules."""
     views = int(options.views or 0)
-    sets = [ViewSet(Views(str(options.policy) if views else ""), max(views, 1))]
+    sets = [ViewSet(Views(str(options.policy) if views else "", progress), max(views, 1))]
     if options.patches:
-        patches, weight = Views(str(options.patch_policy)), float(options.patch_weight or 0)
+        patches = Views(str(options.patch_policy), progress)
+        weight = float(options.patch_weight or 0)
         sets.append(ViewSet(patches, options.patches, weight, float(options.reject or 0)))
     return sets
 
@@ -228,5 +259,5 @@ def _sets(options: Generate) -> list[ViewSet]:
 def _grids(options: Generate, short: int, side: int) -> list[int]:
     """Short sides of the canvas, coarse to fine, for a picture of side `short` and views of `side`."""
     grid, stages = int(options.grid or 0), int(options.grow or 1)
-    final = min((2 * side if grid < 0 else grid) or short, short)
-    return [max(final >> (stages - 1 - stage), min(16, final)) for stage in range(stages)]
+    final = grid if grid > 0 else min(2 * side if grid else short, short)
+    return [min(max(final >> i, min(16, final)), short) for i in reversed(range(stages))]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..augment import Views
+from ..augment import Views, fit
 from ..guide import Guide
 from ..vocabulary import bundled_vocabulary, sentence
+from .canvases import Canvas
 
 Parts = list[tuple[str, float]]
 Chunk = tuple[slice, slice]  # of pictures and of their views
@@ -62,19 +66,29 @@ class Target:
     """What one guide wants of N pictures: loss = bias - <features, direction>.
 
     By linearity a whole weighted prompt, sum of w * (1 - cos(image, text)), is one vector: direction (N, D) is the
-    sum of w * text, bias (N,) the sum of w. With rivals (M, D), unit features of other words, the loss is the
-    cross-entropy of the direction among them, divided by `scale`, which multiplies the cosines; own (N, M) is True
-    where a word is part of the prompt itself.
+    sum of w * text, bias (N,) the sum of w, texts (K, D) and weights (N, K). Two other losses of a cosine c:
+    `distance`, sqrt(2 - 2c), whose gradient does not fade near the target, and `atanh`, -atanh(c).
+
+    With rivals (M, D), unit features of other words, the loss is the cross-entropy of the direction among them,
+    divided by `scale`, which multiplies the cosines; own (N, M) is True where a word is part of the prompt itself.
     """
 
-    direction: Tensor
-    bias: Tensor
+    texts: Tensor
+    weights: Tensor
+    kind: str = "cosine"
     rivals: Tensor | None = None
     own: Tensor | None = None
     scale: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.direction, self.bias = self.weights @ self.texts, self.weights.sum(1)
+
     def losses(self, features: Tensor, pictures: slice) -> Tensor:
         """(n, views) of unit features (n, views, D) of these pictures; with rivals 0 is the best."""
+        if self.kind != "cosine":
+            near = (features @ self.texts.T).clamp(-1 + 1e-6, 1 - 1e-6)
+            each = (2 - 2 * near).sqrt() if self.kind == "distance" else -near.atanh()
+            return (each * self.weights[pictures, None]).sum(-1)
         direction = self.direction[pictures]
         near = (features @ direction[..., None])[..., 0]
         if self.rivals is None or self.own is None:
@@ -87,21 +101,34 @@ class Target:
         return length * (torch.logsumexp(everything * self.scale, -1) / self.scale - near)
 
     @classmethod
-    def of(cls, guide: Guide, prompts: Sequence[Parts], contrast: float = 0.0) -> Target:
+    def of(
+        cls,
+        guide: Guide,
+        prompts: Sequence[Parts],
+        contrast: float = 0.0,
+        kind: str = "cosine",
+        like: Tensor | None = None,
+    ) -> Target:
         """From the parsed prompts of the N pictures; each distinct text is encoded once.
 
         contrast: scale of the softmax against the classes of the bundled vocabulary that a prompt does not speak of
         (of "a dog" no breed is a rival; parts of negative weight do not count); 0 for none, below 0 for what suits
-        the guide.
+        the guide. like: a picture (3, h, w) whose embedding is a further target of weight 1.
         """
         texts = list(dict.fromkeys(text for parts in prompts for text, _ in parts))
-        features = guide.texts(texts)
+        features = guide.texts(texts) if texts else torch.zeros(0, 0)
         weights = torch.zeros(len(prompts), len(texts), device=features.device)
         for row, parts in enumerate(prompts):
             for text, weight in parts:
                 weights[row, texts.index(text)] += weight
-        target = cls(weights @ features, weights.sum(1))
-        target.scale = guide.contrast if contrast < 0 else contrast
+        if like is not None:
+            with torch.no_grad():
+                seen = guide.features(fit(like[None].to(guide.device), guide.side))
+            features = torch.cat([features, seen]) if texts else seen
+            weights = F.pad(weights.to(seen), (0, 1), value=1.0)
+        target = cls(features, weights, kind)
+        chosen = guide.contrast if texts and kind == "cosine" else 0.0
+        target.scale = chosen if contrast < 0 else contrast
         if target.scale:
             vocabulary = bundled_vocabulary()
             names = vocabulary.class_names
@@ -133,6 +160,9 @@ class Objective:
 
     memory: bytes that the views of one pass may take with what autograd keeps for them; None for no limit. Views
     are then encoded in several passes. A view depends on its own random numbers only, so the gradient is the same.
+    tv, tv4: weights of total variation, the mean step between neighbours, and of CLIPInversion's in four directions;
+    anchor: of the mean squared distance to the start. readout: maps views (V, 3, side, side) in [0, 1] to losses
+    (V,), added to the first guide's.
     """
 
     guides: Sequence[Guide]
@@ -140,22 +170,22 @@ class Objective:
     sets: Sequence[ViewSet]
     tv: float = 0.0
     memory: int | None = None
+    tv4: float = 0.0
+    anchor: float = 0.0
+    readout: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.scale = 1024.0 if any(guide.precision == "fp16" for guide in self.guides) else 1.0
         self._bytes: dict[tuple[int, int, tuple[int, ...]], int] = {}
 
     def __call__(
-        self,
-        values: Tensor,
-        shown: Callable[[Tensor], Tensor],
-        generators: Sequence[torch.Generator],
+        self, canvas: Canvas, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total losses (N,), losses of the first set alone (N,), and the gradient of the totals' sum.
 
-        values: (N, ...) of a canvas; shown: maps them to the pictures that views are taken of. NotFiniteError where
-        a guide gives something that is not finite.
+        NotFiniteError where a guide gives something that is not finite.
         """
+        values = canvas.values
         count = len(values)
         gradient = torch.zeros_like(values)
         losses = torch.zeros(len(self.sets), count, device=values.device)
@@ -166,7 +196,7 @@ class Objective:
                 def evaluate(
                     leaf: Tensor, chunk: Chunk, g: int = g, s: int = s, uniform: Tensor = uniform
                 ) -> Tensor:
-                    return self._losses(g, s, shown(leaf), uniform, chunk)
+                    return self._losses(g, s, canvas.shown(leaf), uniform, chunk)
 
                 chunks = self._chunks((g, s, tuple(values.shape[1:])), evaluate, values, views)
                 weights = torch.ones(count, views.count, device=values.device)
@@ -183,8 +213,8 @@ class Objective:
                     gradient += part
         scales = torch.tensor([views.weight for views in self.sets], device=values.device)
         totals = (scales[:, None] * losses).sum(0)
-        if self.tv:
-            extra, slope = self._variation(values, shown)
+        if self.tv or self.tv4 or self.anchor:
+            extra, slope = self._smoothness(canvas)
             totals, gradient = totals + extra, gradient + slope
         if not (torch.isfinite(totals).all() and torch.isfinite(gradient).all()):
             name = self.guides[0].name
@@ -194,11 +224,17 @@ class Objective:
     def _losses(self, g: int, s: int, shown: Tensor, uniform: Tensor, chunk: Chunk) -> Tensor:
         """Losses (pictures, views) of a chunk."""
         guide, pictures = self.guides[g], shown[chunk[0]]
-        features = guide.features(self.sets[s].views.apply(pictures, uniform[chunk], guide.side))
-        if not torch.isfinite(features).all():
-            raise NotFiniteError(f"{guide.name} gave features that are not finite")
-        rows = features.view(len(pictures), -1, features.shape[-1])
-        return self.targets[g].losses(rows, chunk[0])
+        views = self.sets[s].views.apply(pictures, uniform[chunk], guide.side)
+        losses = torch.zeros(len(pictures), len(views) // len(pictures), device=views.device)
+        if len(self.targets[g].texts):
+            features = guide.features(views)
+            if not torch.isfinite(features).all():
+                raise NotFiniteError(f"{guide.name} gave features that are not finite")
+            rows = features.view(len(pictures), -1, features.shape[-1])
+            losses = self.targets[g].losses(rows, chunk[0])
+        if self.readout is not None and g == 0:
+            losses = losses + self.readout(views).float().view_as(losses)
+        return losses
 
     def _pass(
         self,
@@ -262,13 +298,64 @@ class Objective:
             evaluate(torch.cat([leaf, values[1:]]), (slice(0, 1), slice(0, 1)))
         return max(int(sum(kept.values()) * 1.5), 1)
 
-    def _variation(
-        self, values: Tensor, shown: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Total variation (N,), the mean step between neighbours, and its gradient."""
-        leaf = values.detach().requires_grad_(True)
+    def _smoothness(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        """Total variations and anchor (N,), and their gradient at the canvas's values."""
+        leaf = canvas.values.detach().requires_grad_(True)
         with torch.enable_grad():
-            steps = [leaf.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3)]
-            found = self.tv * (steps[0] + steps[1])
+            x = canvas.render(leaf)
+            steps = [x.diff(dim=axis) for axis in (2, 3)]
+            found = self.tv * (steps[0].abs().mean((1, 2, 3)) + steps[1].abs().mean((1, 2, 3)))
+            if self.tv4:
+                steps.append(x[..., 1:, 1:] - x[..., :-1, :-1])
+                steps.append(x[..., 1:, :-1] - x[..., :-1, 1:])
+                norms = torch.stack([step.norm(dim=(2, 3)).mean(1) for step in steps])
+                found = found + self.tv4 * norms.sum(0)
+            if self.anchor:
+                found = found + self.anchor * (x - canvas.origin).square().mean((1, 2, 3))
             (gradient,) = torch.autograd.grad(found.sum(), leaf)
         return found.detach(), gradient
+
+
+def layer_readout(guide: Guide, target: str) -> Callable[[Tensor], Tensor]:
+    """Minus the mean response of a layer of the model to views, as a loss (V,); target: LAYER[:UNIT | :FILE.npy].
+
+    LAYER is the dotted name of a module; its channels are the last axis of (V, T, D) and (V, D), the second of
+    (V, C, h, w). UNIT is one channel; a file holds a direction (C,), or weights of one view's whole output. Without
+    either it is the mean square. ValueError for names and shapes that do not fit.
+    """
+    name, _, what = target.partition(":")
+    layers = dict(guide.model.named_modules())
+    if name not in layers or not name:
+        close = difflib.get_close_matches(name, layers, n=3) or list(layers)[1:4]
+        raise ValueError(f"--target {name!r} is no layer of {guide.name}; try {', '.join(close)}")
+    direction = None
+    if what.endswith(".npy"):
+        direction = torch.from_numpy(np.load(what)).float().to(guide.device)
+
+    def readout(views: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        hook = layers[name].register_forward_hook(lambda module, given, out: seen.append(out))
+        try:
+            guide.features(views)
+        finally:
+            hook.remove()
+        out = seen[0].float()
+        if direction is not None and direction.shape == out.shape[1:]:
+            return -(out * direction).flatten(1).sum(1)
+        rows = (
+            (out.movedim(1, -1) if out.dim() == 4 else out).flatten(1, -2)
+            if out.dim() > 2
+            else out[:, None]
+        )
+        if not what:
+            return -rows.square().mean((1, 2))
+        if direction is not None and direction.shape == rows.shape[2:]:
+            return -(rows @ direction).mean(1)
+        if direction is not None or not what.isdigit() or int(what) >= rows.shape[2]:
+            raise ValueError(
+                f"--target {target!r}: {name} gives {tuple(out.shape[1:])}; give a channel below {rows.shape[2]}, or "
+                f"a .npy of shape ({rows.shape[2]},) or {tuple(out.shape[1:])}"
+            )
+        return -rows[..., int(what)].mean(1)
+
+    return readout

@@ -30,7 +30,7 @@ def start_pictures(
     """Start pictures (N, 3, H, W) in [0, 1] for resolved options, on the guide's device."""
     if options.init == "gmm":
         return best_candidates(options, size, guide, target, generators)
-    if options.init == "gray":
+    if options.init in ("gray", "own"):
         start = torch.full((len(generators), 3, *size), 0.5)
     elif options.init == "image":
         start = fitted(read_image(str(options.image)), size).expand(len(generators), -1, -1, -1)

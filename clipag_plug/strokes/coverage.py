@@ -99,12 +99,12 @@ def _search(segments: Segments, plan: Plan) -> tuple[Tensor, Tensor]:
     of an argmin. float32 has the room for radii up to about 150.
     """
     fine = segments.fine.double() if bool((segments.radius > 128).any()) else segments.fine
-    count, kind = len(plan.segment), {"device": fine.device, "dtype": fine.dtype}
+    count = len(plan.segment)
     centre = plan.centre.to(fine.dtype)
     key, least = fine.new_empty(PIXELS, count), fine.new_empty(count)
-    index = torch.arange(SAMPLES, **kind).view(-1, 1) / (_UNIT * _KEYS)
+    index = torch.arange(SAMPLES).to(fine).view(-1, 1) / (_UNIT * _KEYS)
     steps = [i - _MIDDLE for i in range(TILE)]
-    twice = 2 * torch.tensor(steps, **kind).view(-1, 1, 1)
+    twice = 2 * fine.new_tensor(steps).view(-1, 1, 1)
     for begin in range(0, count, _CHUNK):
         part = slice(begin, begin + _CHUNK)
         x = centre[0, part] - fine[0].index_select(1, plan.segment[part])
@@ -120,7 +120,7 @@ def _search(segments: Segments, plan: Plan) -> tuple[Tensor, Tensor]:
             torch.amin(values, 1, out=key[i * TILE : (i + 1) * TILE, part])
     square = key.mul_(_UNIT).floor()
     t = key.sub_(square).mul_(_KEYS / (SAMPLES - 1))
-    offset = torch.tensor([[i * i + j * j] for i in steps for j in steps], **kind)
+    offset = fine.new_tensor([[i * i + j * j] for i in steps for j in steps])
     return square.div_(_UNIT).add_(least).add_(offset), t
 
 

@@ -108,8 +108,12 @@ def segments(points: Tensor, widths: Tensor, counts: Sequence[int]) -> Segments:
 def _subdivision(b: Tensor, s: Tensor) -> Tensor:
     """(4, 4, M): power coefficients of the piece from t = b to b + s from those of the whole."""
     none, one = torch.zeros_like(b), torch.ones_like(b)
-    rows = (s**3, none, none, none), (3 * b * s**2, s**2, none, none)
-    rows += (3 * b**2 * s, 2 * b * s, s, none), (b**3, b**2, b, one)
+    rows = [
+        (s**3, none, none, none),
+        (3 * b * s**2, s**2, none, none),
+        (3 * b**2 * s, 2 * b * s, s, none),
+        (b**3, b**2, b, one),
+    ]
     return torch.stack([torch.stack(row) for row in rows])
 
 

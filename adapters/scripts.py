@@ -142,7 +142,7 @@ def _own_log(level: int) -> None:
 
 def _lacking(error: BaseException, adapter: catalog.Adapter) -> str | None:
     """One sentence for what a program lacks and did not look after itself; None for an error of its own."""
-    from ..weights.errors import FetchError
+    from ..weights.registry import FetchError
 
     if isinstance(error, (cog.RequestError, notebooks.NotebookError)):
         return str(error)

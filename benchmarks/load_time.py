@@ -32,7 +32,7 @@ import json, os, resource, sys, time
 import torch, torchvision, open_clip, safetensors.torch
 torch.set_num_threads(1)
 from clipag_plug import clip, model
-from clipag_plug.weights import opening, registry, remote
+from clipag_plug.weights import opening, registry
 record = registry.Checkpoint("served", "ViT-B-32", False, (os.environ["SERVED"],))
 registry._table = lambda: {"served": record}
 def peak():
@@ -103,7 +103,7 @@ torch.save({"epoch": 1, "name": "run", "state_dict": state, "optimizer": {"state
 
 def measure(folder: Path, url: str, rounds: int) -> dict[str, list[dict[str, float]]]:
     home = folder / "home"
-    converted = home / "served.v1.safetensors"
+    converted = home / "served.v2.safetensors"
     results: dict[str, list[dict[str, float]]] = {
         "first load": [],
         "second load": [],

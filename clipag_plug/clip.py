@@ -122,12 +122,12 @@ def tokenize(
 
 def _resolve(name: str) -> str:
     """The key, source or path that a name stands for."""
-    from .weights import names
+    from .weights import registry
 
     if name in ROBUST_COUNTERPART:
         return _robust(name)
     try:
-        names.parse(name)
+        registry.parse(name)
     except ValueError as error:
         raise RuntimeError(
             f"Model {name} not found: {error}; available models = {available_models()}"
@@ -197,7 +197,7 @@ def _download(url: str, root: str | None = None) -> str:
 
     Raises RuntimeError for an address that `_MODELS` does not have.
     """
-    from .weights import cache, opening
+    from .weights import fetch, opening
 
     scheme, _, name = url.partition(":")
     if scheme != "clipag_plug":
@@ -206,7 +206,7 @@ def _download(url: str, root: str | None = None) -> str:
             "its path to clip.load"
         )
     key = _resolve(name)
-    path = cache.root(root) / f"{cache.slug(key)}.pt"
+    path = fetch.root(root) / f"{files.slug(key)}.pt"
     if not path.is_file():
         opened = opening.open_checkpoint(key, root)
         facts = {"name": opened.record.key, "config": opened.config, "card": opened.card}

@@ -18,7 +18,7 @@ from clipag_plug.pipelines import clipstyler, loading, style
 from clipag_plug.pipelines.autoencoder import Shape, VQModel
 from clipag_plug.pipelines.style import Styling
 from clipag_plug.pipelines.stylenets import UNet, VggContent, padded
-from clipag_plug.weights.errors import FetchError
+from clipag_plug.weights.registry import FetchError
 
 QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
 

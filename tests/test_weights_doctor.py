@@ -11,9 +11,9 @@ import torch
 import weights_helpers as helpers
 from safetensors.torch import save_file
 
-from clipag_plug.options.doctor import Doctor
+from clipag_plug.options.weights import Doctor
 from clipag_plug.weights import cache, doctor, hub, open_checkpoint, registry, tensorfile
-from clipag_plug.weights.errors import FetchError
+from clipag_plug.weights.registry import FetchError
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import weights_helpers as helpers
+from clipag_plug.weights.cards import card_text
 from safetensors.torch import load_file
 
 from clipag_plug import load
-from clipag_plug.options.export import FORMATS, Export
+from clipag_plug.options.weights import FORMATS, Export
 from clipag_plug.weights import export, open_checkpoint, pack, registry
-from clipag_plug.weights.cards import card_text
-from clipag_plug.weights.errors import BadFileError
 from clipag_plug.weights.opening import Opened, card_of
+from clipag_plug.weights.registry import BadFileError
 
 
 def opened(quick_gelu: bool = False, small: bool = False, **known: Any) -> Opened:

@@ -17,8 +17,8 @@ from faulty_server import CONTENT, Handler, Server
 
 from clipag_plug.weights import cache
 from clipag_plug.weights import fetch as module
-from clipag_plug.weights.errors import FetchError
 from clipag_plug.weights.fetch import fetch
+from clipag_plug.weights.registry import FetchError
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SIZE = len(CONTENT)

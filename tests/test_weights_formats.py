@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipag_plug import load
 from clipag_plug.weights import layouts, open_checkpoint
-from clipag_plug.weights.errors import BadFileError
+from clipag_plug.weights.registry import BadFileError
 
 
 def opened(name: str) -> Any:
@@ -244,8 +244,9 @@ def test_architecture_is_told_from_shapes_or_stated(tmp_path: Path) -> None:
 
 
 def test_heads_are_those_of_the_known_architecture_with_these_shapes() -> None:
-    from clipag_plug.weights import configs
     from clipag_plug.weights.check import shapes
+
+    from clipag_plug.weights import configs
 
     # ViT-H/14 has heads of 80 channels, which no shape shows.
     wanted = configs.named("ViT-H-14")

@@ -18,7 +18,7 @@ import weights_helpers as helpers
 from safetensors.torch import save_file
 
 from clipag_plug.weights import open_checkpoint, pickles, tensorfile, weights
-from clipag_plug.weights.errors import BadFileError
+from clipag_plug.weights.registry import BadFileError
 
 
 class Payload:

@@ -19,7 +19,7 @@ import weights_helpers as helpers
 from faulty_server import Handler, Server
 
 from clipag_plug.weights import cache, fetch, open_checkpoint, registry, tensorfile
-from clipag_plug.weights.errors import BadFileError, FetchError
+from clipag_plug.weights.registry import BadFileError, FetchError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clipag_plug.options.models import Models
+from clipag_plug.options.weights import Models
 from clipag_plug.weights import cache, configs, listing, names, registry
 
 # The published robust models, each with its method, norm and radius.
@@ -170,7 +170,7 @@ def test_cached_models_are_shown_as_cached(tmp_path: Path, monkeypatch: pytest.M
 
 def test_listing_needs_no_torch() -> None:
     code = (
-        "import sys; from clipag_plug.weights import listing, names; from clipag_plug.options.models import Models;"
+        "import sys; from clipag_plug.weights import listing, names; from clipag_plug.options.weights import Models;"
         "names.parse('clipag'); listing.run(Models('clipag'));"
         "assert not {'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)"
     )

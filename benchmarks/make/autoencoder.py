@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from clipag_plug.files import write_text
 from clipag_plug.pipelines.autoencoder import Shape, VQModel
 from clipag_plug.train.data import read_shards
-from clipag_plug.weights.tensorfile import write
+from clipag_plug.weights.read import write
 
 RECIPE = Path(__file__).with_name("vqgan-mini.toml")
 SHAPE = ("ch", "num_res_blocks", "z_channels", "embed_dim", "n_embed", "resolution")

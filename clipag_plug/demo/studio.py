@@ -10,7 +10,7 @@ from typing import Any
 
 from ..options.generate import Generate
 from ..weights import registry
-from ..weights.listing import whereabouts
+from ..weights.fetch import whereabouts
 from .gallery import Gallery, Uploads
 from .jobs import Job, Task
 from .requests import Draw, Look, Paint, Restyle, read

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights import cache, tensorfile
-from ..weights.errors import FetchError
-from ..weights.fetch import fetch
-from ..weights.weights import sniff
+from ..weights.fetch import Trust, fetch, lock, root
+from ..weights.read import tensors as read_file
+from ..weights.registry import FetchError
 from .autoencoder import NO_LOSS, Shape, VQModel
 
 
@@ -50,12 +48,12 @@ IMAGENET = Weight(
 
 def obtain(weight: Weight, download_root: str | None = None) -> Path:
     """The file in the cache, downloaded where it is missing. Raises: FetchError where it cannot be had."""
-    folder = cache.root(download_root)
+    folder = root(download_root)
     path = folder / weight.file
     if path.is_file():
         return path
-    trust, failures = cache.Trust(folder), []
-    with cache.lock(path):
+    trust, failures = Trust(folder), []
+    with lock(path):
         for source in weight.sources:
             part = path.with_name(f"{path.name}.download")
             seen = None if weight.digest else trust.get(weight.name)
@@ -79,21 +77,12 @@ def obtain(weight: Weight, download_root: str | None = None) -> Path:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a torch.save file, whose code is not run. Raises: ValueError."""
-    from ..weights import layouts
-    from ..weights.archive import Archive, Stored
 
-    kind = sniff(path)
-    if kind == "safetensors":
-        return {key: value.clone() for key, value in tensorfile.read(path)[0].items()}
-    if kind == "zip":
-        archive = Archive(path)
-        found = layouts.flatten(path, archive.read(), lambda item: isinstance(item, Stored))
-        return {name: archive.tensor(item) for name, item in found.items()}
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} holds no state dict: {error}") from error
-    return dict(values.get("state_dict", values))
+    def unwrapped(found: dict[str, Any]) -> dict[str, Any]:
+        inner = "state_dict."
+        return {n.removeprefix(inner): v for n, v in found.items() if n.startswith(inner)} or found
+
+    return read_file(path, unwrapped)[0]
 
 
 def load_autoencoder(name: str, config: str | None = None, backend: str = "own") -> Any:

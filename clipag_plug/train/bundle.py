@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..model import CLIP, build
 from ..vocabulary import bundled_vocabulary
-from ..weights.pack import write_bundled
+from ..weights.export import write_bundled
 from .data import read_shards
 from .evaluate import ZeroShot
 from .state import read_model

@@ -1,22 +1,27 @@
-"""Model configs: open_clip's files, transformers' files, and what the shapes of the tensors say."""
+"""Model configs: open_clip's files, transformers' files, and the named architecture that fits some tensors."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
-import re
-from collections.abc import Mapping
-from copy import deepcopy
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .errors import BadFileError
+from . import layouts
+from .registry import BadFileError
 
+SHOWN = 6
+DEEPEST, LARGEST, LONGEST_FILE = 512, 2**24, 2**24
 # Keys of older or foreign configs that concern the tokenizer's files and no tensor.
-_HARMLESS = ("vocab_path", "bpe_path")
+_TOKENIZER_FILES = ("vocab_path", "bpe_path")
+_NOT_BUILT = ("custom_text", "preprocess_cfg")
 
 
 @functools.cache
@@ -30,19 +35,28 @@ def _files() -> dict[str, Path]:
 
 
 def named(arch: str) -> dict[str, Any]:
-    """open_clip's config of that name (`ViT-B-32` or `ViT-B/32`). Raises ValueError if there is none."""
+    """A config by open_clip's name (`ViT-B-32` or `ViT-B/32`), or from a JSON file of one of three kinds: open_clip's,
+    transformers', or one with a "config". ValueError if there is none."""
+    if Path(arch).is_file():
+        value = read_json(Path(arch))
+        return (
+            from_transformers(arch, value) if "model_type" in value else from_open_clip(arch, value)
+        )
     name = arch.replace("/", "-")
     if name not in _files():
         like = [known for known in _files() if known.startswith(name.split("-")[0])][:6]
         raise ValueError(
-            f"open_clip has no architecture {arch!r}; some it has: {', '.join(like or list(_files())[:6])}"
+            f"open_clip has no architecture {arch!r} and there is no such file; some it has: "
+            f"{', '.join(like or list(_files())[:6])}"
         )
-    return json.loads(_files()[name].read_text(encoding="utf-8"))
+    return read_json(_files()[name])
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table. Raises BadFileError for anything else."""
     try:
+        if path.stat().st_size > LONGEST_FILE:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadFileError(path, f"it is not JSON ({error})") from error
@@ -51,205 +65,295 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def from_open_clip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model config and preprocessing of an `open_clip_config.json`."""
-    value = read_json(path)
-    config = value.get("model_cfg", value)
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(name), kind)
-        for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
-    ):
+def from_open_clip(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The model config in an `open_clip_config.json`, or in the JSON file beside our own weights."""
+    config = value.get("model_cfg") or value.get("config") or value
+    kinds = (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
+    if not isinstance(config, dict) or not all(isinstance(config.get(n), k) for n, k in kinds):
         raise BadFileError(
             path, "it is no open_clip config: embed_dim, vision_cfg and text_cfg belong in it"
         )
-    config["text_cfg"] = {
-        key: item for key, item in config["text_cfg"].items() if key not in _HARMLESS
-    }
-    return config, dict(value.get("preprocess_cfg") or {})
+    text = {n: v for n, v in config["text_cfg"].items() if n not in _TOKENIZER_FILES}
+    config = {**config, "text_cfg": text}
+    _bound(path, config)
+    if "/" in str(config["vision_cfg"].get("timm_model_name", "")):
+        raise BadFileError(path, "its timm_model_name is an address; a name of timm belongs there")
+    if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise BadFileError(path, "its tokenizer asks to run code from the network")
+    return config
 
 
-def from_transformers(path: Path) -> dict[str, Any]:
-    """open_clip's config for the `config.json` of a transformers CLIPModel."""
-    value = read_json(path)
-    if value.get("model_type") != "clip":
-        raise BadFileError(
-            path,
-            f"it describes a {value.get('model_type')!r}; a 'clip' model (CLIPModel) can be read",
+def _bound(path: Any, config: Any) -> None:
+    """Refuses numbers and nests that would take for ever to build."""
+    depths = 0
+    for depth, key, value in _walk(config, "", 0):
+        small = not isinstance(value, int | float) or (
+            abs(value) <= LARGEST and math.isfinite(value)
         )
-    vision = {**_VISION_DEFAULTS, **(value.get("vision_config") or {})}
-    text = {**_TEXT_DEFAULTS, **(value.get("text_config") or {})}
-    acts = {vision["hidden_act"], text["hidden_act"]}
-    if len(acts) != 1 or not acts <= {"gelu", "quick_gelu"}:
+        if "layer" in key or "depth" in key or "block" in key:
+            depths += abs(value) if isinstance(value, int) else 0
+        if depth > 8 or depths > DEEPEST or not small:
+            raise BadFileError(path, f"its config has an absurd {key} ({str(value)[:40]})")
+
+
+def _walk(value: Any, key: str, depth: int) -> Iterator[tuple[int, str, Any]]:
+    yield depth, key, value
+    items: Any = value.items() if isinstance(value, dict) else ()
+    items = [(key, item) for item in value] if isinstance(value, list) else items
+    for name, item in items if depth <= 8 else ():
+        yield from _walk(item, str(name), depth + 1)
+
+
+_VISION = {
+    "image_size": ("image_size", 224),
+    "layers": ("num_hidden_layers", 12),
+    "width": ("hidden_size", 768),
+    "heads": ("num_attention_heads", 12),
+    "mlp": ("intermediate_size", 3072),
+    "patch_size": ("patch_size", 32),
+}
+_TEXT = {
+    "context_length": ("max_position_embeddings", 77),
+    "vocab_size": ("vocab_size", 49408),
+    "width": ("hidden_size", 512),
+    "heads": ("num_attention_heads", 8),
+    "layers": ("num_hidden_layers", 12),
+    "mlp": ("intermediate_size", 2048),
+}
+
+
+def from_transformers(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's config for the `config.json` of a CLIPModel; of a vision model alone there is no text_cfg."""
+    kind = value.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
         raise BadFileError(
-            path,
-            f"its activations are {sorted(acts)}; 'gelu' or 'quick_gelu' in both towers can be read",
+            path, f"it describes a {kind!r}; 'clip' (CLIPModel) or 'clip_vision_model' can be read"
         )
-    for part in (vision, text):
-        if part["layer_norm_eps"] != 1e-5:
-            raise BadFileError(
-                path, f"layer_norm_eps is {part['layer_norm_eps']}; CLIP's 1e-05 can be read"
-            )
-    return {
+    vision = value if kind == "clip_vision_model" else value.get("vision_config") or {}
+    text = None if kind == "clip_vision_model" else value.get("text_config") or {}
+    towers = [tower for tower in (vision, text) if tower is not None]
+    if not all(isinstance(tower, dict) for tower in towers):
+        raise BadFileError(path, "its vision_config and text_config are no tables")
+    acts = {tower.get("hidden_act", "quick_gelu") for tower in towers}
+    if acts not in ({"gelu"}, {"quick_gelu"}):
+        raise BadFileError(
+            path, f"its activations are {acts}; 'gelu' or 'quick_gelu' in both towers can be read"
+        )
+    if any(tower.get("layer_norm_eps", 1e-5) != 1e-5 for tower in towers):
+        raise BadFileError(path, "its layer_norm_eps is not CLIP's 1e-05")
+    if text and text.get("eos_token_id", 2) not in (2, 49407, text.get("vocab_size", 49408) - 1):
+        raise BadFileError(path, "its eos_token_id is not that of CLIP's vocabulary")
+    config: dict[str, Any] = {
         "embed_dim": value.get("projection_dim", 512),
         "quick_gelu": acts == {"quick_gelu"},
-        "vision_cfg": {
-            "image_size": vision["image_size"],
-            "layers": vision["num_hidden_layers"],
-            "width": vision["hidden_size"],
-            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
-            "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
-            "patch_size": vision["patch_size"],
-        },
-        "text_cfg": {
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "heads": text["num_attention_heads"],
-            "layers": text["num_hidden_layers"],
-            "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
-        },
+        "vision_cfg": {name: vision.get(*theirs) for name, theirs in _VISION.items()},
+        "text_cfg": {name: (text or {}).get(*theirs) for name, theirs in _TEXT.items()},
     }
+    _bound(path, config)
+    for tower in (config["vision_cfg"], config["text_cfg"]):
+        if not all(isinstance(number, int) and number > 0 for number in tower.values()):
+            raise BadFileError(path, f"its sizes are no positive numbers ({tower})")
+        tower["mlp_ratio"] = tower.pop("mlp") / tower["width"]
+    config["vision_cfg"]["head_width"] = config["vision_cfg"]["width"] // config["vision_cfg"].pop(
+        "heads"
+    )
+    return config if text is not None else {**config, "text_cfg": None}
 
 
 def to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """A CLIPModel `config.json`. Raises ValueError for what transformers' CLIPModel cannot express."""
-    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
-    plain_vision = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size"}
-    plain_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-    odd = (set(vision) - plain_vision) | (set(text) - plain_text)
-    if odd or not isinstance(vision.get("layers"), int):
-        what = ", ".join(sorted(odd)) or "a ResNet"
+    vision = {"head_width": 64, "mlp_ratio": 4.0, **config["vision_cfg"]}
+    text = {"mlp_ratio": 4.0, **config["text_cfg"]}
+    ours = ({*_VISION, "head_width", "mlp_ratio"}, {*_TEXT, "mlp_ratio"})
+    odd = (set(vision) - ours[0]) | (set(text) - ours[1])
+    if odd or config.get("custom_text") or not isinstance(vision.get("layers"), int):
         raise ValueError(
-            f"transformers' CLIPModel is a plain ViT and text transformer; this model has {what}; "
-            "export it with --format open_clip"
+            "transformers' CLIPModel is a plain ViT and text transformer; this model has "
+            f"{', '.join(sorted(odd)) or 'another kind of tower'}; export it with --format open_clip"
         )
     act = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    width, text_width = vision.get("width", 768), text.get("width", 512)
     common = {"hidden_act": act, "layer_norm_eps": 1e-5, "projection_dim": config["embed_dim"]}
+
+    def tower(table: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        sizes = {theirs: values.get(name, default) for name, (theirs, default) in table.items()}
+        sizes["intermediate_size"] = int(sizes["hidden_size"] * values["mlp_ratio"])
+        return {**common, **sizes}
+
+    vision["heads"] = vision.get("width", 768) // vision["head_width"]
+    vision.setdefault("patch_size", 16)
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": config["embed_dim"],
         "logit_scale_init_value": 2.6592,
         "torch_dtype": "float32",
-        "vision_config": {
-            **common,
-            "model_type": "clip_vision_model",
-            "hidden_size": width,
-            "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
-            "num_attention_heads": width // vision.get("head_width", 64),
-            "num_hidden_layers": vision["layers"],
-            "image_size": vision.get("image_size", 224),
-            "patch_size": vision.get("patch_size", 16),
-        },
-        "text_config": {
-            **common,
-            "model_type": "clip_text_model",
-            "hidden_size": text_width,
-            "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
-            "num_attention_heads": text.get("heads", 8),
-            "num_hidden_layers": text.get("layers", 12),
-            "max_position_embeddings": text.get("context_length", 77),
-            "vocab_size": text.get("vocab_size", 49408),
-            "bos_token_id": 49406,
-            # CLIPModel takes the features at the highest token id when this is 2, and OpenAI's
-            # models do the same: it is not the id of the end-of-text token.
-            "eos_token_id": 2,
-            "pad_token_id": 1,
-        },
-    }
+        "vision_config": {**tower(_VISION, vision), "model_type": "clip_vision_model"},
+        # CLIPModel takes the features at the highest token id when eos_token_id is 2, and OpenAI's
+        # models do the same: it is not the id of the end-of-text token.
+        "text_config": tower(_TEXT, text)
+        | {"model_type": "clip_text_model", "bos_token_id": 49406, "eos_token_id": 2, "pad_token_id": 1},
+    }  # fmt: skip
 
 
-_VISION_DEFAULTS = {
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "image_size": 224,
-    "patch_size": 32,
-}
-_TEXT_DEFAULTS = {
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 12,
-    "max_position_embeddings": 77,
-    "vocab_size": 49408,
-}
-
-
-def from_shapes(path: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config that the shapes imply, for files that carry none; the activation is not in it.
-
-    Heads leave no trace in the shapes: those of the open_clip config with the same shapes are
-    taken, or else one for every 64 channels, as OpenAI does. Raises BadFileError where the tensors
-    are no ViT with OpenAI's layout.
-    """
-
-    def side(name: str, axis: int) -> int:
-        if name not in state or state[name].ndim <= axis:
-            raise BadFileError(
-                path,
-                f"its architecture cannot be told from its tensors ({name!r} is missing or has another rank); "
-                f"state it, for example '{path}#gelu,arch=ViT-B-32'",
-            )
-        return state[name].shape[axis]
-
-    grid = round((side("visual.positional_embedding", 0) - 1) ** 0.5)
-    config: dict[str, Any] = {
-        "embed_dim": side("visual.proj", 1),
-        "vision_cfg": {
-            "image_size": grid * side("visual.conv1.weight", 2),
-            "layers": _depth(state, "visual."),
-            "width": side("visual.conv1.weight", 0),
-            "patch_size": side("visual.conv1.weight", 2),
-        },
-    }
-    text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
-    if "token_embedding.weight" in state:
-        width = side("token_embedding.weight", 1)
-        text = {
-            "context_length": side("positional_embedding", 0),
-            "vocab_size": side("token_embedding.weight", 0),
-            "width": width,
-            "heads": max(1, width // 64),
-            "layers": _depth(state, ""),
+def preprocessing(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, std, interpolation and resize_mode as far as open_clip's `preprocess_cfg`, a card of ours or transformers'
+    `preprocessor_config.json` says them. BadFileError for what this package's transform cannot do."""
+    found = {name: value.get(name) for name in ("mean", "std", "interpolation", "resize_mode")}
+    if "image_mean" in value or "do_normalize" in value:
+        size = value.get("size") or {}
+        squashed = isinstance(size, dict) and "height" in size and not value.get("do_center_crop")
+        plain = value.get("do_normalize", True)
+        found = {
+            "mean": value.get("image_mean") if plain else [0.0] * 3,
+            "std": value.get("image_std") if plain else [1.0] * 3,
+            "interpolation": {2: "bilinear", 3: "bicubic", None: None}.get(
+                value.get("resample"), "?"
+            ),
+            "resize_mode": "squash" if squashed else "shortest",
         }
-    config["text_cfg"] = text
-    return _known(config, "token_embedding.weight" in state)
-
-
-def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    found = (
-        re.match(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.", name) for name in state
-    )
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def _known(config: dict[str, Any], with_text: bool) -> dict[str, Any]:
-    def sizes(one: dict[str, Any]) -> tuple[Any, ...]:
-        vision, text = one["vision_cfg"], one["text_cfg"]
-        seen = tuple(vision.get(name) for name in ("image_size", "layers", "width", "patch_size"))
-        if not with_text:
-            return one["embed_dim"], *seen
-        return (
-            one["embed_dim"],
-            *seen,
-            *(text.get(name) for name in ("context_length", "vocab_size", "width", "layers")),
-        )
-
-    plain = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    for name in _files():
-        known = named(name)
         if (
-            set(known["vision_cfg"]) <= plain
-            and not known.get("custom_text")
-            and sizes(known) == sizes(config)
+            not value.get("do_rescale", True)
+            or abs(value.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3
         ):
-            known.pop("quick_gelu", None)
-            return deepcopy(known)
-    return config
+            raise BadFileError(
+                path, "its pixels are not scaled to [0, 1] before they are normalised"
+            )
+    known = {"interpolation": ("bicubic", "bilinear"), "resize_mode": ("shortest", "squash")}
+    for name, choices in known.items():
+        if found[name] not in (None, *choices):
+            raise BadFileError(
+                path, f"its {name} is {found[name]!r}; {' or '.join(choices)} can be done"
+            )
+    for name in ("mean", "std"):
+        numbers = found[name]
+        if numbers is None:
+            continue
+        fits = isinstance(numbers, list | tuple) and len(numbers) == 3
+        if not fits or not all(isinstance(n, int | float) and abs(n) < 1e4 for n in numbers):
+            raise BadFileError(
+                path, f"its {name} is {str(numbers)[:60]}; three numbers belong there"
+            )
+        if name == "std" and min(numbers) <= 0:
+            raise BadFileError(path, f"its std is {numbers}; it must be positive")
+        found[name] = tuple(float(n) for n in numbers)
+    return {name: item for name, item in found.items() if item is not None}
+
+
+def published(arch: str) -> dict[str, Any]:
+    """The preprocessing of open_clip's own weights of an architecture, where all agree; SigLIP's, for one, is another
+    than CLIP's."""
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    cfgs = [get_pretrained_cfg(arch, tag) for tag in list_pretrained_tags_by_model(arch)]
+    found = [preprocessing(arch, cfg) for cfg in cfgs]
+    return found[0] if found and all(one == found[0] for one in found) else {}
+
+
+def infer(path: Any, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Name and config of open_clip's model whose tensors are exactly these, without `quick_gelu`: heads and activations
+    leave no trace in shapes, so nothing else is guessed. BadFileError where there is none."""
+    measured = _sizes(state)
+    for name in _files():
+        config = named(name)
+        text = {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12} | config[
+            "text_cfg"
+        ]
+        vision = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16} | config[
+            "vision_cfg"
+        ]
+        stated = {
+            f"{kind}.{k}": v
+            for kind, cfg in (("text", text), ("vision", vision))
+            for k, v in cfg.items()
+        }
+        if any(stated.get(key, value) != value for key, value in measured.items()):
+            continue
+        if "hf_model_name" in text or "multimodal_cfg" in config or name.endswith("-quickgelu"):
+            continue
+        config.pop("quick_gelu", None)
+        with contextlib.suppress(ValueError):
+            fit(path, state, config)
+            return name, config
+    raise BadFileError(
+        path,
+        "its architecture cannot be told from its tensors: no config of open_clip has the same, and heads "
+        f"leave no trace in them; state it, as in '{path}#gelu,arch=ViT-B-32' or '{path}#gelu,arch=CONFIG.json'",
+    )
+
+
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What shapes say of a config, as far as they say it: for speed alone, `fit` decides."""
+
+    def side(name: str, axis: int) -> int | None:
+        value = state.get(name)
+        return value.shape[axis] if value is not None and value.ndim > axis else None
+
+    def depth(prefix: str) -> int | None:
+        found = {n.removeprefix(prefix).split(".")[0] for n in state if n.startswith(prefix)}
+        return len(found) or None
+
+    sizes = {
+        "text.context_length": side("positional_embedding", 0),
+        "text.vocab_size": side("token_embedding.weight", 0),
+        "text.width": side("token_embedding.weight", 1),
+        "text.layers": depth("transformer.resblocks."),
+        "vision.layers": depth("visual.transformer.resblocks."),
+        "vision.width": side("visual.class_embedding", 0),
+    }
+    if "visual.class_embedding" in state:
+        sizes["vision.patch_size"] = side("visual.conv1.weight", 2)
+    if any(name.startswith("visual.layer1.") for name in state):
+        sizes["vision.layers"] = [depth(f"visual.layer{i}.") for i in (1, 2, 3, 4)]
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under the names of open_clip's model with this config. BadFileError that names every difference."""
+    expected = shapes(path, config)
+    state = layouts.separate(state) if config.get("custom_text") else dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        if name in state and name in expected and state[name].numel() == 1:
+            state[name] = state[name].reshape(expected[name])
+    # A counter that evaluation never reads, absent from older files.
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    wrong = [
+        f"{name} is {tuple(state[name].shape)} {state[name].dtype}, not {shape}"
+        for name, shape in expected.items()
+        if name in state
+        and (
+            tuple(state[name].shape) != shape
+            or not (state[name].is_floating_point() or name.endswith("num_batches_tracked"))
+        )
+    ]
+    extra = [name for name in state if name not in expected]
+    problems = []
+    for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            problems.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+    if problems:
+        raise BadFileError(
+            path, f"its tensors are not those of its architecture ({'; '.join(problems)})"
+        )
+    return state
+
+
+def shapes(path: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of open_clip's model with this config; nothing is allocated."""
+    from open_clip import model as open_clip
+
+    keywords = {name: value for name, value in config.items() if name not in _NOT_BUILT}
+    keywords["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
+    if config["text_cfg"].get("hf_model_name"):
+        raise BadFileError(
+            path, "its text tower is a model of transformers; open_clip's own can be read"
+        )
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    try:
+        with torch.device("meta"):
+            model = kind(**keywords)
+    except Exception as error:  # whatever the numbers of a foreign config lead to
+        raise BadFileError(
+            path, f"open_clip builds no model of its config ({type(error).__name__}: {error})"
+        ) from error
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""`clipag doctor`: is this model's file there, whole, and run with the right activation; and what to do."""
+"""`clipag models` lists what can be loaded; `clipag doctor` says whether a model is there, whole, and run rightly."""
 
 from __future__ import annotations
 
@@ -11,13 +11,34 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from ..options.doctor import Doctor
-from . import cache, names, registry
-from .errors import BadFileError, FetchError, UnknownActivationError
-from .listing import whereabouts
+from ..files import slug
+from ..options.weights import Doctor, Models
+from . import fetch, registry
+from .registry import BadFileError, Checkpoint, FetchError, UnknownActivationError
 
+_HEADER = ("model", "architecture", "activation", "training", "licence", "weights")
+_ACTIVATION = {True: "QuickGELU", False: "GELU", None: "in its config"}
 _PACKAGES = ("torch", "open_clip_torch", "safetensors", "huggingface_hub", "torchvision", "timm")
-_WORDS = {True: "QuickGELU", False: "GELU"}
+
+
+def models(options: Models) -> int:
+    """Prints the models whose name fits the pattern; ValueError when none does. Imports no torch."""
+    records = registry.match(options.pattern) if options.pattern else registry.checkpoints()
+    if options.json:
+        rows = [{**asdict(record), "weights": fetch.whereabouts(record)} for record in records]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    lines = [_HEADER, *(_row(record) for record in records)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
+    return 0
+
+
+def _row(record: Checkpoint) -> tuple[str, ...]:
+    activation, licence = _ACTIVATION[record.quick_gelu], record.licence or "not stated"
+    trained, where = registry.training(record), fetch.whereabouts(record)
+    return record.key, record.arch or "?", activation, trained, licence, where
 
 
 @dataclass(frozen=True)
@@ -31,11 +52,8 @@ class Finding:
 
 
 def run(options: Doctor) -> int:
-    """Prints the findings; 0 when all are good, 1 otherwise."""
-    if options.forget:
-        found = forget(options.model)
-    else:
-        found = list(examine(options.model))
+    """`clipag doctor`: prints the findings; 0 when all are good, 1 otherwise."""
+    found = forget(options.model) if options.forget else list(examine(options.model))
     if options.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
     else:
@@ -51,41 +69,31 @@ def examine(model: str = "") -> Iterator[Finding]:
     yield from _surroundings()
     if not model:
         return
-    name = names.parse(model)
+    name = registry.parse(model)
     record = registry.find(name.value) if name.kind == "key" else None
     if record and not record.bundled:
         yield from _cached(record)
-        if whereabouts(record) != "cached":
+        if fetch.whereabouts(record) != "cached":
             return
-    previous = os.environ.get("HF_HUB_OFFLINE")
+    before = os.environ.copy()
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         yield from _weights(model)
     finally:
-        if previous is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = previous
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        os.environ.update({n: v for n, v in before.items() if n == "HF_HUB_OFFLINE"})
 
 
 def forget(model: str) -> list[Finding]:
     """Deletes the cached weights and the recorded hash of a registered model."""
-    record = registry.find(model)
-    root = cache.root()
-    stem = cache.slug(record.key)
-    mine = (f"{stem}.v", f"{stem}+")
+    record, root = registry.find(model), fetch.root()
+    mine = (f"{slug(record.key)}.v", f"{slug(record.key)}+")
     there = root.iterdir() if root.is_dir() else ()
     files = [file for file in there if file.name.startswith(mine) and file.suffix != ".lock"]
     for file in files:
         file.unlink()
-    known = cache.Trust(root).forget(record.key)
-    return [
-        Finding(
-            "forgotten",
-            True,
-            f"{len(files)} cached file(s) and {'the' if known else 'no'} recorded hash",
-        )
-    ]
+    known = "the" if fetch.Trust(root).forget(record.key) else "no"
+    return [Finding("forgotten", True, f"{len(files)} cached file(s) and {known} recorded hash")]
 
 
 def _surroundings() -> Iterator[Finding]:
@@ -100,61 +108,38 @@ def _surroundings() -> Iterator[Finding]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     yield Finding("device", True, f"{device}, {torch.get_num_threads()} threads")
-    root = cache.root()
+    root = fetch.root()
     there = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    writable = os.access(there, os.W_OK)
-    advice = (
-        ""
-        if writable and free > 2 * 10**9
-        else "set CLIPAG_HOME to a folder on a larger disk that you may write to"
-    )
-    yield Finding(
-        "cache",
-        writable,
-        f"{root} ({free / 1e9:,.0f} GB free{'' if writable else ', not writable'})",
-        advice,
-    )
-    if cache.offline():
+    free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
+    advice = "set CLIPAG_HOME to a folder on a larger disk that you may write to"
+    says = f"{root} ({free / 1e9:,.0f} GB free{'' if writable else ', not writable'})"
+    yield Finding("cache", writable, says, "" if writable and free > 2 * 10**9 else advice)
+    if fetch.offline():
         yield Finding("network", True, "HF_HUB_OFFLINE is set: nothing will be downloaded")
 
 
-def _cached(record: registry.Checkpoint) -> Iterator[Finding]:
-    path = cache.converted(record.key)
-    where = whereabouts(record)
+def _cached(record: Checkpoint) -> Iterator[Finding]:
+    path, where = fetch.converted(record.key), fetch.whereabouts(record)
     if path.is_file():
         yield Finding("weights", True, f"{path} ({path.stat().st_size / 1e6:,.0f} MB)")
     elif where == "cached":
         yield Finding("weights", True, "in the Hugging Face cache")
     elif where == "by hand":
-        yield Finding(
-            "weights",
-            False,
-            str(record.note),
-            "download them by hand and load the file by its path",
-        )
+        advice = "download them by hand and load the file by its path"
+        yield Finding("weights", False, str(record.note), advice)
     else:
-        begun = list(cache.root().glob(f"{cache.slug(record.key)}.*.partial"))
+        begun = list(fetch.root().glob(f"{slug(record.key)}.*.partial"))
         part = f"; {begun[0].stat().st_size:,} bytes of a broken download are kept" if begun else ""
-        yield Finding(
-            "weights",
-            False,
-            f"not downloaded yet{part}",
-            f"load({record.key!r}) fetches {record.sources[0]}",
-        )
-    seen = cache.Trust(cache.root()).get(record.key)
+        advice = f"load({record.key!r}) fetches {record.sources[0]}"
+        yield Finding("weights", False, f"not downloaded yet{part}", advice)
     if record.sha256:
-        yield Finding(
-            "hash",
-            True,
-            f"SHA-256 {record.sha256[:16]}... is published, and every download is compared with it",
+        says = (
+            f"SHA-256 {record.sha256[:16]}... is published, and every download is compared with it"
         )
-    elif seen:
-        yield Finding(
-            "hash",
-            True,
-            f"SHA-256 {seen['sha256'][:16]}... was recorded on {seen['seen']}, at first contact",
-        )
+        yield Finding("hash", True, says)
+    elif seen := fetch.Trust(fetch.root()).get(record.key):
+        says = f"none is published; {seen['sha256'][:16]}... was recorded on {seen['seen']} and is held against it"
+        yield Finding("hash", True, says)
     elif any(source.startswith("http") for source in record.sources):
         yield Finding("hash", True, "none is published; the first download will be recorded")
 
@@ -168,7 +153,7 @@ def _weights(model: str) -> Iterator[Finding]:
             opened = open_checkpoint(model)
         except UnknownActivationError as error:
             unknown = str(error)
-            opened = open_checkpoint(model, quick_gelu=False)
+            opened = open_checkpoint(f"{model}{',' if '#' in model else '#'}gelu")
     except (BadFileError, FetchError, FileNotFoundError, ValueError) as error:
         again = f"clipag doctor {model} --forget, then load it again" if registry.get(model) else ""
         yield Finding("contents", False, str(error), again)
@@ -178,18 +163,12 @@ def _weights(model: str) -> Iterator[Finding]:
     checked = "" if own else ", all as the architecture asks"
     says = f"{len(opened.state_dict)} tensors, {count / 1e6:,.1f} M numbers{checked}"
     yield Finding("contents", True, says)
-    bad = [
-        name
-        for name, value in opened.state_dict.items()
-        if value.is_floating_point() and not value.isfinite().all()
-    ]
+    yield Finding("pixels", True, f"mean {opened.record.mean}, std {opened.record.std}")
+    floats = {n: v for n, v in opened.state_dict.items() if v.is_floating_point()}
+    bad = [name for name, value in floats.items() if not value.isfinite().all()]
     if bad:
-        yield Finding(
-            "numbers",
-            False,
-            f"{bad[0]} and {len(bad) - 1} more hold NaN or infinity",
-            "the file is damaged: get it again",
-        )
+        says = f"{bad[0]} and {len(bad) - 1} more hold NaN or infinity"
+        yield Finding("numbers", False, says, "the file is damaged: get it again")
     elif not own:
         yield _activation(opened, unknown)
 
@@ -200,58 +179,53 @@ def _activation(opened: Any, unknown: str) -> Finding:
     unknown: why the activation is not settled; empty if it is.
     """
     settled = bool(opened.config["quick_gelu"])
-    margins, features = {}, {}
-    for quick in (False, True):
-        features[quick], margins[quick] = _reference(opened, quick)
-    apart = 1 - float((features[False] * features[True]).sum())
+    found = {quick: _reference(opened, quick) for quick in (False, True)}
+    apart = 1 - float((found[False][0] * found[True][0]).sum())
+    mine, other = found[settled][1], found[not settled][1]
     if unknown:
-        margin = ", ".join(f"{margins[quick]:+.3f} under {_WORDS[quick]}" for quick in margins)
+        margin = ", ".join(
+            f"{m:+.3f} under {_ACTIVATION[quick]}" for quick, (_, m) in found.items()
+        )
         says = f"not stated; they differ by 1-cos = {apart:.3g}, the margin of the right sentence is {margin}"
         return Finding("activation", False, says, unknown)
     says = (
-        f"{_WORDS[settled]}; the other one would turn the features of the reference picture by 1-cos = {apart:.3g} "
-        f"(margin of the right sentence: {margins[settled]:+.3f}, with the other {margins[not settled]:+.3f})"
+        f"{_ACTIVATION[settled]}; the other one would turn the features of the reference picture by 1-cos = "
+        f"{apart:.3g} (margin of the right sentence: {mine:+.3f}, with the other {other:+.3f})"
     )
-    if margins[not settled] > max(margins[settled], 0) + 0.02:
-        return Finding(
-            "activation",
-            False,
-            says,
-            f"{_WORDS[not settled]} fits better; if the model misbehaves, load it as "
-            f"'{opened.record.key}#{_WORDS[not settled].lower()}'",
-        )
-    return Finding("activation", True, says)
+    if other <= max(mine, 0) + 0.02:
+        return Finding("activation", True, says)
+    better = _ACTIVATION[not settled]
+    name = f"'{opened.record.key}#{better.lower()}'"
+    advice = f"{better} fits better; if the model misbehaves, load it as {name}"
+    return Finding("activation", False, says, advice)
 
 
 def _reference(opened: Any, quick_gelu: bool) -> tuple[Any, float]:
     """Features (D,) of a red disc on white, and how much closer "a red circle" is than "a blue square"."""
     import open_clip
     import torch
+    from torch.nn.functional import normalize
 
     config = {**opened.config, "quick_gelu": quick_gelu}
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     with torch.device("meta"):
-        net = open_clip.CLIP(
-            **{name: value for name, value in config.items() if name != "custom_text"}
-        )
+        net = kind(**config)
     net.load_state_dict(opened.state_dict, assign=True, strict=False)
-    length = net.attn_mask.shape[-1] if net.attn_mask is not None else 0
-    net.attn_mask = torch.full((length, length), float("-inf")).triu_(1) if length else None
+    text = getattr(net, "text", net)
+    if text.attn_mask is not None:
+        length = text.attn_mask.shape[-1]
+        text.attn_mask = torch.full((length, length), float("-inf")).triu_(1)
     net.eval()
     side = int(opened.record.resolution or 224)
     axis = torch.linspace(-1, 1, side)
     disc = (axis[:, None] ** 2 + axis[None, :] ** 2 < 0.36).float()
     image = torch.stack([torch.ones(side, side), 1 - disc, 1 - disc])
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (opened.record.mean, opened.record.std)
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (opened.record.mean, opened.record.std))
     with torch.no_grad():
-        picture = torch.nn.functional.normalize(
-            net.encode_image(((image - mean) / std)[None]), dim=-1
-        )[0]
+        picture = normalize(net.encode_image(((image - mean) / std)[None]), dim=-1)[0]
         if opened.config["text_cfg"].get("hf_tokenizer_name"):
             return picture, 0.0
-        tokens = open_clip.SimpleTokenizer(context_length=net.context_length)(
-            ["a red circle", "a blue square"]
-        )
-        right, wrong = torch.nn.functional.normalize(net.encode_text(tokens), dim=-1)
+        tokens = open_clip.SimpleTokenizer(context_length=net.context_length)
+        texts = net.encode_text(tokens(["a red circle", "a blue square"]))
+        right, wrong = normalize(texts, dim=-1)
     return picture, float(picture @ right - picture @ wrong)

@@ -1,28 +1,34 @@
-"""Writes a model in the layout of open_clip, OpenAI, transformers or this package."""
+"""Writes a model, with its card, in the layout of open_clip, OpenAI, transformers or this package."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..options.export import FORMATS, Export
-from . import cache, configs, layouts, pack, tensorfile
-from .cards import card_text
+import torch
+from torch import Tensor
+
+from ..files import slug, write_atomically, write_text
+from ..options.weights import FORMATS, Export
+from . import configs, fetch, layouts, opening, read
 from .opening import Opened, open_checkpoint
+from .registry import OPENAI_MEAN, OPENAI_STD, PREPROCESSING, ball
+
+_LOADING = {
+    "open_clip": 'import open_clip\nmodel, _, preprocess = open_clip.create_model_and_transforms("{where}")',
+    "transformers": 'from transformers import CLIPModel\nmodel = CLIPModel.from_pretrained("{plain}")',
+    "openai": 'import clipag_plug as clip\nmodel, preprocess = clip.load("{file}#{activation}")',
+    "bundled": 'import clipag_plug as clip\nmodel, preprocess = clip.load("{where}")',
+}
 
 
 def run(options: Export) -> int:
     """`clipag export`: writes the folder, prints what was written, uploads it if asked to."""
-    opened = open_checkpoint(options.model)
-    for path in save_pretrained(
-        opened,
-        options.folder,
-        options.format,
-        any_activation=options.any_activation,
-        repository=options.push,
-    ):
+    keywords = {"any_activation": options.any_activation, "repository": options.push}
+    for path in save_pretrained(options.model, options.folder, options.format, **keywords):
         print(path)
     if options.push:
         print(_upload(Path(options.folder), options.push, options.private, None))
@@ -39,9 +45,13 @@ def save_pretrained(
 ) -> list[Path]:
     """Writes a model (a name that `open_checkpoint` takes, or its result) into `folder`.
 
-    format: open_clip (`open_clip.create_model("local-dir:...")` loads it), openai (a state dict),
-    transformers (`CLIPModel.from_pretrained`) or bundled (this package's own). Returns the files,
-    README.md last. Raises ValueError for a model that the layout cannot express.
+    Args:
+        format: open_clip (`open_clip.create_model("local-dir:...")` loads it), openai (a state dict), transformers
+            (`CLIPModel.from_pretrained`) or bundled (this package's own).
+        any_activation: write OpenAI's layout for a GELU model too.
+        repository: `org/name` that the card names.
+    Returns: the files, README.md last.
+    Raises: ValueError for a model that the layout cannot express.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(map(repr, FORMATS))}")
@@ -52,12 +62,12 @@ def save_pretrained(
             "--format bundled writes it so that load('local-dir:FOLDER') reads it"
         )
     folder = Path(folder)
-    writer = {"open_clip": _open_clip, "transformers": _transformers, "bundled": _bundled}.get(
-        format
-    )
-    files = writer(opened, folder) if writer else _openai(opened, folder, any_activation)
-    readme = folder / "README.md"
-    _write_text(readme, card_text(opened, format, repository, str(files[-1])))
+    if format == "openai":
+        files = _openai(opened, folder, any_activation)
+    else:
+        writers = {"open_clip": _open_clip, "transformers": _transformers, "bundled": _bundled}
+        files = writers[format](opened, folder)
+    readme = write_text(folder / "README.md", card_text(opened, format, repository, str(files[-1])))
     return [*files, readme]
 
 
@@ -78,7 +88,7 @@ def push_to_hub(
 
 
 def _upload(folder: Path, repository: str, private: bool, token: str | None) -> str:
-    if cache.offline():
+    if fetch.offline():
         raise RuntimeError("HF_HUB_OFFLINE forbids the upload; unset it")
     from huggingface_hub import HfApi
 
@@ -88,16 +98,13 @@ def _upload(folder: Path, repository: str, private: bool, token: str | None) -> 
     return str(address)
 
 
+def _pixels(opened: Opened) -> dict[str, Any]:
+    return {name: getattr(opened.record, name) for name in PREPROCESSING}
+
+
 def _open_clip(opened: Opened, folder: Path) -> list[Path]:
-    record = opened.record
-    preprocess = {
-        "mean": record.mean,
-        "std": record.std,
-        "interpolation": record.interpolation,
-        "resize_mode": record.resize_mode,
-    }
-    weights = tensorfile.write(folder / "open_clip_model.safetensors", opened.state_dict)
-    config = {"model_cfg": opened.config, "preprocess_cfg": preprocess}
+    weights = read.write(folder / "open_clip_model.safetensors", opened.state_dict)
+    config = {"model_cfg": opened.config, "preprocess_cfg": _pixels(opened)}
     return [_write_json(folder / "open_clip_config.json", config), weights]
 
 
@@ -123,64 +130,181 @@ def _transformers(opened: Opened, folder: Path) -> list[Path]:
         "image_mean": record.mean,
         "image_std": record.std,
     }
-    weights = tensorfile.write(
-        folder / "model.safetensors", layouts.to_transformers(opened.state_dict)
-    )
-    files = [("config.json", config), ("preprocessor_config.json", images)]
-    return [*(_write_json(folder / name, value) for name, value in files), weights]
+    state = layouts.to_transformers(opened.state_dict)
+    weights = read.write(folder / "model.safetensors", state)
+    files = {"config.json": config, "preprocessor_config.json": images}
+    return [*(_write_json(folder / name, value) for name, value in files.items()), weights]
 
 
 def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
-    import torch
-
     config, record = opened.config, opened.record
     vision, text = config["vision_cfg"], config["text_cfg"]
-    width, heads = text.get("width", 512), text.get("heads", 8)
-    odd = [name for name in opened.state_dict if ".trunk." in name or name.startswith("text.")]
-    if (
-        odd
-        or vision.get("head_width", 64) != 64
-        or heads != width // 64
-        or vision.get("mlp_ratio", 4.0) != 4.0
-    ):
+    plain = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+    heads = text.get("heads", 8) == text.get("width", 512) // 64
+    mlp = vision.get("mlp_ratio", 4.0) == text.get("mlp_ratio", 4.0) == 4.0
+    wide = vision.get("head_width", 64) == 64 and heads and mlp
+    if not wide or not set(vision) <= plain or config.get("custom_text"):
         raise ValueError(
             f"OpenAI's clip reads the architecture off the shapes, and would misread that of {record.key}; "
             "export it with --format open_clip"
+        )
+    if _pixels(opened) != {
+        "mean": OPENAI_MEAN,
+        "std": OPENAI_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }:
+        raise ValueError(
+            f"{record.key} reads pixels of mean {_numbers(record.mean)}, std {_numbers(record.std)}, {record.resize_mode} side, "
+            "and OpenAI's clip always prepares them its own way; export it with --format open_clip"
         )
     if not config.get("quick_gelu") and not any_activation:
         raise ValueError(
             f"{record.key} needs GELU and OpenAI's clip always computes QuickGELU, which would give wrong features; "
             "export it with --format open_clip, or pass --any-activation if your code computes GELU"
         )
-    path = folder / f"{cache.slug(Path(record.key).stem)}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(dict(opened.state_dict), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return [path]
+    path = folder / f"{slug(Path(record.key).stem)}.pt"
+
+    def save(name: str) -> None:
+        with open(name, "wb") as file:  # torch's own writer makes a RuntimeError of a full disk
+            torch.save(dict(opened.state_dict), file)
+
+    return [write_atomically(path, save, parents=True)]
 
 
 def _bundled(opened: Opened, folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{cache.slug(Path(opened.record.key).stem)}.safetensors"
-    card = {**opened.card, "mean": list(opened.record.mean), "std": list(opened.record.std)}
-    pack.write_bundled(path, opened.state_dict, opened.config, card)
+    path = folder / f"{slug(Path(opened.record.key).stem)}.safetensors"
+    write_bundled(path, opened.state_dict, opened.config, {**opened.card, **_pixels(opened)})
     return [path.with_suffix(".json"), path]
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> Path:
-    return _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_bundled(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    config: dict[str, Any],
+    card: dict[str, Any],
+    shares_text_with: str | None = None,
+) -> Path:
+    """Writes `<path>.safetensors` and `<path>.json` in the layout of the bundled models, and returns the former.
 
+    Matrices and kernels become fp16, vectors and scalars stay fp32 (batch-norm variances may be tiny). A matrix with
+    mostly empty rows keeps the others alone.
 
-def _write_text(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Args:
+        shares_text_with: a bundled model in the same folder; tensors that equal its stored ones are left out.
+    Raises: ValueError for weights that fp16 cannot hold.
+    """
+    path = Path(path)
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    shared: dict[str, Tensor] = {}
+    if shares_text_with:
+        base = opening.read_bundled(path.with_name(f"{shares_text_with}.safetensors"))[0]
+        shared = {name: value for name, value in base.items() if not name.startswith("visual.")}
+        lost = sorted(set(shared) - set(state_dict))
+        if lost:
+            raise ValueError(
+                f"{shares_text_with} has {lost[0]}, which this model lacks: they cannot share a text tower"
+            )
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, list[int]] = {}
+    for name, value in state_dict.items():
+        stored = _stored(name, value.detach().cpu())
+        if name in shared and torch.equal(layouts.unify({name: stored})[name], shared[name]):
+            continue
+        rows = stored.abs().amax(1).nonzero()[:, 0].int() if stored.ndim == 2 else None
+        if rows is not None and 2 * len(rows) < len(stored):
+            tensors[f"{name}.rows"], tensors[f"{name}.index"] = stored[rows.long()], rows
+            packed[name] = list(stored.shape)
+        else:
+            tensors[name] = stored
+    read.write(path, tensors)
+    about = {"config": config, "card": card, "shares_text_with": shares_text_with, "packed": packed}
+    _write_json(path.with_suffix(".json"), about)
     return path
+
+
+def _stored(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite")
+    if value.ndim < 2:
+        return value.float()
+    if value.numel() and value.abs().max() > 65504:
+        raise ValueError(
+            f"{name} exceeds what fp16 can hold; scale it down or keep this model in a plain file"
+        )
+    return value.half()
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> Path:
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", parents=True)
+
+
+def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -> str:
+    """README.md with the attack, the data and the accuracies as far as they are known.
+
+    What is not known is said to be unknown, not left out.
+    """
+    from huggingface_hub import ModelCardData
+
+    record, card, config = opened.record, opened.card, opened.config
+    licence, vision = card.get("licence") or record.licence, config["vision_cfg"]
+    activation = "quickgelu" if config.get("quick_gelu") else "gelu"
+    head = ModelCardData(
+        license=licence.lower() if licence in ("MIT", "CC-BY-4.0", "Apache-2.0") else None,
+        library_name=form if form in ("open_clip", "transformers") else None,
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "adversarial-robustness"],
+    )
+    unknown = "none" if card.get("method") == "vanilla" else "not known"
+    tower = "MiniVisual" if "mini" in vision else vision.get("timm_model_name") or (
+        f"ViT of width {vision.get('width')}, {vision.get('layers')} layers, patch {vision.get('patch_size')}"
+    )  # fmt: skip
+    facts = {
+        "Architecture": record.arch or tower,
+        "Activation": {"gelu": "GELU", "quickgelu": "QuickGELU"}[activation],
+        "Training method": card.get("method", "not known"),
+        "Attack in training (images in [0, 1])": ball(card.get("norm"), card.get("eps")) or unknown,
+        "Data": card.get("data", "not known"),
+        "Fine-tuned from": card.get("base", "not known"),
+        "Input": f"{record.resolution} px, {record.interpolation}, {record.resize_mode} side",
+        "Mean, std": f"{_numbers(record.mean)}; {_numbers(record.std)}",
+        "Licence": licence or "not stated by the authors",
+        "Paper": card.get("paper", "none given"),
+    }
+    told = {"How it was trained": "history", "Draws": "can_draw", "Fails": "cannot_draw"}
+    facts |= {name: card[key] for name, key in told.items() if card.get(key)}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    where = f"hf-hub:{repository}" if repository else "local-dir:FOLDER"
+    loading = _LOADING[form].format(
+        where=where, plain=repository or "FOLDER", file=file or "FILE", activation=activation
+    )
+    about = f"{card.get('description') or card.get('note') or ''}\n\n".lstrip()
+    tokenizer = (
+        '\nThe tokenizer is CLIP\'s: `CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14")`; images go '
+        "through the `preprocessor_config.json` of this folder.\n"
+    )
+    return (
+        f"---\n{head.to_yaml()}\n---\n# {card.get('name', record.key)}\n\n{about}"
+        f"## Model\n\n| | |\n|---|---|\n{rows}\n\n"
+        f"## Accuracy\n\n{_accuracy(card)}\n\n## Use\n\n```python\n{loading}\n```\n"
+        f"{tokenizer if form == 'transformers' else ''}\n"
+        "Written by `clipag export`; the weights were checked tensor by tensor against the architecture.\n"
+    )
+
+
+def _accuracy(card: Mapping[str, Any]) -> str:
+    results = card.get("results") or {}
+    rows = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    if not rows:
+        return "No clean or robust accuracy is recorded for these weights."
+    lines = ["| images | top-1 |", "|---|---|"]
+    for name, value in rows.items():
+        lines.append(f"| {name if name == 'clean' else f'attacked, {name}'} | {value:g} |")
+    note = card.get("results_note")
+    return "\n".join([*lines, *(["", f"{note[0].upper()}{note[1:]}."] if note else [])])
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

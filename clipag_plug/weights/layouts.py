@@ -1,20 +1,36 @@
-"""From whatever a weight file holds to one flat state dict with OpenAI's names."""
+"""From whatever names a weight file uses to one flat state dict with OpenAI's names."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import BadFileError
+from .registry import BadFileError
 
-# Where the weights lie in files that hold more than weights, most specific first.
-_WRAPPERS = ("vision_encoder_state_dict", "state_dict", "model_state_dict", "model", "weights")
+log = logging.getLogger("clipag_plug")
+# What wraps a model or one of its parts: torch.compile, data parallelism, sharding, accelerate.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_module)\."
+)
 # Stored by some, part of no model: sizes kept as tensors, masks and positions that are computed.
-_IGNORED = re.compile(r"(^|\.)(input_resolution|context_length|vocab_size|attn_mask|position_ids)$")
+_COMPUTED = re.compile(
+    r"(^|\.)(input_resolution|context_length|vocab_size|attn_mask|position_ids)$"
+)
+_TOWERS = re.compile(r"(?s)(.*?)(?<![^./])(visual|vision_model)\.")
+_TOWER_ALONE = re.compile(
+    r"(?s)(.*?)(?<![^./])(class_embedding|attnpool\.positional_embedding|trunk\..*)$"
+)
+_SECOND = re.compile(
+    r"(?:^|[._/])(?:ema|averag|swa|teacher|shadow|momentum|target|original|initial|reference|old)"
+)
+_NO_MODEL = re.compile(
+    r"(?:^|[._/])(?:optim|exp_avg|sched|grad|scaler|loss|criterion|metric)", re.IGNORECASE
+)
 _TRANSFORMERS = (
     ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
@@ -28,7 +44,6 @@ _TRANSFORMERS = (
     ("vision_model.post_layernorm.", "visual.ln_post."),
     ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
     ("visual_projection.weight", "visual.proj"),
-    ("logit_scale", "logit_scale"),
 )
 _BLOCK = (
     ("self_attn.out_proj.", "attn.out_proj."),
@@ -39,79 +54,75 @@ _BLOCK = (
 )
 _QKV = re.compile(r"(.*)self_attn\.([qkv])_proj\.(weight|bias)$")
 _TRANSPOSED = ("text_projection", "visual.proj")
+_TEXT = re.compile(
+    r"(token_embedding|positional_embedding|transformer|ln_final|text_projection|cls_emb)\b"
+)
 
 
-def flatten(path: Any, value: Any, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
-    """Dotted names and tensors of a weight file: unwrapped, prefixes and computed tensors dropped.
+def choose(path: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of the one CLIP in a file, under the names they have inside the model.
 
-    value: what the file describes, nested tables for TorchScript. Raises BadFileError when it
-    holds no tensors. An image tower stored alone gets the prefix `visual.`.
+    The model is found by its image tower, wherever it lies. Raises BadFileError where there is none, or several.
     """
-    alone = False
-    while isinstance(value, dict):
-        wrapper = next((name for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
-        if wrapper is None:
-            break
-        alone = alone or wrapper == "vision_encoder_state_dict"
-        value = value[wrapper]
-    if not isinstance(value, dict):
-        raise BadFileError(
-            path, f"it holds a {type(value).__name__} where a table of tensors belongs"
-        )
-    found: dict[str, Any] = {}
-    _collect("", value, found, is_tensor)
-    names = [name for name in found if not _IGNORED.search(name)]
+    if any(
+        name.startswith("weights/") for name in found
+    ):  # a stopped run: the moving average is its result
+        parts = ("weights/", "average/")
+        found = {n.removeprefix(p): v for p in parts for n, v in found.items() if n.startswith(p)}
+    plain: dict[str, Any] = {}
+    for name, item in found.items():
+        short = _WRAPPERS.sub("", name)
+        if plain.setdefault(short, item) is not item:
+            raise BadFileError(path, f"it holds two tensors for {short!r}; save one model alone")
+    names = [name for name in plain if not _COMPUTED.search(name)]
     if not names:
         raise BadFileError(path, "it holds no tensors under any name that a checkpoint uses")
-    for prefix in ("module.", "_orig_mod.", "module.", "clip.", "model."):
-        if all(name.startswith(prefix) for name in names):
-            found = {name.removeprefix(prefix): found[name] for name in names}
-            names = list(found)
-    found = {name: found[name] for name in names}
-    if alone or _is_image_tower(names):
-        found = {
-            name if name.startswith("visual.") else f"visual.{name}": item
-            for name, item in found.items()
-        }
-    return found
+    whole, prefix = True, _place(path, names, _TOWERS)
+    if prefix is None:
+        whole, prefix = False, _place(path, names, _TOWER_ALONE)
+    if prefix is None:
+        raise BadFileError(
+            path, f"it holds no image tower of a CLIP; its first tensor is {names[0]!r}"
+        )
+    chosen = {name[len(prefix) :]: plain[name] for name in names if name.startswith(prefix)}
+    beside = [name for name in chosen if _NO_MODEL.match(name) or _SECOND.match(name)]
+    chosen = {name: item for name, item in chosen.items() if name not in beside}
+    left = len(found) - len(chosen)
+    if left:
+        log.info("%s: %d other tensors beside the model %r are left out", path, left, prefix)
+    return chosen if whole else {f"visual.{name}": item for name, item in chosen.items()}
 
 
-def _is_image_tower(names: list[str]) -> bool:
-    roots = {name.split(".")[0] for name in names}
-    vit = {"class_embedding", "conv1", "transformer"} <= roots and "token_embedding" not in roots
-    resnet = {"conv1", "layer1", "attnpool"} <= roots
-    timm = roots <= {"trunk", "head"}
-    return (vit or resnet or timm) and "visual" not in roots
-
-
-def _collect(
-    prefix: str, value: dict[Any, Any], found: dict[str, Any], is_tensor: Callable[[Any], bool]
-) -> None:
-    for key, item in value.items():
-        if is_tensor(item):
-            found[f"{prefix}{key}"] = item
-        elif isinstance(item, dict) and prefix.count(".") < 12:
-            _collect(f"{prefix}{key}.", item, found, is_tensor)
+def _place(path: Any, names: list[str], tower: re.Pattern[str]) -> str | None:
+    """The prefix of the one model, a moving average or a teacher only where there is nothing else."""
+    matches = (tower.match(name) for name in names)
+    places = {match[1] for match in matches if match}
+    places = {place for place in places if not _NO_MODEL.search(place)}
+    first = {place for place in places if not _SECOND.search(place)} or places
+    if len(first) > 1:
+        raise BadFileError(
+            path, f"it holds {len(first)} models ({', '.join(sorted(first)[:4])}); save one alone"
+        )
+    return next(iter(first), None)
 
 
 def unify(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's names for transformers' or open_clip's custom-text names; numbers become fp32."""
-    state = dict(tensors)
+    """OpenAI's names for those of transformers or of open_clip's separate text tower; floats become fp32."""
+    state = {re.sub(r"^visual\.vision_model\.", "vision_model.", n): v for n, v in tensors.items()}
     if any(name.startswith(("vision_model.", "text_model.")) for name in state):
         state = from_transformers(state)
-    if any(name.startswith("visual.vision_model.") for name in state):
-        state = from_transformers(
-            {name.removeprefix("visual."): value for name, value in state.items()}
-        )
-    if "text.token_embedding.weight" in state:
+    if any(name.startswith("text.token_embedding.") for name in state):
         state = {name.removeprefix("text."): value for name, value in state.items()}
-    if "logit_scale" in state:
-        state["logit_scale"] = state["logit_scale"].reshape(())
     # Contiguous too: a transposed matrix gives the same product with other rounding.
     return {
         name: (value.float() if value.is_floating_point() else value).contiguous()
         for name, value in state.items()
     }
+
+
+def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of what `unify` does to a text tower that is a module of its own."""
+    return {f"text.{name}" if _TEXT.match(name) else name: v for name, v in state.items()}
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +142,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if block:
             index, _, rest = rest.partition(".")
             new = f"{head}.resblocks.{index}.{_renamed(rest, _BLOCK)}"
-        result[new] = value.T if new in _TRANSPOSED else value
+        result[new] = value.T if new in _TRANSPOSED and value.ndim == 2 else value
     for name, parts in joined.items():
         if set(parts) == set("qkv"):
             result[name] = torch.cat([parts[letter] for letter in "qkv"])
@@ -142,24 +153,21 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `from_transformers`, for a ViT with OpenAI's layout."""
-    back = tuple((new, old) for old, new in _TRANSFORMERS)
-    block_back = tuple((new, old) for old, new in _BLOCK)
     result: dict[str, Tensor] = {}
     for name, value in state.items():
-        new = _renamed(name, back)
+        new = _renamed(name, tuple((new, old) for old, new in _TRANSFORMERS))
         stem, block, rest = new.partition(".encoder.layers.")
+        index, _, rest = rest.partition(".")
+        at = f"{stem}.encoder.layers.{index}."
+        if block and rest.startswith("attn.in_proj_"):
+            kind = rest.removeprefix("attn.in_proj_")
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                result[f"{at}self_attn.{letter}_proj.{kind}"] = part
+            continue
         if block:
-            index, _, rest = rest.partition(".")
-            at = f"{stem}.encoder.layers.{index}."
-            if rest.startswith("attn.in_proj_"):
-                for letter, part in zip("qkv", value.chunk(3), strict=True):
-                    result[f"{at}self_attn.{letter}_proj.{rest.removeprefix('attn.in_proj_')}"] = (
-                        part
-                    )
-                continue
-            new = at + _renamed(rest, block_back)
+            new = at + _renamed(rest, tuple((new, old) for old, new in _BLOCK))
         result[new] = value.T if name in _TRANSPOSED else value
-    return {name: value.contiguous() for name, value in result.items()}
+    return result
 
 
 def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:

@@ -1,253 +1,306 @@
-"""Opens a model by name: finds its file, reads it, and settles config, activation and text tower."""
+"""Opens a model by name: finds its file, reads it, and settles config, activation, pixels and text tower."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import configs, names, pack, registry, weights
-from .check import check
-from .errors import BadFileError, UnknownActivationError
-from .names import Name
-from .registry import Checkpoint
+from . import configs, fetch, layouts, read, registry
+from .registry import (
+    PREPROCESSING,
+    BadFileError,
+    Checkpoint,
+    FetchError,
+    Name,
+    UnknownActivationError,
+)
+
+log = logging.getLogger("clipag_plug")
+HOW_TO_SAY = (
+    "append what the file does not say to its name: '{name}#gelu' for LAION-based weights or '{name}#quickgelu' for "
+    "OpenAI-based ones"
+)
+_WORD = {True: "QuickGELU", False: "GELU"}
+_CARD = (
+    "method",
+    "norm",
+    "eps",
+    "base",
+    "data",
+    "licence",
+    "paper",
+    "results",
+    "results_note",
+    "note",
+)
+UNPACKED = 2**26  # numbers in matrices that are stored without their empty rows
 
 
 @dataclass
 class Opened:
-    """An opened model: its record, open_clip's config (with `quick_gelu` settled), its weights in
-    fp32 under OpenAI's names, its card, and the files that were read."""
+    """An opened model: its record, open_clip's config with `quick_gelu` settled, its weights in fp32, its card (which
+    always has the "mean" and "std" of the model's input), and the files that were read."""
 
     record: Checkpoint
     config: dict[str, Any]
     state_dict: dict[str, Tensor]
     card: dict[str, Any]
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
 
 
 def open_checkpoint(
-    name: str | os.PathLike[str],
-    download_root: str | os.PathLike[str] | None = None,
-    *,
-    quick_gelu: bool | None = None,
-    arch: str | None = None,
-    text_from: str | None = None,
+    name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None = None
 ) -> Opened:
-    """Opens a registered key, `hf-hub:org/name`, `local-dir:path` or a file path.
+    """Opens a registered key, `hf-hub:org/name`, `local-dir:path` or the path of a file.
 
-    quick_gelu, arch and text_from state what a bare file does not say; they can also be appended
-    to the name (`weights.pt#quickgelu,text=openai/ViT-B/32`). Raises ValueError or
-    FileNotFoundError for names and files, FetchError for downloads.
+    What a file does not say is appended to its name: `weights.pt#quickgelu,text=openai/ViT-B/32`. A user's file is read
+    into memory; only files of the package's own cache are mapped.
+    Raises: ValueError or FileNotFoundError for names and files, FetchError for downloads.
     """
-    parsed = names.parse(name)
-    given: dict[str, Any] = {"quick_gelu": quick_gelu, "arch": arch, "text_from": text_from}
-    parsed = replace(parsed, **{key: value for key, value in given.items() if value is not None})
-    if parsed.kind == "key":
-        return _open_key(parsed, download_root)
-    if parsed.kind == "hf-hub":
-        from .remote import open_hub
-
-        return open_hub(parsed.value, _unregistered(os.fspath(name)), parsed, download_root)
-    if parsed.kind == "local-dir":
-        return open_folder(
-            Path(parsed.value), _unregistered(os.fspath(name)), parsed, download_root
-        )
-    return open_file(Path(parsed.value), _unregistered(parsed.value), parsed, download_root)
-
-
-def _open_key(parsed: Name, download_root: Any) -> Opened:
-    record = registry.find(parsed.value)
+    said = registry.parse(name)
+    record = registry.get(said.value) if said.kind == "key" else None
+    if record is None:
+        whole = said.value if said.kind == "file" else os.fspath(name)
+        record = Checkpoint(key=whole, sources=(whole,), method="unknown", resolution=None)
     if record.bundled:
-        with resources.as_file(resources.files("clipag_plug.bundled")) as folder:
-            path = folder / f"{record.key}.safetensors"
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{record.key} is not in this installation ({str(path)!r} is missing); install the package again"
-                )
-            return _open_bundled(path, record)
-    from .remote import open_remote
-
-    return open_remote(record, parsed, download_root)
+        return _bundled(bundled(record), record)
+    if said.kind == "file":
+        return open_file(Path(said.value), record, said, download_root)
+    if said.kind == "local-dir":
+        return open_folder(Path(said.value), record, said, download_root)
+    return _remote(record, said, download_root)
 
 
-def _unregistered(name: str) -> Checkpoint:
-    return Checkpoint(key=name, sources=(name,), method="unknown", resolution=None)
+def bundled(record: Checkpoint) -> Path:
+    """The weights of a model that comes with the package."""
+    return Path(str(resources.files("clipag_plug.bundled"))) / f"{record.key}.safetensors"
 
 
-def open_file(path: Path, record: Checkpoint, stated: Name, download_root: Any = None) -> Opened:
-    """A weight file. A `.json` with the same stem (the bundled format) or an `open_clip_config.json`
-    or `config.json` beside it gives the config; otherwise the tensors and the caller do."""
-    beside = path.with_suffix(".json")
-    if path.suffix == ".safetensors" and beside.is_file() and "config" in configs.read_json(beside):
-        return _open_bundled(path, record)
-    if not path.is_file():
-        raise FileNotFoundError(f"the weight file {str(path)!r} does not exist")
-    if path.name in _OPEN_CLIP_WEIGHTS and (path.parent / "open_clip_config.json").is_file():
-        return open_parts(
-            path, path.parent / "open_clip_config.json", record, stated, download_root
-        )
-    if path.name in _TRANSFORMERS_WEIGHTS and (path.parent / "config.json").is_file():
-        return open_parts(path, path.parent / "config.json", record, stated, download_root)
-    return open_parts(path, None, record, stated, download_root)
+def open_file(path: Path, record: Checkpoint, said: Name, download_root: Any = None) -> Opened:
+    """A weight file; a config beside it is used if its name says that it belongs to it."""
+    about = path.with_suffix(".json")
+    if path.suffix == ".safetensors" and about.is_file() and "config" in configs.read_json(about):
+        return _bundled(path, record)
+    for config, names in fetch.LAYOUTS.items():
+        if path.name in names and (path.parent / config).is_file():
+            return _parts(path, path.parent / config, record, said, download_root)
+    return _parts(path, None, record, said, download_root)
 
 
-def open_folder(
-    folder: Path, record: Checkpoint, stated: Name, download_root: Any = None
-) -> Opened:
-    """A folder in open_clip's, transformers' or the bundled layout."""
-    for config, files in (
-        ("open_clip_config.json", _OPEN_CLIP_WEIGHTS),
-        ("config.json", _TRANSFORMERS_WEIGHTS),
-    ):
+def open_folder(folder: Path, record: Checkpoint, said: Name, download_root: Any = None) -> Opened:
+    """A folder in open_clip's, transformers' or our own layout."""
+    for config, names in fetch.LAYOUTS.items():
         if (folder / config).is_file():
-            for file in files:
+            for file in names:
                 if (folder / file).is_file():
-                    return open_parts(folder / file, folder / config, record, stated, download_root)
+                    return _parts(folder / file, folder / config, record, said, download_root)
             raise FileNotFoundError(
-                f"{str(folder)!r} has {config} and no weights; one of {', '.join(files)} belongs there"
+                f"{str(folder)!r} has {config} and no weights; one of {', '.join(names)} belongs there"
             )
-    pairs = [
-        file for file in sorted(folder.glob("*.safetensors")) if file.with_suffix(".json").is_file()
-    ]
-    own = [
-        file
-        for file in pairs
-        if "shares_text_with" in configs.read_json(file.with_suffix(".json")) or len(pairs) == 1
-    ]
-    derived = [
-        file for file in own if configs.read_json(file.with_suffix(".json")).get("shares_text_with")
-    ]
-    choice = derived if len(derived) == 1 else own
-    if len(choice) == 1:
-        return _open_bundled(choice[0], record)
+    pairs = {
+        file: configs.read_json(file.with_suffix(".json"))
+        for file in sorted(folder.glob("*.safetensors"))
+        if file.with_suffix(".json").is_file()
+    }
+    shared = {about.get("shares_text_with") for about in pairs.values()} - {None}
+    own = [file for file in pairs if file.stem not in shared]
+    if len(own) == 1:
+        return _bundled(own[0], record)
+    stopped = folder / "checkpoint.safetensors"
+    if not pairs and stopped.is_file():
+        return _parts(stopped, None, record, said, download_root)
     raise FileNotFoundError(
-        f"{str(folder)!r} has no open_clip_config.json, no transformers config.json and no single pair of "
-        ".safetensors and .json; give the path of the weight file itself"
+        f"{str(folder)!r} has no open_clip_config.json, no transformers config.json and no single pair of .safetensors "
+        "and .json; give the path of the weight file itself"
     )
 
 
-_OPEN_CLIP_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-_TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
-def _open_bundled(path: Path, record: Checkpoint) -> Opened:
-    state, config, card = pack.read_bundled(path)
-    side = config.get("vision_cfg", {}).get("image_size", 224)
-    record = replace(
-        record,
-        arch=record.arch or "mini",
-        quick_gelu=bool(config.get("quick_gelu", False)),
-        resolution=side,
-        norm=card.get("norm", record.norm),
-        eps=card.get("eps", record.eps),
-        method=card.get("method", record.method),
-        mean=tuple(card.get("mean", record.mean)),
-        std=tuple(card.get("std", record.std)),
-    )
+def _bundled(path: Path, record: Checkpoint) -> Opened:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(path)!r} is missing from this installation; install the package again"
+        )
+    state, config, card = read_bundled(path)
+    known = {name: card[name] for name in ("norm", "eps", "method") if name in card}
+    known |= configs.preprocessing(path, card)
+    known |= {
+        "resolution": config["vision_cfg"].get("image_size", 224),
+        "arch": record.arch or "mini",
+    }
+    record = replace(record, quick_gelu=bool(config.get("quick_gelu")), **known)
     config = {**config, "quick_gelu": record.quick_gelu}
-    if "mini" not in config.get("vision_cfg", {}):
-        check(path, state, config)
+    if "mini" not in config["vision_cfg"]:
+        state = configs.fit(path, state, config)
     return Opened(record, config, state, {**card_of(record), **card}, (str(path),))
 
 
-def open_parts(
-    path: Path, config_path: Path | None, record: Checkpoint, stated: Name, download_root: Any
+def read_bundled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """State dict in fp32, config and card of a `.safetensors` file in our own layout and the `.json` beside it."""
+    about = configs.read_json(path.with_suffix(".json"))
+    config = configs.from_open_clip(path.with_suffix(".json"), {"config": about.get("config")})
+    values, _ = read.tensors(path)
+    state: dict[str, Tensor] = {}
+    if key := about.get("shares_text_with"):
+        if key == path.stem or Path(key).name != key:
+            raise BadFileError(
+                path, f"it shares the text tower of {key!r}, which is no other model here"
+            )
+        shared = read_bundled(path.with_name(f"{key}.safetensors"))[0]
+        state = {name: value for name, value in shared.items() if not name.startswith("visual.")}
+    total = 0
+    for name, shape in dict(about.get("packed") or {}).items():
+        rows, index = values.pop(f"{name}.rows", None), values.pop(f"{name}.index", None)
+        fits = rows is not None and index is not None and len(shape) == 2 and index.ndim == 1
+        total += shape[0] * shape[1] if fits else 0
+        if not fits or rows.shape != (len(index), shape[1]) or total > UNPACKED:
+            raise BadFileError(
+                path, f"its .json packs {name!r}, and the rows in the file do not fit"
+            )
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < shape[0]:
+            raise BadFileError(path, f"its .json packs {name!r}, and a row is out of range")
+        state[name] = torch.zeros(shape)
+        state[name][index.long()] = rows.float()
+    return {**state, **layouts.unify(values)}, config, dict(about.get("card") or {})
+
+
+def _parts(
+    path: Path, about: Path | None, record: Checkpoint, said: Name, download_root: Any
 ) -> Opened:
     """A weight file and the config that belongs to it, if any: reads both, settles what is open."""
-    state, _ = weights.read(path)
+    raw, metadata = _tensors(path)
+    state = layouts.unify(raw)
     config: dict[str, Any] | None = None
-    preprocess: dict[str, Any] = {}
-    if config_path is not None and config_path.name == "config.json":
-        config = configs.from_transformers(config_path)
-    elif config_path is not None:
-        config, preprocess = configs.from_open_clip(config_path)
-        # open_clip leaves the key out where it means plain GELU.
-        config.setdefault("quick_gelu", False)
-    return settle(path, state, config, preprocess, record, stated, download_root)
+    pixels: dict[str, Any] = {}
+    if "clipag_plug.config" in metadata:  # a stopped run that says what it trains
+        config = configs.from_open_clip(path, json.loads(metadata["clipag_plug.config"]))
+        pixels = configs.preprocessing(path, json.loads(metadata.get("clipag_plug.card", "{}")))
+    if about is not None:
+        config = configs.named(str(about))
+        value = configs.read_json(about)
+        pixels = configs.preprocessing(about, value.get("preprocess_cfg") or {})
+        processor = about.with_name("preprocessor_config.json")
+        if about.name == "config.json" and processor.is_file():
+            pixels = configs.preprocessing(processor, configs.read_json(processor))
+        config.setdefault("quick_gelu", False)  # open_clip leaves it out where it means plain GELU
+    return _settle(path, state, config, pixels, record, said, download_root)
 
 
-def settle(
+def _tensors(path: Path) -> read.Weights:
+    """One file, or all that an `.index.json` names."""
+    if not path.name.endswith(".index.json"):
+        return read.tensors(path, lambda found: layouts.choose(path, found))
+    table = configs.read_json(path).get("weight_map")
+    shards = sorted(set(table.values())) if isinstance(table, dict) else []
+    if not shards or any(Path(shard).name != shard for shard in shards):
+        raise BadFileError(path, "its weight_map names no files of its folder")
+    merged: dict[str, Tensor] = {}
+    for shard in shards:
+        merged |= read.tensors(path.with_name(shard))[0]
+    lost = sorted(set(table) - set(merged))
+    if lost:
+        raise BadFileError(path, f"its shards lack {len(lost)} tensors, such as {lost[0]!r}")
+    return layouts.choose(path, merged), {}
+
+
+def _settle(
     path: Path,
     state: dict[str, Tensor],
     config: dict[str, Any] | None,
-    preprocess: dict[str, Any],
+    pixels: Mapping[str, Any],
     record: Checkpoint,
-    stated: Name,
+    said: Name,
     download_root: Any,
 ) -> Opened:
     """Config, activation and text tower from the file, the registry and the caller, in this order
     of authority from last to first; the first two must not contradict each other."""
     base = None
     if not any(
-        name.startswith(("token_embedding.", "transformer.", "ln_final.")) for name in state
+        n.startswith(("token_embedding.", "transformer.", "ln_final.", "text.")) for n in state
     ):
-        base = _text_tower(path, record, stated, download_root)
-        state = {
-            **{
-                name: value
-                for name, value in base.state_dict.items()
-                if not name.startswith("visual.")
-            },
-            **state,
-        }
-    elif stated.text_from:
+        base = _text_tower(path, state, record, said, download_root)
+        text = {n: v for n, v in base.state_dict.items() if not n.startswith("visual.")}
+        state = {**text, **state}
+        pixels = {**{name: getattr(base.record, name) for name in PREPROCESSING}, **pixels}
+    elif said.text_from:
         raise ValueError(
-            f"{str(path)!r} has a text tower of its own; leave text={stated.text_from} out"
+            f"{str(path)!r} has a text tower of its own; leave text={said.text_from} out"
         )
-    if config is not None and stated.arch:
-        raise ValueError(f"{str(path)!r} has a config of its own; leave arch={stated.arch} out")
-    arch = stated.arch or record.arch
-    if config is None:
-        if arch:
-            config = configs.named(arch)
-        elif base is not None:
-            config = {name: value for name, value in base.config.items() if name != "quick_gelu"}
-        else:
-            config = configs.from_shapes(path, state)
-    config = {**config, "quick_gelu": _activation(path, config, record, stated, base)}
-    check(path, state, config)
-    side = config["vision_cfg"].get("image_size", 224)
-    known = {
-        name: preprocess[name] for name in ("interpolation", "resize_mode") if preprocess.get(name)
-    }
-    known |= {name: tuple(preprocess[name]) for name in ("mean", "std") if preprocess.get(name)}
-    record = replace(record, arch=arch, quick_gelu=config["quick_gelu"], resolution=side, **known)
+    if config is not None and said.arch:
+        raise ValueError(f"{str(path)!r} has a config of its own; leave arch={said.arch} out")
+    config, own = _config(path, state, config, record, said, base)
+    if config["text_cfg"] is None and base is None:
+        raise BadFileError(path, "its config is of an image tower alone and its tensors are not")
+    if config["text_cfg"] is None and base is not None:
+        config = {**config, "text_cfg": base.config["text_cfg"]}
+    config = {**config, "quick_gelu": _activation(path, config, record, said, base)}
+    if "mini" not in config["vision_cfg"]:
+        state = configs.fit(path, state, config)
+    known = {**own, **pixels, "arch": said.arch or record.arch, "quick_gelu": config["quick_gelu"]}
+    record = replace(record, resolution=config["vision_cfg"].get("image_size", 224), **known)
     files = (str(path), *(base.files if base else ()))
     return Opened(record, config, state, card_of(record), files)
 
 
+def _config(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: dict[str, Any] | None,
+    record: Checkpoint,
+    said: Name,
+    base: Opened | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config, and the pixels that belong to its architecture where the file does not say them."""
+    arch = said.arch or record.arch
+    if config is not None:
+        return config, {}
+    if base is not None and not arch:
+        return {name: value for name, value in base.config.items() if name != "quick_gelu"}, {}
+    if not arch:
+        for about in (read_bundled(bundled(r)) for r in registry.checkpoints() if r.bundled):
+            if {n: v.shape for n, v in about[0].items()} == {n: v.shape for n, v in state.items()}:
+                return about[1], configs.preprocessing(path, about[2])
+        arch, config = configs.infer(path, state)
+        return config, configs.published(arch)
+    if (known := registry.get(arch)) and known.bundled:
+        _, config, card = read_bundled(bundled(known))
+        return config, configs.preprocessing(path, card)
+    return configs.named(arch), configs.published(arch) if said.arch else {}
+
+
 def _activation(
-    path: Path, config: dict[str, Any], record: Checkpoint, stated: Name, base: Opened | None
+    path: Path, config: dict[str, Any], record: Checkpoint, said: Name, base: Opened | None
 ) -> bool:
-    if stated.quick_gelu is not None:
-        return stated.quick_gelu
+    if said.quick_gelu is not None:
+        return said.quick_gelu
     own, known = config.get("quick_gelu"), record.quick_gelu
     if own is None and known is None and base is not None:
         return bool(base.config["quick_gelu"])
     if own is None and known is None:
         raise UnknownActivationError(
             f"{str(path)!r} does not say whether it needs GELU or QuickGELU, and the wrong one gives wrong features "
-            "without any error: " + names.HOW_TO_SAY.format(name=record.key)
+            f"without any error: {HOW_TO_SAY.format(name=record.key)}"
         )
     if own is not None and known is not None and own != known:
-        word = {True: "QuickGELU", False: "GELU"}
         raise UnknownActivationError(
-            f"the config of {record.key} says {word[bool(own)]} and the registry {word[known]}: one is wrong, and the "
-            "wrong activation gives wrong features; " + names.HOW_TO_SAY.format(name=record.key)
+            f"the config of {record.key} says {_WORD[bool(own)]}, the registry {_WORD[known]}: one is wrong, and the "
+            f"wrong one gives wrong features; {HOW_TO_SAY.format(name=record.key)}"
         )
     return bool(known if own is None else own)
 
 
-def _text_tower(path: Path, record: Checkpoint, stated: Name, download_root: Any) -> Opened:
-    source = stated.text_from or record.text_from
+def _text_tower(
+    path: Path, state: Mapping[str, Tensor], record: Checkpoint, said: Name, download_root: Any
+) -> Opened:
+    source = said.text_from or record.text_from
     if not source:
         raise BadFileError(
             path,
@@ -258,18 +311,123 @@ def _text_tower(path: Path, record: Checkpoint, stated: Name, download_root: Any
 
 
 def card_of(record: Checkpoint) -> dict[str, Any]:
-    """What the registry knows, as the card of a model that brings none."""
-    wanted = (
-        "method",
-        "norm",
-        "eps",
-        "base",
-        "data",
-        "licence",
-        "paper",
-        "results",
-        "results_note",
-        "note",
-    )
-    values = {name: getattr(record, name) for name in wanted}
+    """What the registry and the file's config say, as the card of a model that brings none."""
+    values = {name: getattr(record, name) for name in (*_CARD, *PREPROCESSING)}
     return {name: value for name, value in values.items() if value not in (None, {}, ())}
+
+
+def _remote(record: Checkpoint, said: Name, download_root: Any) -> Opened:
+    """A model from the cache or from the first of its sources that answers."""
+    sources = record.sources if said.kind == "key" else (f"hf-hub:{said.value}",)
+    if not sources:
+        raise FetchError(
+            f"{record.key} has no address to load it from: {record.note}; once you have the file, "
+            "load 'FILE#quickgelu,text=openai/ViT-B/32'"
+        )
+    path = fetch.converted(_cache_name(record.key, said), download_root)
+    download = path.with_name(path.name.removesuffix(".safetensors") + ".download")
+    cached = _from_cache(path, record)
+    if cached is not None:
+        if download.exists():  # its process was killed between converting and cleaning up
+            with fetch.lock(path):
+                download.unlink(missing_ok=True)
+        return cached
+    failures = []
+    for source in sources:
+        try:
+            if source.startswith("hf-hub:"):
+                return _hub(source.removeprefix("hf-hub:"), record, said, download_root)
+            return _url(source, path, download, record, said, download_root)
+        except FetchError as error:
+            failures.append(str(error))
+            log.info("%s", error)
+    if len(failures) == 1:
+        raise FetchError(failures[0])
+    raise FetchError(
+        f"{record.key} could not be had from any of its {len(failures)} sources: {'; '.join(failures)}"
+    )
+
+
+def _url(
+    url: str, path: Path, download: Path, record: Checkpoint, said: Name, download_root: Any
+) -> Opened:
+    trust = fetch.Trust(path.parent)
+
+    def obtain() -> Opened:
+        seen = None if record.sha256 else trust.get(record.key)
+        digest = fetch.fetch(
+            url, download, name=record.key, size=record.size, sha256=record.sha256, seen=seen
+        )
+        try:
+            opened = open_file(download, record, said, download_root)
+        except BadFileError:
+            # Kept, it would be refused again and again; gone, the next call downloads it anew.
+            download.unlink(missing_ok=True)
+            raise
+        if not record.sha256 and seen is None:
+            trust.put(record.key, digest, download.stat().st_size)
+        return opened
+
+    opened = _converted(path, record, obtain)
+    download.unlink(missing_ok=True)
+    return opened
+
+
+def _hub(name: str, record: Checkpoint, said: Name, download_root: Any) -> Opened:
+    """A repository: open_clip's safetensors are read where the hub's cache has them, anything else is converted once
+    into our own."""
+    folder = fetch.repository(name, download_root)
+    if (folder / "open_clip_config.json").is_file() and list(folder.glob("open_clip*.safetensors")):
+        return open_folder(folder, record, said, download_root)
+    path = fetch.converted(_cache_name(f"hf-{name}-{folder.name[:16]}", said), download_root)
+    return _converted(path, record, lambda: open_folder(folder, record, said, download_root))
+
+
+def _converted(path: Path, record: Checkpoint, obtain: Callable[[], Opened]) -> Opened:
+    """The model in our cache, made by `obtain` and written where it is not there yet; then mapped."""
+    cached = _from_cache(path, record)
+    if cached is not None:
+        return cached
+    with fetch.lock(path):
+        cached = _from_cache(path, record)  # another process may have been faster
+        if cached is not None:
+            return cached
+        for leftover in path.parent.glob(f".{path.stem}.*.tmp*"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        opened = obtain()
+        known = {
+            n: getattr(opened.record, n)
+            for n in ("arch", "quick_gelu", "resolution", *PREPROCESSING)
+        }
+        about = {"config": opened.config, "record": known, "card": opened.card}
+        metadata = {f"clipag_plug.{name}": json.dumps(value) for name, value in about.items()}
+        read.write(path, opened.state_dict, metadata)
+    result = _from_cache(path, record)
+    if result is None:
+        raise FetchError(
+            f"{str(path)!r} vanished right after it was written; is another program clearing the cache?"
+        )
+    return result
+
+
+def _from_cache(path: Path, record: Checkpoint) -> Opened | None:
+    if not path.is_file():
+        return None
+    try:
+        tensors, metadata = read.tensors(path, mapped=True)
+        config, known, card = (
+            json.loads(metadata[f"clipag_plug.{name}"]) for name in ("config", "record", "card")
+        )
+    except (BadFileError, KeyError, ValueError) as error:
+        reason = error.reason if isinstance(error, BadFileError) else "it lacks its config"
+        raise BadFileError(path, f"{reason}; delete it, and the next call makes it anew") from error
+    known = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in known.items()
+    }
+    return Opened(replace(record, **known), config, tensors, card, (str(path),))
+
+
+def _cache_name(name: str, said: Name) -> str:
+    """What the caller states about a file changes what is made of it, so it is part of the name."""
+    gelu = {True: "quickgelu", False: "gelu", None: None}[said.quick_gelu]
+    return "+".join([name, *filter(None, (gelu, said.arch, said.text_from))])

@@ -1,4 +1,4 @@
-"""Options of `clipag export`."""
+"""Options of `clipag models`, `clipag doctor` and `clipag export`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ from dataclasses import dataclass
 from .base import Options, option
 
 FORMATS = ("open_clip", "openai", "transformers", "bundled")
+
+
+@dataclass
+class Models(Options):
+    """Which registered models to list, and how."""
+
+    pattern: str = option(
+        "", "only names that fit: a part of them, or a pattern such as 'fare*b32*'", positional=True
+    )
+    json: bool = option(False, "print every known field as JSON instead of a table")
+
+
+@dataclass
+class Doctor(Options):
+    """Checks of a model: its files, its hash, its activation, and what surrounds it."""
+
+    model: str = option(
+        "", "any name that load() takes; empty checks the installation alone", positional=True
+    )
+    forget: bool = option(
+        False, "delete the cached weights and the recorded hash: the next load starts anew"
+    )
+    json: bool = option(False, "print the findings as JSON")
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import weights_helpers as helpers
-from clipag_plug.weights.cards import card_text
 from safetensors.torch import load_file
 
 from clipag_plug import load
 from clipag_plug.options.weights import FORMATS, Export
-from clipag_plug.weights import export, open_checkpoint, pack, registry
+from clipag_plug.weights import export, open_checkpoint, opening, registry
+from clipag_plug.weights.export import card_text
 from clipag_plug.weights.opening import Opened, card_of
 from clipag_plug.weights.registry import BadFileError
 
@@ -76,7 +76,7 @@ def test_transformers_loads_the_folder_and_what_it_saves_comes_back(
 
 
 def test_openai_state_dict_round_trip(tmp_path: Path) -> None:
-    file, readme = export.save_pretrained(opened(True), tmp_path, "openai")
+    _, file, readme = export.save_pretrained(opened(True), tmp_path, "openai")
     assert file.name == "robust-model.pt"
     state = torch.load(file, weights_only=True)
     assert state.keys() == helpers.weights().keys()
@@ -154,7 +154,8 @@ def test_card_tells_the_attack_and_the_accuracies() -> None:
 
 def test_command_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = helpers.save(tmp_path / "w.pt", helpers.weights(small=True))
-    assert export.run(Export(f"{source}#gelu", str(tmp_path / "out"))) == 0
+    arch = helpers.arch(tmp_path, small=True)
+    assert export.run(Export(f"{source}#gelu,{arch}", str(tmp_path / "out"))) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {path.name for path in written} == {
         "open_clip_config.json",
@@ -212,8 +213,8 @@ def mini_pair() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: Path) -> None:
     base, derived = mini_pair()
     config = {"embed_dim": 8, "vision_cfg": {"mini": {}}, "text_cfg": {}}
-    pack.write_bundled(tmp_path / "one", base, config, {"name": "one"})
-    pack.write_bundled(
+    export.write_bundled(tmp_path / "one", base, config, {"name": "one"})
+    export.write_bundled(
         tmp_path / "two.safetensors", derived, config, {"name": "two"}, shares_text_with="one"
     )
     stored = load_file(tmp_path / "one.safetensors")
@@ -227,7 +228,7 @@ def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: 
         "logit_scale",
     }
     for path, wanted in (("one", base), ("two", derived)):
-        state, again, card = pack.read_bundled(tmp_path / path)
+        state, again, card = opening.read_bundled(tmp_path / f"{path}.safetensors")
         assert (again, card) == (config, {"name": path})
         assert state.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -238,11 +239,11 @@ def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: 
 
 def test_bundled_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     base, derived = mini_pair()
-    config = {"vision_cfg": {"mini": {}}}
-    pack.write_bundled(tmp_path / "one", base, config, {})
+    config = {"embed_dim": 8, "vision_cfg": {"mini": {}}, "text_cfg": {}}
+    export.write_bundled(tmp_path / "one", base, config, {})
     del derived["text_projection"]
     with pytest.raises(ValueError, match="text_projection.*cannot share"):
-        pack.write_bundled(tmp_path / "two", derived, config, {}, shares_text_with="one")
+        export.write_bundled(tmp_path / "two", derived, config, {}, shares_text_with="one")
     about = json.loads((tmp_path / "one.json").read_text())
     for change in (
         {"packed": {"token_embedding.weight": [900, 16]}},
@@ -254,13 +255,13 @@ def test_bundled_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / "one.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(BadFileError):
-            pack.read_bundled(tmp_path / "one")
+            opening.read_bundled(tmp_path / "one.safetensors")
     with pytest.raises(ValueError, match="exceeds what fp16 can hold"):
-        pack.write_bundled(tmp_path / "big", {"w": torch.full((2, 2), 1e6)}, config, {})
+        export.write_bundled(tmp_path / "big", {"w": torch.full((2, 2), 1e6)}, config, {})
     with pytest.raises(ValueError, match="not finite"):
-        pack.write_bundled(tmp_path / "nan", {"w": torch.full((2,), float("nan"))}, config, {})
+        export.write_bundled(tmp_path / "nan", {"w": torch.full((2,), float("nan"))}, config, {})
     with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        pack.read_bundled(tmp_path / "nowhere")
+        opening.read_bundled(tmp_path / "nowhere.safetensors")
 
 
 def test_a_run_folder_opens_by_folder_and_by_file(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ import torch
 import weights_helpers as helpers
 from faulty_server import Handler, Server
 
-from clipag_plug.weights import cache, fetch, open_checkpoint, registry, tensorfile
+from clipag_plug.weights import fetch, open_checkpoint, read, registry
 from clipag_plug.weights.registry import BadFileError, FetchError
+
+ARCH = ""
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("CLIPAG_HOME", str(tmp_path / "home"))
     state = helpers.weights(small=True)
+    globals()["ARCH"] = helpers.arch(tmp_path, small=True).removeprefix("arch=")
     file = tmp_path / "served.pt"
     torch.save(
         {"state_dict": state, "optimizer": {"state": {0: helpers.weights(small=True)}}}, file
@@ -42,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 def serve(monkeypatch: pytest.MonkeyPatch, server: Server, **known: Any) -> None:
     record = registry.Checkpoint(
-        **{"key": "served", "quick_gelu": False, "sources": (server.url,), **known}
+        **{"key": "served", "arch": ARCH, "quick_gelu": False, "sources": (server.url,), **known}
     )
     monkeypatch.setattr(registry, "_table", lambda: {"served": record})
 
@@ -57,7 +60,7 @@ def left(tmp_path: Path) -> set[str]:
     return {file.name for file in (tmp_path / "home").iterdir() if not file.name.endswith(".lock")}
 
 
-DONE = {"served.v1.safetensors", "trusted.json"}
+DONE = {"served.v2.safetensors", "trusted.json"}
 
 
 def test_first_load_downloads_and_converts_second_does_neither(
@@ -65,18 +68,18 @@ def test_first_load_downloads_and_converts_second_does_neither(
 ) -> None:
     assert_right(open_checkpoint("served"))
     assert left(tmp_path) == DONE
-    converted = cache.converted("served").stat().st_size
+    converted = fetch.converted("served").stat().st_size
     assert converted < 0.6 * len(server.content)  # the optimiser stayed behind
     server.faults = [lambda handler: handler.fail(500)] * 9
     assert_right(open_checkpoint("served"))
     assert len(server.requests) == 1
-    seen = cache.Trust(cache.root()).get("served")
+    seen = fetch.Trust(fetch.root()).get("served")
     assert seen is not None and seen["sha256"] == hashlib.sha256(server.content).hexdigest()
 
 
 def test_download_root_is_honoured(server: Server, tmp_path: Path) -> None:
     assert_right(open_checkpoint("served", tmp_path / "elsewhere"))
-    assert (tmp_path / "elsewhere" / "served.v1.safetensors").is_file()
+    assert (tmp_path / "elsewhere" / "served.v2.safetensors").is_file()
     assert not (tmp_path / "home").exists()
 
 
@@ -130,7 +133,7 @@ def test_disk_that_fills_up_during_the_conversion(
     whole = len(server.content)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    write = tensorfile.write
+    write = read.write
 
     def limited(*arguments: Any) -> Path:
         resource.setrlimit(resource.RLIMIT_FSIZE, (whole // 4, limits[1]))
@@ -139,14 +142,14 @@ def test_disk_that_fills_up_during_the_conversion(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(tensorfile, "write", limited)
+    monkeypatch.setattr(read, "write", limited)
     try:
         with pytest.raises(OSError, match="too large|No space"):
             open_checkpoint("served")
     finally:
         signal.signal(signal.SIGXFSZ, ignored)
     assert not [name for name in left(tmp_path) if "safetensors" in name]
-    monkeypatch.setattr(tensorfile, "write", write)
+    monkeypatch.setattr(read, "write", write)
     assert_right(open_checkpoint("served"))
     assert left(tmp_path) == DONE
     assert len(server.requests) == 1
@@ -154,7 +157,7 @@ def test_disk_that_fills_up_during_the_conversion(
 
 def test_damaged_cache_is_refused_and_says_what_to_do(server: Server) -> None:
     open_checkpoint("served")
-    path = cache.converted("served")
+    path = fetch.converted("served")
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(bytes(data))
@@ -171,10 +174,10 @@ DRIVER = """
     import torch
     sys.path.insert(0, {tests!r})
     import weights_helpers as helpers
-    from clipag_plug.weights import fetch, opening, registry, remote, tensorfile, check
+    from clipag_plug.weights import fetch, opening, read, registry
     import open_clip
 
-    record = registry.Checkpoint(key="served", quick_gelu=False, sources=({url!r},))
+    record = registry.Checkpoint(key="served", arch={arch!r}, quick_gelu=False, sources=({url!r},))
     registry._table = lambda: {{"served": record}}
     wanted = helpers.weights(small=True)
 
@@ -191,6 +194,11 @@ DRIVER = """
         wrapped.calls = 0
         return wrapped
 
+    def part(response, file, *_):
+        file.write(response.read(50_000))
+        file.flush()
+        kill()
+
     def child(point):
         pid = os.fork()
         if pid:
@@ -198,16 +206,15 @@ DRIVER = """
         code = 1
         try:
             if point == "download":
-                fetch.CHUNK = 1000
-                fetch._Job._add = after(fetch._Job._add, 50)
+                fetch._copy = part
             elif point == "moved":
-                fetch.Partial.move = after(fetch.Partial.move, 1)
+                fetch.os.replace = after(os.replace, 1)
             elif point == "writing":
-                tensorfile._bytes = after(tensorfile._bytes, len(wanted) + 5)
+                read.checksum = after(read.checksum, 1)
             elif point == "written":
-                tensorfile.os.fsync = kill
+                read.save_file = after(read.save_file, 1)
             elif point == "converted":
-                tensorfile.write = after(tensorfile.write, 1)
+                read.write = after(read.write, 1)
             opened = opening.open_checkpoint("served")
             code = 0 if all(torch.equal(opened.state_dict[n], v) for n, v in wanted.items()) else 3
         finally:
@@ -225,7 +232,7 @@ DRIVER = """
 def drive(server: Server, home: Path, points: list[str], count: int) -> None:
     here = Path(__file__).parent
     code = textwrap.dedent(DRIVER).format(
-        tests=str(here), url=server.url, points=points, count=count
+        tests=str(here), url=server.url, arch=ARCH, points=points, count=count
     )
     environment = {
         **os.environ,

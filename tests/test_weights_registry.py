@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipag_plug.options.weights import Models
-from clipag_plug.weights import cache, configs, listing, names, registry
+from clipag_plug.weights import configs, doctor, fetch, registry
 
 # The published robust models, each with its method, norm and radius.
 PUBLISHED = {
@@ -97,15 +97,15 @@ def test_a_pattern_without_a_match_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("clipag", names.Name("key", "clipag")),
-        ("hf-hub:a/b", names.Name("hf-hub", "a/b")),
-        ("hf-hub:a/b@v2", names.Name("hf-hub", "a/b@v2")),
-        ("hf-hub:a/b#quickgelu", names.Name("hf-hub", "a/b", quick_gelu=True)),
-        ("clipag#arch=ViT-B/32, gelu", names.Name("key", "clipag", False, "ViT-B/32")),
+        ("clipag", registry.Name("key", "clipag")),
+        ("hf-hub:a/b", registry.Name("hf-hub", "a/b")),
+        ("hf-hub:a/b@v2", registry.Name("hf-hub", "a/b@v2")),
+        ("hf-hub:a/b#quickgelu", registry.Name("hf-hub", "a/b", quick_gelu=True)),
+        ("clipag#arch=ViT-B/32, gelu", registry.Name("key", "clipag", False, "ViT-B/32")),
     ],
 )
-def test_names(name: str, wanted: names.Name) -> None:
-    assert names.parse(name) == wanted
+def test_names(name: str, wanted: registry.Name) -> None:
+    assert registry.parse(name) == wanted
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,20 @@ def test_names_that_are_refused_say_what_to_type(
     name: str, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=re.escape(message)):
-        names.parse(name)
+        registry.parse(name)
 
 
 def test_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     file = tmp_path / "a#b.pt"
     file.write_bytes(b"")
-    assert names.parse(file) == names.Name("file", str(file))  # a '#' of its own is no statement
-    assert names.parse(f"local-dir:{tmp_path}") == names.Name("local-dir", str(tmp_path))
+    assert registry.parse(file) == registry.Name(
+        "file", str(file)
+    )  # a '#' of its own is no statement
+    assert registry.parse(f"local-dir:{tmp_path}") == registry.Name("local-dir", str(tmp_path))
 
 
 def test_table_and_json_show_the_same_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert listing.run(Models()) == 0
+    assert doctor.models(Models()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [
         record.key for record in registry.checkpoints()
@@ -150,7 +152,7 @@ def test_table_and_json_show_the_same_models(capsys: pytest.CaptureFixture[str])
     assert re.search(
         r"^fare4-b32 +ViT-B-32 +QuickGELU +fare linf 4/255 +MIT", "\n".join(lines), re.M
     )
-    assert listing.run(Models("tecoa*", json=True)) == 0
+    assert doctor.models(Models("tecoa*", json=True)) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["key"] for row in rows} == {record.key for record in registry.match("tecoa*")}
     assert all(row["arch"] and "weights" in row for row in rows)
@@ -159,19 +161,19 @@ def test_table_and_json_show_the_same_models(capsys: pytest.CaptureFixture[str])
 def test_cached_models_are_shown_as_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPAG_HOME", str(tmp_path))
     record = registry.find("clipag")
-    assert listing.whereabouts(record) == "1,311 MB"
-    cache.converted("clipag").write_bytes(b"")
-    assert listing.whereabouts(record) == "cached"
+    assert fetch.whereabouts(record) == "1,311 MB"
+    fetch.converted("clipag").write_bytes(b"")
+    assert fetch.whereabouts(record) == "cached"
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert listing.whereabouts(registry.find("fare2-l14")) == "hub"
+    assert fetch.whereabouts(registry.find("fare2-l14")) == "hub"
     (tmp_path / "hub/models--chs20--fare2-clip/snapshots").mkdir(parents=True)
-    assert listing.whereabouts(registry.find("fare2-l14")) == "cached"
+    assert fetch.whereabouts(registry.find("fare2-l14")) == "cached"
 
 
 def test_listing_needs_no_torch() -> None:
     code = (
-        "import sys; from clipag_plug.weights import listing, names; from clipag_plug.options.weights import Models;"
-        "names.parse('clipag'); listing.run(Models('clipag'));"
+        "import sys; from clipag_plug.weights import doctor, registry; from clipag_plug.options.weights import Models;"
+        "registry.parse('clipag'); doctor.models(Models('clipag'));"
         "assert not {'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run(
@@ -196,5 +198,5 @@ def test_cache_root(given: dict[str, str], wanted: str, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert cache.root() == Path(wanted)
-    assert cache.root("/mine") == Path("/mine")
+    assert fetch.root() == Path(wanted)
+    assert fetch.root("/mine") == Path("/mine")

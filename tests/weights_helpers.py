@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,19 @@ def assert_same_features(model: Any, other: Any, small: bool = False) -> None:
 def save(path: Path, value: Any) -> str:
     torch.save(value, path)
     return str(path)
+
+
+def arch(folder: Path, small: bool = False) -> str:
+    """`arch=FILE` of a config file for the weights here: no config of open_clip has their shapes."""
+    path = folder / "arch.json"
+    path.write_text(json.dumps(SMALL if small else B32))
+    return f"arch={path}"
+
+
+def build(state: dict[str, Tensor], made: dict[str, Any]) -> Any:
+    """open_clip's model of a config with these weights."""
+    import open_clip
+
+    net = open_clip.CLIP(**{"quick_gelu": False, **made}).eval()
+    net.load_state_dict(state)
+    return net

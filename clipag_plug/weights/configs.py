@@ -292,7 +292,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         found = {n.removeprefix(prefix).split(".")[0] for n in state if n.startswith(prefix)}
         return len(found) or None
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "text.context_length": side("positional_embedding", 0),
         "text.vocab_size": side("token_embedding.weight", 0),
         "text.width": side("token_embedding.weight", 1),

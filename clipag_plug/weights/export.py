@@ -27,7 +27,10 @@ _LOADING = {
 
 def run(options: Export) -> int:
     """`clipag export`: writes the folder, prints what was written, uploads it if asked to."""
-    keywords = {"any_activation": options.any_activation, "repository": options.push}
+    keywords: dict[str, Any] = {
+        "any_activation": options.any_activation,
+        "repository": options.push,
+    }
     for path in save_pretrained(options.model, options.folder, options.format, **keywords):
         print(path)
     if options.push:
@@ -155,8 +158,8 @@ def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
         "resize_mode": "shortest",
     }:
         raise ValueError(
-            f"{record.key} reads pixels of mean {_numbers(record.mean)}, std {_numbers(record.std)}, {record.resize_mode} side, "
-            "and OpenAI's clip always prepares them its own way; export it with --format open_clip"
+            f"{record.key} reads pixels of mean {_numbers(record.mean)}, std {_numbers(record.std)}, "
+            f"{record.resize_mode} side, which OpenAI's clip cannot prepare; export it with --format open_clip"
         )
     if not config.get("quick_gelu") and not any_activation:
         raise ValueError(
@@ -169,7 +172,8 @@ def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
         with open(name, "wb") as file:  # torch's own writer makes a RuntimeError of a full disk
             torch.save(dict(opened.state_dict), file)
 
-    return [write_atomically(path, save, parents=True)]
+    about = {"config": config, "card": {**opened.card, **_pixels(opened)}}
+    return [_write_json(path.with_suffix(".json"), about), write_atomically(path, save)]
 
 
 def _bundled(opened: Opened, folder: Path) -> list[Path]:

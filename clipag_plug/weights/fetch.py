@@ -32,7 +32,7 @@ PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 CHUNK = 2**20
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
-_Root = str | os.PathLike[str] | None
+_Root = str | Path | None
 LAYOUTS = {
     "open_clip_config.json": (
         "open_clip_model.safetensors",
@@ -166,7 +166,7 @@ def fetch(
         )  # fmt: skip
     if file is not target:
         os.replace(file, target)
-        partial.about.unlink(missing_ok=True)
+    partial.about.unlink(missing_ok=True)
     return digest
 
 

@@ -19,7 +19,7 @@ _WRAPPERS = re.compile(
 )
 # Stored by some, part of no model: sizes kept as tensors, masks and positions that are computed.
 _COMPUTED = re.compile(
-    r"(^|\.)(input_resolution|context_length|vocab_size|attn_mask|position_ids)$"
+    r"(^|\.)(input_resolution|context_length|vocab_size|n_averaged|attn_mask|position_ids)$"
 )
 _TOWERS = re.compile(r"(?s)(.*?)(?<![^./])(visual|vision_model)\.")
 _TOWER_ALONE = re.compile(

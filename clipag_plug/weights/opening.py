@@ -88,8 +88,10 @@ def bundled(record: Checkpoint) -> Path:
 def open_file(path: Path, record: Checkpoint, said: Name, download_root: Any = None) -> Opened:
     """A weight file; a config beside it is used if its name says that it belongs to it."""
     about = path.with_suffix(".json")
-    if path.suffix == ".safetensors" and about.is_file() and "config" in configs.read_json(about):
-        return _bundled(path, record)
+    if about != path and about.is_file() and "config" in configs.read_json(about):
+        if path.suffix == ".safetensors":
+            return _bundled(path, record)
+        return _parts(path, about, record, said, download_root)
     for config, names in fetch.LAYOUTS.items():
         if path.name in names and (path.parent / config).is_file():
             return _parts(path, path.parent / config, record, said, download_root)
@@ -130,7 +132,7 @@ def _bundled(path: Path, record: Checkpoint) -> Opened:
             f"{str(path)!r} is missing from this installation; install the package again"
         )
     state, config, card = read_bundled(path)
-    known = {name: card[name] for name in ("norm", "eps", "method") if name in card}
+    known: dict[str, Any] = {name: card[name] for name in ("norm", "eps", "method") if name in card}
     known |= configs.preprocessing(path, card)
     known |= {
         "resolution": config["vision_cfg"].get("image_size", 224),
@@ -159,14 +161,15 @@ def read_bundled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
     total = 0
     for name, shape in dict(about.get("packed") or {}).items():
         rows, index = values.pop(f"{name}.rows", None), values.pop(f"{name}.index", None)
-        fits = rows is not None and index is not None and len(shape) == 2 and index.ndim == 1
-        total += shape[0] * shape[1] if fits else 0
-        if not fits or rows.shape != (len(index), shape[1]) or total > UNPACKED:
+        if rows is None or index is None or len(shape) != 2 or rows.shape != (len(index), shape[1]):
             raise BadFileError(
                 path, f"its .json packs {name!r}, and the rows in the file do not fit"
             )
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < shape[0]:
-            raise BadFileError(path, f"its .json packs {name!r}, and a row is out of range")
+        total += shape[0] * shape[1]
+        if total > UNPACKED or not all(0 <= row < shape[0] for row in index.tolist()):
+            raise BadFileError(
+                path, f"its .json packs {name!r}, and the shape {shape} does not fit"
+            )
         state[name] = torch.zeros(shape)
         state[name][index.long()] = rows.float()
     return {**state, **layouts.unify(values)}, config, dict(about.get("card") or {})
@@ -186,7 +189,9 @@ def _parts(
     if about is not None:
         config = configs.named(str(about))
         value = configs.read_json(about)
-        pixels = configs.preprocessing(about, value.get("preprocess_cfg") or {})
+        pixels = configs.preprocessing(
+            about, value.get("preprocess_cfg") or value.get("card") or {}
+        )
         processor = about.with_name("preprocessor_config.json")
         if about.name == "config.json" and processor.is_file():
             pixels = configs.preprocessing(processor, configs.read_json(processor))
@@ -199,7 +204,8 @@ def _tensors(path: Path) -> read.Weights:
     if not path.name.endswith(".index.json"):
         return read.tensors(path, lambda found: layouts.choose(path, found))
     table = configs.read_json(path).get("weight_map")
-    shards = sorted(set(table.values())) if isinstance(table, dict) else []
+    table = table if isinstance(table, dict) else {}
+    shards = sorted(map(str, set(table.values())))
     if not shards or any(Path(shard).name != shard for shard in shards):
         raise BadFileError(path, "its weight_map names no files of its folder")
     merged: dict[str, Tensor] = {}

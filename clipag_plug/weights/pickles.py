@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-DESCRIPTION = 4 * 2**20  # bytes of a pickle that are read; a training file of ViT-B/32 has 0.2 MB
+DESCRIPTION = 2**20  # bytes of a pickle that are read; a training file of ViT-B/32 has 0.2 MB
 LONGEST_NAME = 512
 # What training files hold beside tensors. Each becomes an `Attributes`; none is imported.
 _HARMLESS = re.compile(
@@ -55,9 +55,9 @@ class Global(NamedTuple):
     def __call__(self, *arguments: Any) -> Any:
         name = ".".join(self)
         if name == "torch._utils._rebuild_tensor_v2":
-            return _stored(*arguments[:4], arguments[0].dtype)
+            return _stored(arguments, arguments[0].dtype)
         if name == "torch._utils._rebuild_tensor_v3":
-            return _stored(*arguments[:4], _dtype(arguments[6]))
+            return _stored(arguments, _dtype(arguments[6]))
         if name == "torch._tensor._rebuild_from_type_v2":
             return arguments[0](*arguments[2])
         if name.startswith(("torch._utils._rebuild_parameter", "torch.jit._pickle.")):
@@ -72,10 +72,13 @@ class Global(NamedTuple):
         )
 
 
-class Unpickler(pickle._Unpickler):
+_Python: Any = pickle._Unpickler
+
+
+class Unpickler(_Python):
     """Python's own unpickler, bounded in length, in which nothing but a `Global` can be called."""
 
-    dispatch = {k: f for k, f in pickle._Unpickler.dispatch.items() if bytes([k]) not in _LEFT_OUT}
+    dispatch = {k: f for k, f in _Python.dispatch.items() if bytes([k]) not in _LEFT_OUT}
 
     def __init__(self, file: Any) -> None:
         super().__init__(self)
@@ -143,7 +146,8 @@ def _dtype(kind: Any) -> torch.dtype:
     return found
 
 
-def _stored(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> Stored:
+def _stored(arguments: Any, dtype: torch.dtype) -> Stored:
+    storage, offset, shape, stride, *_ = arguments
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 8:
         raise Refused("a tensor in it is badly described")

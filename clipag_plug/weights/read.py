@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import write_atomically
@@ -23,6 +24,7 @@ from .pickles import DESCRIPTION, LONGEST_NAME, Refused, Storage, Stored, Unpick
 from .registry import BadFileError
 
 Weights = tuple[dict[str, Tensor], dict[str, str]]
+MOST_TENSORS = 2**15
 CHECKSUM = "clipag_plug.checksum"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save before 1.6
 _KINDS = (
@@ -62,8 +64,9 @@ def tensors(
         raise BadFileError(path, f"it is {kind}")
     try:
         with reader(path, mapped) as (found, make, metadata):
-            chosen = choose(found)
-            result = {name: make(item) for name, item in chosen.items()}
+            if len(found) > MOST_TENSORS:
+                raise Refused(f"it holds {len(found):,} tensors, more than any model")
+            result = {name: make(item) for name, item in choose(found).items()}
     except BadFileError:
         raise
     except _DAMAGE as error:
@@ -92,8 +95,6 @@ def write(
 
     Raises: OSError (disk full, for one); then neither the file nor a remainder of it is there.
     """
-    from safetensors.torch import save_file
-
     whole = {name: value.detach().cpu().contiguous() for name, value in values.items()}
     about = {"format": "pt", **(metadata or {}), CHECKSUM: checksum(whole)}
 
@@ -137,7 +138,7 @@ _Source = tuple[dict[str, Any], Callable[[Any], Tensor], dict[str, str]]
 @contextlib.contextmanager
 def _safetensors(path: Path, mapped: bool) -> Iterator[_Source]:
     with open(path, "rb") as head:
-        if int.from_bytes(head.read(8), "little") > 4 * DESCRIPTION:
+        if int.from_bytes(head.read(8), "little") > 16 * DESCRIPTION:
             raise Refused("its header is larger than that of any model")
     with safe_open(str(path), framework="pt", backend="mmap" if mapped else "pread") as file:
         yield {name: name for name in file.keys()}, file.get_tensor, dict(file.metadata() or {})  # noqa: SIM118
@@ -184,9 +185,9 @@ def _legacy(path: Path, mapped: bool) -> Iterator[_Source]:
         for key in Unpickler(file).load():
             length = int.from_bytes(file.read(8), "little") * reader.storages[key].dtype.itemsize
             places[key] = file.tell(), length
+            if file.tell() + length > path.stat().st_size:
+                raise Refused("it ends before its last tensor: it is incomplete")
             file.seek(length, os.SEEK_CUR)
-        if file.tell() != path.stat().st_size:
-            raise Refused("it is incomplete or longer than it says")
 
         def block(storage: Storage) -> bytes:
             start, length = places[storage.name]

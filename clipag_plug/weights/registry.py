@@ -79,7 +79,7 @@ class Checkpoint:
 @functools.cache
 def _table() -> dict[str, Checkpoint]:
     text = resources.files(__package__).joinpath("registry.json").read_text(encoding="utf-8")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
         for row in json.loads(text)
     ]

@@ -10,7 +10,6 @@ import ast
 import difflib
 import fnmatch
 import functools
-import importlib.util
 import os
 import tomllib
 from collections.abc import Iterator
@@ -116,23 +115,14 @@ def imported_names(program: Path) -> Iterator[str]:
             yield name
             for folder in {program.resolve().parent, path.parent}:
                 base = folder.joinpath(*name.split("."))
-                files = (base.with_name(base.name + ".py"), base / "__init__.py")
-                todo += filter(Path.is_file, files)
-
-
-def source_of(path: Path) -> str:
-    """The Python source of a script or of a notebook. Raises ValueError if it is neither."""
-    if is_notebook(path):
-        return "\n".join(cell.source for cell in read_cells(path))
-    try:
-        return importlib.util.decode_source(path.read_bytes())
-    except (UnicodeDecodeError, SyntaxError) as error:
-        raise ValueError(f"{str(path)!r} is no Python source: {error}") from error
+                todo += filter(Path.is_file, (Path(f"{base}.py"), base / "__init__.py"))
 
 
 def _imports_of(path: Path) -> Iterator[str]:
     try:
-        nodes = ast.walk(ast.parse(source_of(path)))
+        cells = read_cells(path) if is_notebook(path) else None
+        source = "\n".join(cell.source for cell in cells) if cells else path.read_bytes()
+        nodes = ast.walk(ast.parse(source))
     except (OSError, ValueError, SyntaxError):  # the interpreter will say it better
         return
     for node in nodes:
@@ -140,5 +130,4 @@ def _imports_of(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            if not node.level:
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if not node.level)

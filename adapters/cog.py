@@ -50,9 +50,7 @@ class Declared:
     default: Any = ...
 
 
-def input(
-    name: str, type: Any = None, default: Any = ..., help: str = "", **limits: Any
-) -> Callable[[Any], Any]:
+def input(name: str, type: Any = None, default: Any = ..., **more: Any) -> Callable[[Any], Any]:
     """The decorator of old cog: declares one input of `predict`."""
 
     def decorate(function: Any) -> Any:
@@ -75,8 +73,8 @@ def is_predictor(source: str) -> bool:
     except SyntaxError:
         return False
     bases = [base for node in body if isinstance(node, ast.ClassDef) for base in node.bases]
-    guarded = any(isinstance(n, ast.If) and "__name__" in ast.unparse(n.test) for n in body)
     derived = {ast.unparse(base).rpartition(".")[2] for base in bases} & BASES
+    guarded = any(isinstance(n, ast.If) and "__name__" in ast.unparse(n.test) for n in body)
     return bool(derived) and not guarded and ("import cog" in source or "from cog" in source)
 
 
@@ -85,16 +83,16 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str]:
     inputs, output, rest = {}, "", list(arguments)
     while rest:
         word = rest.pop(0)
-        if word in ("-i", "--input", "-o", "--output") and rest:
-            word = ("-o=" if word.strip("-")[0] == "o" else "") + rest.pop(0)
-        word = word.removeprefix("-i=").removeprefix("--input=").replace("--output=", "-o=")
-        key, equals, value = word.partition("=")
-        if key == "-o":
-            output = value
-        elif not equals or key.startswith("-"):
-            raise RequestError(f"a predictor takes -i NAME=VALUE and -o PATH, not {word!r}")
+        option, joined, value = word.partition("=")
+        is_option = option in ("-i", "--input", "-o", "--output")
+        if is_option and (joined or rest):
+            word = value if joined else rest.pop(0)
+        if is_option and option.strip("-")[0] == "o":
+            output = word
+        elif "=" in word and not word.startswith("-"):
+            key, _, inputs[key] = word.partition("=")
         else:
-            inputs[key] = value
+            raise RequestError(f"a predictor takes -i NAME=VALUE and -o PATH, not {word!r}")
     return inputs, output
 
 
@@ -105,12 +103,9 @@ def predict(names: dict[str, Any], arguments: Sequence[str]) -> None:
     file wins. Raises RequestError for an input that is missing, or that the predictor does not declare.
     """
     inputs, output = parse(arguments)
-    kinds = [
-        value
-        for value in names.values()
-        if inspect.isclass(value) and value.__module__ == names["__name__"] and _derives(value)
-    ]
-    predictor: Any = kinds[-1]()
+    classes = [value for value in names.values() if inspect.isclass(value)]
+    own = [kind for kind in classes if kind.__module__ == names["__name__"]]
+    predictor: Any = [k for k in own if BASES & {base.__name__ for base in k.__mro__[1:]}][-1]()
     keywords = _keywords(predictor.predict, inputs)
     predictor.setup()
     results = predictor.predict(**keywords)
@@ -118,13 +113,7 @@ def predict(names: dict[str, Any], arguments: Sequence[str]) -> None:
     for number, result in enumerate(results if several else [results]):
         log.info("output %d: %s", number, result)
         if isinstance(result, str | os.PathLike) and os.path.isfile(result):
-            target = output or "output" + os.path.splitext(os.fspath(result))[1]
-            shutil.copyfile(result, target + ".partial")
-            os.replace(target + ".partial", target)
-
-
-def _derives(kind: type) -> bool:
-    return bool({base.__name__ for base in kind.__mro__[1:]} & BASES)
+            shutil.copyfile(result, output or "output" + os.path.splitext(result)[1])
 
 
 def _keywords(function: Any, given: dict[str, str]) -> dict[str, Any]:
@@ -156,5 +145,4 @@ def _convert(name: str, entry: Declared, text: str) -> Any:
     try:
         return kind(text) if kind in (int, float, pathlib.Path) else text
     except ValueError:
-        kinds = f"it must be of type {kind.__name__}"
-        raise RequestError(f"the input {name} is {text!r}; {kinds}") from None
+        raise RequestError(f"{name} is {text!r}; it must be of type {kind.__name__}") from None

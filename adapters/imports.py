@@ -160,7 +160,7 @@ class Names:
         """The module for a dotted name, or None if the name is somebody else's."""
         parent, _, tail = name.rpartition(".")
         inner = self._kinds.get(parent) == "clip" and tail in SUBMODULES
-        if not inner and "clip" not in tail.lower():
+        if not inner and "clip" not in tail.lower() and parent not in self._kinds:
             return None
         spec = self._elsewhere(name)
         kind = "inner" if inner else self._kind(name, parent, tail, spec)

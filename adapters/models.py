@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import clip, weights
 from ..clip import ROBUST_COUNTERPART
-from ..model import CLIP
+from ..model import CLIP, as_open_clip
 from ..simple_tokenizer import SimpleTokenizer
 from .imports import definitions
 from .patching import Patch, current
@@ -116,26 +116,18 @@ class Attention(nn.MultiheadAttention):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **keywords: Any) -> Any:  # type: ignore[override]
         """Shapes as of nn.MultiheadAttention."""
-        batched = query if self.batch_first else query.transpose(0, 1)
-        n, length, width = batched.shape
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        parts = nn.functional.linear(batched, weight, bias).chunk(3, dim=-1)
+        x = query if self.batch_first else query.transpose(0, 1)
+        projected = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (
-            part.reshape(n, length, self.num_heads, -1).transpose(1, 2).flatten(0, 1)
-            for part in parts
+            projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
         )
-        logits = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-        mask = keywords.get("attn_mask")
-        if mask is not None:
-            logits = (
-                logits.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-            )
-        probabilities = logits.softmax(dim=-1)
+        logits, mask = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5, keywords.get("attn_mask")
+        probabilities = (logits if mask is None else logits + mask).softmax(dim=-1)
         self.block.attn_probs = probabilities
         if probabilities.requires_grad:
             probabilities.register_hook(functools.partial(setattr, self.block, "attn_grad"))
-        out = (probabilities @ v).unflatten(0, (n, self.num_heads)).transpose(1, 2).flatten(2)
-        out = self.out_proj(out)
+        heads = (probabilities @ v).unflatten(0, (-1, self.num_heads))
+        out = self.out_proj(heads.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
@@ -151,56 +143,6 @@ def keep_attention(model: CLIP) -> None:
                 block.attn_probs = block.attn_grad = None
 
 
-class OpenClipCLIP(CLIP):
-    """A `CLIP` with the calls of open_clip's: features normalised on request, `forward` gives features."""
-
-    output_dict = False
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """(N, 3, R, R) -> (N, D)."""
-        features = super().encode_image(image)
-        return nn.functional.normalize(features, dim=-1) if normalize else features
-
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """(N, L) -> (N, D)."""
-        features = super().encode_text(text)
-        return nn.functional.normalize(features, dim=-1) if normalize else features
-
-    def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine similarities times the scale: (images, texts) and its transpose."""
-        return super().forward(image, text)
-
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:  # type: ignore[override]
-        """Normalised features, None where there was no input, and the scale of the logits."""
-        images = None if image is None else self.encode_image(image, normalize=True)
-        texts = None if text is None else self.encode_text(text, normalize=True)
-        scale = self.logit_scale.exp()
-        if self.output_dict:
-            return {"image_features": images, "text_features": texts, "logit_scale": scale}
-        return images, texts, scale
-
-    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freezes the image tower; groups can be left free where it is a tower of open_clip's."""
-        if unlocked_groups:
-            self.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
-        else:
-            self.visual.requires_grad_(False)
-
-    def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Freezes the text tower but its last `unlocked_layers` blocks; the norms too, or not."""
-        from open_clip.transformer import lock_text_tower
-
-        lock_text_tower(self, unlocked_layers, freeze_layer_norm)
-
-    def set_grad_checkpointing(self, enable: bool = True, **keywords: Any) -> None:
-        """Trades time for memory, where the towers can."""
-        for part in (self.visual, getattr(self, "transformer", None)):
-            for name in ("transformer", "grad_checkpointing"):
-                owner = part if name == "grad_checkpointing" else getattr(part, name, None)
-                if hasattr(owner, "grad_checkpointing"):
-                    owner.grad_checkpointing = enable
-
-
 class Tokenizer:
     """open_clip's `SimpleTokenizer` as far as programs call it: a text that is too long is cut, rows are int64."""
 
@@ -208,8 +150,8 @@ class Tokenizer:
         self.context_length = context_length or 77
         self._words = SimpleTokenizer()
         self.encoder, self.decoder = self._words.encoder, self._words.decoder
-        self.vocab_size, self.all_special_ids = len(self.encoder), [49406, 49407]
-        self.sot_token_id, self.eot_token_id = self.all_special_ids
+        self.vocab_size = len(self.encoder)
+        self.sot_token_id, self.eot_token_id = self.vocab_size - 2, self.vocab_size - 1
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """(N, context_length)."""
@@ -225,53 +167,45 @@ class Tokenizer:
 
 
 def open_clip_factories(patch: Patch, module: Any) -> None:
-    """Patches open_clip once it is imported. This package's own use of it does not pass here."""
-    for name in FACTORIES:
-        if hasattr(module, name):
-            answer = _factory(patch, name, getattr(module, name))
-            for owner in (module, module.factory):
-                if hasattr(owner, name):
-                    patch.replace(owner, name, answer)
+    """open_clip's functions, answered by this package's models. The package's own use of it does not pass here."""
 
-
-def _factory(patch: Patch, name: str, original: Any) -> Any:
-    """One of open_clip's functions, answered by this package's models under its own signature."""
-
-    @functools.wraps(original)
-    def tokenizer(model_name: str = "", *arguments: Any, **keywords: Any) -> Any:
+    def tokenizer(original: Any, model_name: str = "", *given: Any, **keywords: Any) -> Any:
         # Whatever stands for the model reads CLIP's vocabulary; others keep their own tokenizer.
-        if not patch.active or not (patch.model or open_clip_key(patch, model_name, "any")):
-            return original(model_name, *arguments, **keywords)
+        if not (patch.model or open_clip_key(patch, model_name, "any")):
+            return original(model_name, *given, **keywords)
         return Tokenizer(keywords.get("context_length"))
 
-    @functools.wraps(original)
-    def tokens(texts: Any, context_length: int = 77) -> Any:
-        return Tokenizer(context_length)(texts) if patch.active else original(texts, context_length)
+    def tokens(original: Any, texts: Any, context_length: int = 77) -> Any:
+        return Tokenizer(context_length)(texts)
 
-    @functools.wraps(original)
-    def model(model_name: str, *arguments: Any, **keywords: Any) -> Any:
-        order = ("precision", "device") if name == "load_openai_model" else None
-        positions = order or ("pretrained", "precision", "device")
-        given = dict(zip(positions, arguments, strict=False)) | keywords
-        pretrained = "openai" if order else given.get("pretrained")
-        key = open_clip_key(patch, model_name, pretrained) if patch.active else None
-        if key is None:
-            if patch.active:
-                text = f"{model_name!r} with pretrained={pretrained!r} is left to open_clip"
-                patch.say("open_clip", text)
-            return original(model_name, *arguments, **keywords)
-        precision = PRECISIONS.get(given.get("precision") or "fp32", "fp32")
-        made, transform = clip.load(key, given.get("device") or "cpu", precision=precision)
-        made.__class__ = OpenClipCLIP
-        made.output_dict = bool(given.get("output_dict", False))
-        text = f"{model_name!r} with pretrained={pretrained!r} gives {key!r}"
-        patch.answered("open_clip", text, made.visual.output_dim)
-        if name == "create_model_and_transforms":
-            return made, transform, transform
-        both = name == "create_model_from_pretrained" and given.get("return_transform", True)
-        return (made, transform) if both else made
+    calls = {"get_tokenizer": tokenizer, "tokenize": tokens}
+    for name in FACTORIES:
+        for owner in (module, module.factory):
+            if hasattr(owner, name):
+                patch.wrap(owner, name, calls.get(name, functools.partial(_create, patch, name)))
 
-    return {"get_tokenizer": tokenizer, "tokenize": tokens}.get(name, model)
+
+def _create(
+    patch: Patch, factory: str, original: Any, model_name: str, *given: Any, **keywords: Any
+) -> Any:
+    """A model, and its transforms where the factory gives them; the original's answer if none of ours stands for it."""
+    openai = factory == "load_openai_model"
+    order = ("precision", "device") if openai else ("pretrained", "precision", "device")
+    asked = dict(zip(order, given, strict=False)) | keywords
+    pretrained = "openai" if openai else asked.get("pretrained")
+    key = open_clip_key(patch, model_name, pretrained)
+    what = f"{model_name!r} with pretrained={pretrained!r}"
+    if key is None:
+        patch.say("open_clip", f"{what} is left to open_clip")
+        return original(model_name, *given, **keywords)
+    precision = PRECISIONS.get(asked.get("precision") or "fp32", "fp32")
+    model, transform = clip.load(key, asked.get("device") or "cpu", precision=precision)
+    model = as_open_clip(model, output_dict=bool(asked.get("output_dict")))
+    patch.answered("open_clip", f"{what} gives {key!r}", model.visual.output_dim)
+    if factory == "create_model_and_transforms":
+        return model, transform, transform
+    both = factory == "create_model_from_pretrained" and asked.get("return_transform", True)
+    return (model, transform) if both else model
 
 
 def open_clip_key(patch: Patch, name: str, pretrained: Any) -> str | None:
@@ -304,23 +238,17 @@ def transformers_model(patch: Patch, module: Any) -> None:
     original = module.CLIPModel.from_pretrained.__func__
 
     @functools.wraps(original)
-    def from_pretrained(kind: Any, name: Any, *arguments: Any, **keywords: Any) -> Any:
-        repository = os.fspath(name)
-        if not patch.active or os.path.exists(repository) or "openai/clip-" not in repository:
-            return original(kind, name, *arguments, **keywords)
-        plain = (
-            repository.rpartition("clip-vit-")[2].replace("-patch", "/").replace("-336", "@336px")
-        )
-        key = patch.model or ROBUST_COUNTERPART.get(
-            f"ViT-{plain[:1].upper()}/{plain.partition('/')[2]}"
-        )
-        if key is None:
-            return original(kind, name, *arguments, **keywords)
+    def from_pretrained(kind: Any, name: Any, *given: Any, **keywords: Any) -> Any:
+        family = os.fspath(name).rpartition("openai/clip-vit-")[2]
+        size, _, patch_size = family.replace("-336", "@336px").partition("-patch")
+        key = patch.model or ROBUST_COUNTERPART.get(f"ViT-{size[:1].upper()}/{patch_size}")
+        if not patch.active or key is None or not patch_size or os.path.exists(name):
+            return original(kind, name, *given, **keywords)
         with tempfile.TemporaryDirectory() as folder:
             weights.save_pretrained(key, folder, format="transformers")
-            model = original(kind, folder, *arguments, **keywords)
-        text = f"CLIPModel.from_pretrained({repository!r}) gives {key!r}"
-        patch.answered("transformers", text, model.config.projection_dim)
+            model = original(kind, folder, *given, **keywords)
+        what = f"CLIPModel.from_pretrained({name!r}) gives {key!r}"
+        patch.answered("transformers", what, model.config.projection_dim)
         return model
 
     patch.replace(module.CLIPModel, "from_pretrained", classmethod(from_pretrained))

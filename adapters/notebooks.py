@@ -9,6 +9,8 @@ import linecache
 import logging
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 import tokenize
@@ -17,18 +19,22 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("clipag_plug.adapters")
+TIMED = ("time", "timeit", "capture", "prun")
 # Line magics that a program can do without: they set up the notebook's own display and caches.
 QUIET = (
     *("matplotlib", "load_ext", "autoreload", "config", "reload_ext", "tensorflow_version"),
-    *("pylab", "time", "timeit", "capture", "prun"),
+    *("pylab", *TIMED),
 )
-TIMED = ("time", "timeit", "capture", "prun")
-# Lines that change nothing for a program whose imports work, and need not count as skipped.
-INSTALLS = re.compile(r"^\s*[!%]\s*(pip3?|conda|mamba|apt|apt-get|nvidia-smi|python3? -m pip)\b")
-BUILDS = re.compile(r"^\s*[!%]\s*(git|python3? setup\.py|cmake|make|npm)\b")
-RUNS = re.compile(r"^\s*!\s*(python3?|clipag)\b(?! setup\.py| -m pip)")
-_ASSIGNED = re.compile(r"^(\s*[\w.]+(?:\s*,\s*[\w.]+)*\s*=\s*)([!%].*)$")
+# Lines that are no loss for a program whose imports work; a cell with these or BUILDS may fail.
+INSTALLS = re.compile(r"[!%]\s*(pip3?|conda|mamba|apt|apt-get|nvidia-smi|python3? -m pip)\b")
+BUILDS = re.compile(r"[!%]\s*(git|python3? setup\.py|cmake|make|npm)\b")
+RUNS = re.compile(r"!\s*(python3?|clipag)\b(?! setup\.py| -m pip)")
+ASSIGNED = re.compile(r"(\s*[\w.]+(?:\s*,\s*[\w.]+)*\s*=\s*)([!%].*)$")
 SKIPPED = 3  # exit code of a notebook that came to its end with something left out
+
+
+class NotebookError(ValueError):
+    """A file that is no notebook, or a cell that is not there."""
 
 
 @dataclass
@@ -37,14 +43,10 @@ class Cell:
     lines such as `!pip install`. skipped: lines that were left out and may matter."""
 
     index: int
-    source: str
+    source: str = ""
     title: str = ""
     installs: bool = False
     skipped: list[str] = field(default_factory=list)
-
-
-class NotebookError(ValueError):
-    """A file that is no notebook, or a cell that is not there."""
 
 
 def is_notebook(path: str | Path) -> bool:
@@ -67,47 +69,42 @@ def read_cells(path: str | Path) -> list[Cell]:
 
 
 def run(path: Path, names: dict[str, Any], chosen: set[int] | None = None) -> int:
-    """Runs the cells of a notebook, or the chosen ones, in `names`. Returns 0, or SKIPPED where lines were left out.
+    """Runs the cells of a notebook in `names`, the namespace of `__main__`.
 
-    Args:
-        path: the notebook.
-        names: the namespace of `__main__`.
-        chosen: numbers of cells, counted from 0 among all cells of the file.
-
-    Raises:
-        NotebookError: there is no such cell.
+    Returns 0, or SKIPPED where lines were left out or failed. chosen: numbers of the cells to run, counted from 0
+    among all cells of the file; NotebookError where there is no such cell.
     """
     cells = read_cells(path)
-    unknown = (chosen or set()) - {cell.index for cell in cells}
-    if unknown:
-        known = ", ".join(str(cell.index) for cell in cells)
+    numbers = [
+        cell.index for cell in cells
+    ]  # text between code counts too, and a range may span it
+    unknown = {number for number in chosen or () if number > max(numbers)}
+    if unknown or (chosen is not None and not chosen & set(numbers)):
+        known, unknown = ", ".join(map(str, numbers)), unknown or chosen or set()
         raise NotebookError(
             f"there is no code cell {min(unknown)} in {path.name}; there are {known}"
         )
     os.environ.setdefault("MPLBACKEND", "Agg")  # nobody would close the windows
-    names |= {"__magic__": _Magic(names), "display": display, "get_ipython": lambda: None}
-    skipped = 0
+    magic = Magic(names)
+    names |= {"__magic__": magic, "display": display, "get_ipython": lambda: None}
     for cell in cells:
         if chosen is not None and cell.index not in chosen:
             continue
         log.info("cell %d%s", cell.index, f": {cell.title}" if cell.title else "")
         for line in cell.skipped:
             log.info("cell %d: skipped %s", cell.index, line)
-        PICTURES.stem = f"{path.stem}-{cell.index}"
-        skipped += len(cell.skipped)
+        magic.lost += len(cell.skipped)
+        pictures.stem = f"{path.stem}-{cell.index}"
         try:
             _run_cell(cell, f"{path}[{cell.index}]", names)
         except Exception as error:
             if not cell.installs:
                 raise
             log.info("cell %d installs packages and failed (%r); going on", cell.index, error)
-            skipped += 1
-    skipped += names["__magic__"].failed
-    if skipped:
-        log.warning(
-            "%s: %d lines were skipped or failed; exit code %d", path.name, skipped, SKIPPED
-        )
-    return SKIPPED if skipped else 0
+            magic.lost += 1
+    if magic.lost:
+        log.warning("%d lines were skipped or failed; exit code %d", magic.lost, SKIPPED)
+    return SKIPPED if magic.lost else 0
 
 
 def _run_cell(cell: Cell, filename: str, names: dict[str, Any]) -> None:
@@ -119,8 +116,7 @@ def _run_cell(cell: Cell, filename: str, names: dict[str, Any]) -> None:
     exec(compile(tree, filename, "exec", dont_inherit=True), names)
     if last is not None:
         value = eval(compile(last, filename, "eval", dont_inherit=True), names)
-        if value is not None:
-            display(value)
+        display(*([] if value is None else [value]))
     save_figures()
 
 
@@ -129,15 +125,14 @@ class Pictures:
 
     stem, count = "picture", 0
 
-    def path(self, ending: str = "png") -> str:
+    def path(self) -> str:
         """The next name; it is logged."""
         self.count += 1
-        name = f"{self.stem}-{self.count}.{ending}"
-        log.info("picture saved as %s", os.path.abspath(name))
-        return name
+        log.info("picture saved as %s", os.path.abspath(f"{self.stem}-{self.count}.png"))
+        return f"{self.stem}-{self.count}.png"
 
 
-PICTURES = Pictures()
+pictures = Pictures()
 
 
 class Image:
@@ -147,25 +142,21 @@ class Image:
         self, data: Any = None, url: Any = None, filename: Any = None, **keywords: Any
     ) -> None:
         path = filename or (data if isinstance(data, str) else None)
-        self.data = Path(path).read_bytes() if path and os.path.isfile(path) else data
+        self._data = Path(path).read_bytes() if path and os.path.isfile(path) else data
 
     def _repr_png_(self) -> Any:
-        return self.data if isinstance(self.data, bytes) else None
+        return self._data if isinstance(self._data, bytes) else None
 
 
 def display(*values: Any, **keywords: Any) -> None:
     """Saves pictures and figures; prints what else a cell shows."""
     for value in values:
-        png = getattr(value, "_repr_png_", None)
-        data = png() if png else None
+        data = value._repr_png_() if hasattr(value, "_repr_png_") else None
         if hasattr(value, "savefig"):
-            value.savefig(PICTURES.path())
-            _pyplot_close(value)
-        elif isinstance(data, bytes | tuple):
-            data = data if isinstance(data, bytes) else data[0]
-            Path(PICTURES.path("jpg" if data[:2] == b"\xff\xd8" else "png")).write_bytes(data)
-        elif type(value).__module__.partition(".")[0] == "PIL":
-            value.save(PICTURES.path())
+            value.savefig(pictures.path())
+            sys.modules["matplotlib.pyplot"].close(value)
+        elif data:
+            Path(pictures.path()).write_bytes(data if isinstance(data, bytes) else data[0])
         else:
             print(value if isinstance(value, str) else repr(value))
 
@@ -173,70 +164,53 @@ def display(*values: Any, **keywords: Any) -> None:
 def save_figures() -> None:
     """Saves and closes the figures of matplotlib that are open, as a notebook shows them."""
     pyplot = sys.modules.get("matplotlib.pyplot")
-    for number in pyplot.get_fignums() if pyplot else ():
-        display(pyplot.figure(number))
+    display(*[pyplot.figure(number) for number in pyplot.get_fignums()] if pyplot else [])
 
 
-def _pyplot_close(figure: Any) -> None:
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close(figure)
-
-
-class _Magic:
-    """`%cd`, `%env`, `%run` and `!python`: what changes the lines behind it."""
+class Magic:
+    """`%cd`, `%env`, `%run` and `!python`: what changes the lines behind it. lost: what failed or was left out."""
 
     def __init__(self, names: dict[str, Any]) -> None:
-        self.names, self.failed = names, 0
+        self.names, self.lost = names, 0
 
     def __call__(self, name: str, rest: str) -> Any:
-        if name == "cd":
-            self._cd(rest.strip("\"'"))
-        elif name == "run":
-            self._run(rest)
-        elif name == "shell":
-            text = re.sub(r"\{(\w+)\}|\$(\w+)", self._value, rest)
-            done = subprocess.run(text, shell=True, stdout=subprocess.PIPE, text=True)
-            print(done.stdout, end="")
-            self.failed += done.returncode != 0
-            return done.stdout.splitlines()
-        else:
-            key, equals, value = rest.partition("=" if "=" in rest else " ")
-            if not equals:
-                return os.environ.get(rest)
+        if name in ("env", "set_env"):
+            key, _, value = rest.partition("=" if "=" in rest else " ")
+            if not value:
+                return os.environ.get(key)
             os.environ[key.strip()] = value.strip()
-        return None
+            return None
+        return getattr(self, f"_{name}")(rest)
 
-    def _value(self, match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        return str(self.names[name]) if name in self.names else match[0]
+    def _shell(self, line: str) -> list[str]:
+        known = {key: str(value) for key, value in self.names.items()}
+        filled = re.sub(r"[{$](\w+)\b}?", lambda found: known.get(found[1], found[0]), line)
+        done = subprocess.run(filled, shell=True, stdout=subprocess.PIPE, text=True)
+        print(done.stdout, end="")
+        self.lost += done.returncode != 0
+        return done.stdout.splitlines()
 
     def _cd(self, folder: str) -> None:
         try:
-            os.chdir(os.path.expanduser(folder or "~"))
+            os.chdir(os.path.expanduser(folder.strip("\"'") or "~"))
         except OSError as error:
             log.info("%%cd %s: %s; staying in %s", folder, error.strerror, os.getcwd())
-            self.failed += 1
+            self.lost += 1
 
-    def _run(self, rest: str) -> None:
-        import runpy
-        import shlex
-
-        words = [word for word in shlex.split(rest) if word not in ("-i", "-n", "-t")]
-        before, sys.argv = sys.argv, words
+    def _run(self, line: str) -> None:
+        before, sys.argv = sys.argv, [w for w in shlex.split(line) if w not in ("-i", "-n", "-t")]
         try:
-            names = runpy.run_path(words[0], run_name="__main__")
+            found = runpy.run_path(sys.argv[0], run_name="__main__")
+            self.names |= {key: found[key] for key in found if not key.startswith("__")}
         except SystemExit as end:
-            self.failed += bool(end.code)
-            return
+            self.lost += bool(end.code)
         finally:
             sys.argv = before
-        self.names |= {key: value for key, value in names.items() if not key.startswith("__")}
 
 
 def convert(source: str, index: int = 0) -> Cell:
     """A cell's text as Python with as many lines; the rest of a `%%bash` cell becomes comments."""
-    lines = source.splitlines()
-    cell = Cell(index, "")
+    lines, cell = source.splitlines(), Cell(index)
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
     if lines and lines[start].startswith("#"):
         cell.title = lines[start].lstrip("#").replace("@title", "").strip()[:60]
@@ -250,8 +224,8 @@ def convert(source: str, index: int = 0) -> Cell:
             lines[start:] = [f"# {line}" for line in lines[start:]]
     number = 0
     while number < len(lines):
-        assigned = _ASSIGNED.match(lines[number])
-        magic = assigned[2] if assigned else lines[number].lstrip()
+        assigned = ASSIGNED.match(lines[number])
+        magic = assigned[2] if assigned else lines[number].strip()
         # A '%' that continues an expression, or stands in a string, is Python's.
         if magic[:1] in ("!", "%", "?") and _complete(lines[:number]):
             first, indent = number, lines[number][: -len(lines[number].lstrip())]
@@ -259,7 +233,6 @@ def convert(source: str, index: int = 0) -> Cell:
                 number += 1
                 magic = magic[:-1] + " " + lines[number].strip()
                 lines[number] = f"{indent}pass"
-            cell.installs |= bool(INSTALLS.match(magic) or BUILDS.match(magic))
             python = _line_magic(cell, magic)
             if assigned and python == "pass":
                 python = "[]" if magic[0] == "!" else "None"
@@ -271,39 +244,25 @@ def convert(source: str, index: int = 0) -> Cell:
 
 def _line_magic(cell: Cell, magic: str) -> str:
     """Python that stands for one shell or magic line, or `pass` and a note of what is left out."""
-    text = magic.strip()
-    name, _, rest = text[1:].strip().partition(" ")
-    if text[0] == "%" and name in ("cd", "env", "set_env", "run"):
+    name, _, rest = magic[1:].strip().partition(" ")
+    cell.installs |= bool(INSTALLS.match(magic) or BUILDS.match(magic))
+    if RUNS.match(magic):
+        return f"__magic__('shell', {magic[1:].strip()!r})"
+    if magic[0] == "%" and name in ("cd", "env", "set_env", "run"):
         return f"__magic__({name!r}, {rest.strip()!r})"
-    if text[0] == "%" and name in TIMED and _parses(rest.strip()):
+    if magic[0] == "%" and name in TIMED and _complete([rest]):
         return rest.strip() or "pass"
-    if RUNS.match(text):
-        return f"__magic__('shell', {text[1:].strip()!r})"
-    if not (text[0] == "%" and name in QUIET):
-        if INSTALLS.match(text):
-            log.debug("left out: %s", text)
-        else:
-            cell.skipped.append(text[:100])
+    if not (INSTALLS.match(magic) or (magic[0] == "%" and name in QUIET)):
+        cell.skipped.append(magic[:100])
     return "pass"
 
 
 def _complete(lines: list[str]) -> bool:
     """Whether a new statement may begin behind these lines: no bracket or string is open."""
-    if lines and lines[-1].rstrip().endswith("\\"):
-        return False
     try:
-        for _ in tokenize.generate_tokens(io.StringIO("\n".join(lines) + "\n").readline):
-            pass
+        list(tokenize.generate_tokens(io.StringIO("\n".join(lines) + "\n").readline))
     except tokenize.TokenError:
         return False
-    except (IndentationError, SyntaxError):
-        return True
-    return True
-
-
-def _parses(text: str) -> bool:
-    try:
-        ast.parse(text)
     except SyntaxError:
-        return False
-    return True
+        return True
+    return not (lines and lines[-1].rstrip().endswith("\\"))

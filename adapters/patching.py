@@ -31,21 +31,23 @@ _active: list[Patch] = []
 class Shim:
     """One repair of a program's surroundings. what: said when an absent module is made up.
 
-    absent: modules that are made up when nothing else provides them. after: work behind an import. useful: the
-    stand-in does the work of the real module, so that a program which only tries the import gets it too.
+    absent: modules that are made up when nothing else provides them. after: work behind an import. asked: who gets
+    them: who imports them plainly, libraries too. useful: the stand-in does the work of the real module, so that
+    who only tries the import gets it as well.
     """
 
     what: str = ""
     absent: Mapping[str, Callable[[Patch, str], ModuleType]] = field(default_factory=dict)
     after: Mapping[str, Callable[[Patch, Any], None]] = field(default_factory=dict)
     useful: bool = False
+    asked: tuple[str, ...] = ("plain", "library")
 
 
 class Patch:
     """A patch that is on from the moment it is made; `undo`, or the end of its `with` block, takes it back.
 
-    Shims use `replace`, `fallback` and `say`. What they put in place looks at `active`, and does as the original does
-    once the patch is over, since other modules may have kept it.
+    Shims use `wrap`, `replace`, `fallback` and `say`. What they put in place does as the original does once the patch
+    is over, since other modules may have kept it.
 
     Args:
         shims: by name; each takes effect only where it is needed.
@@ -89,6 +91,18 @@ class Patch:
         """Sets an attribute until the patch is over."""
         self._stack.callback(_put_back, owner, name, vars(owner).get(name, _MISSING))
         setattr(owner, name, value)
+
+    def wrap(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
+        """Has `call(original, *arguments)` stand for a function while the patch is on."""
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def stand_in(*arguments: Any, **keywords: Any) -> Any:
+            if not self.active:
+                return original(*arguments, **keywords)
+            return call(original, *arguments, **keywords)
+
+        self.replace(owner, name, stand_in)
 
     def fallback(self, module: Any, shim: str, values: dict[str, Any]) -> None:
         """Gives a module attributes that it lacks, as its `__getattr__` would; each use is logged."""
@@ -155,7 +169,7 @@ class Patch:
 
     def _absent(self, name: str) -> ModuleType | None:
         for key, shim in self.shims.items():
-            if name in shim.absent and self.active and (shim.useful or not _is_tried()):
+            if name in shim.absent and self.active and (shim.useful or _asked() in shim.asked):
                 module = shim.absent[name](self, name)
                 self.say(key, f"`{name}` is absent; {shim.what}")
                 return module
@@ -167,31 +181,27 @@ def current() -> Patch | None:
     return _active[-1] if _active else None
 
 
-def _is_tried() -> bool:
-    """Whether the import under way may fail: it stands in a `try`, is a mere question, or is a library's affair."""
+def _asked() -> str:
+    """How the import under way is asked for: "tried" (in a `try`, or a mere question), by a "library", or "plain"."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if frame.f_code.co_name == "find_spec" and "importlib" in file and "util" in file:
-            return True
+            return "tried"
         if os.path.dirname(file) != str(HERE) and "importlib" not in file:
             break
         frame = frame.f_back
     else:
-        return False
-    if "-packages" in file or file.startswith(sysconfig.get_path("stdlib")):
-        return True
-    try:
-        nodes = ast.walk(ast.parse("".join(linecache.getlines(file))))
-    except SyntaxError:
-        return False
-    return any(
-        handler.type is None or any(name in ast.unparse(handler.type) for name in CATCH)
-        for node in nodes
-        if isinstance(node, ast.Try)
-        and node.body[0].lineno <= frame.f_lineno <= (node.body[-1].end_lineno or 0)
-        for handler in node.handlers
-    )
+        return "plain"
+    with contextlib.suppress(SyntaxError):
+        for node in ast.walk(ast.parse("".join(linecache.getlines(file)))):
+            if isinstance(node, ast.Try):
+                kinds = [ast.unparse(h.type) if h.type else "Exception" for h in node.handlers]
+                inside = node.body[0].lineno <= frame.f_lineno <= (node.body[-1].end_lineno or 0)
+                if inside and any(name in kind for kind in kinds for name in CATCH):
+                    return "tried"
+    library = "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
+    return "library" if library else "plain"
 
 
 def _restore(before: dict[str, str]) -> None:

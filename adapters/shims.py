@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import os
@@ -27,13 +26,8 @@ class Nothing:
             raise AttributeError(name)
         return Nothing()
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Nothing:
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return Nothing()
-
-    __getitem__ = __enter__ = __call__
-
-    def __exit__(self, *error: Any) -> None:
-        return None
 
     def __iter__(self) -> Any:
         return iter(())
@@ -41,8 +35,12 @@ class Nothing:
     def __len__(self) -> int:
         return 0
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    __getitem__ = __enter__ = __call__
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    __setitem__ = __exit__
 
 
 def late(name: str, function: str) -> Callable[[Patch, Any], Any]:
@@ -93,17 +91,15 @@ def copied(source: str) -> Callable[[Patch, str], ModuleType]:
 def pydiffvg(patch: Patch, name: str) -> ModuleType:
     """This package's renderer; pictures for Colab's /content go to ./content where there is none."""
     module = copied(".pydiffvg_api")(patch, name)
-    write = vars(module)["imwrite"]
 
-    @functools.wraps(write)
-    def imwrite(img: Any, filename: Any, *arguments: Any, **keywords: Any) -> None:
+    def imwrite(original: Any, img: Any, filename: Any, *arguments: Any, **keywords: Any) -> None:
         path = os.fspath(filename)
         if path.startswith("/content/") and not os.path.isdir("/content"):
             patch.say("pydiffvg", f"pictures for /content go to {os.path.abspath('content')}")
             path = path.lstrip("/")
-        write(img, path, *arguments, **keywords)
+        original(img, path, *arguments, **keywords)
 
-    vars(module)["imwrite"] = imwrite
+    patch.wrap(module, "imwrite", imwrite)
     return module
 
 
@@ -117,15 +113,12 @@ def old_cog(patch: Patch, module: Any) -> None:
 
 def figures(patch: Patch, module: Any) -> None:
     """`plt.show()` where no window can be opened saves the figures."""
-    original = module.show
 
-    @functools.wraps(original)
-    def show(*arguments: Any, **keywords: Any) -> Any:
-        if patch.active and module.get_backend().lower() == "agg":
-            return notebooks.save_figures()
-        return original(*arguments, **keywords)
+    def show(original: Any, *arguments: Any, **keywords: Any) -> Any:
+        agg = module.get_backend().lower() == "agg"
+        return notebooks.save_figures() if agg else original(*arguments, **keywords)
 
-    patch.replace(module, "show", show)
+    patch.wrap(module, "show", show)
 
 
 def torch_six(patch: Patch, name: str) -> ModuleType:
@@ -135,13 +128,6 @@ def torch_six(patch: Patch, name: str) -> ModuleType:
 
     classes = {"string_classes": (str, bytes), "int_classes": int, "PY3": True, "PY37": True}
     return made(name, container_abcs=collections.abc, inf=math.inf, nan=math.nan, **classes)
-
-
-def torchvision_models_utils(patch: Patch, name: str) -> ModuleType:
-    """Its one name."""
-    return made(
-        name, load_state_dict_from_url=importlib.import_module("torch.hub").load_state_dict_from_url
-    )
 
 
 def pkg_resources(patch: Patch, name: str) -> ModuleType:
@@ -171,53 +157,41 @@ def pkg_resources(patch: Patch, name: str) -> ModuleType:
 def save_image_range(patch: Patch, module: Any) -> None:
     """`range=`, which save_image and make_grid call `value_range` since torchvision 0.12."""
 
-    def with_range(original: Any) -> Any:
-        @functools.wraps(original)
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            if patch.active and "range" in keywords:
-                keywords["value_range"] = keywords.pop("range")
-                patch.say("torchvision", f"{original.__name__}(range=...) is now value_range")
-            return original(*arguments, **keywords)
+    def call(original: Any, *arguments: Any, **keywords: Any) -> Any:
+        if "range" in keywords:
+            keywords["value_range"] = keywords.pop("range")
+            patch.say("torchvision", f"{original.__name__}(range=...) is now value_range")
+        return original(*arguments, **keywords)
 
-        return call
-
-    for name in ("make_grid", "save_image"):
-        if "range" not in inspect.signature(getattr(module, name)).parameters:
-            patch.replace(module, name, with_range(getattr(module, name)))
+    patch.wrap(module, "make_grid", call)
+    patch.wrap(module, "save_image", call)
 
 
 def kornia_transforms(patch: Patch, module: Any) -> None:
     """`return_transform=`, gone since kornia 0.7: where it is true, the picture comes with the matrix of the change,
     and a pair that goes in comes out as one."""
 
-    def without(original: Any) -> Any:
-        @functools.wraps(original)
-        def initialise(self: Any, *arguments: Any, **keywords: Any) -> None:
-            wanted = keywords.pop("return_transform", None) if patch.active else None
-            original(self, *arguments, **keywords)
-            if wanted is not None:
-                patch.say("kornia", "return_transform is gone from kornia; given back")
-                self.gives_matrix = bool(wanted)
+    def initialise(original: Any, self: Any, *arguments: Any, **keywords: Any) -> None:
+        wanted = keywords.pop("return_transform", None)
+        original(self, *arguments, **keywords)
+        if wanted is not None:
+            patch.say("kornia", "return_transform is gone from kornia; given back")
+            self.gives_matrix = bool(wanted)
 
-        return initialise
-
-    def with_matrix(original: Any) -> Any:
-        @functools.wraps(original)
-        def call(self: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
-            picture, before = given if isinstance(given, tuple) else (given, None)
-            out = original(self, picture, *arguments, **keywords)
-            if before is None and not getattr(self, "gives_matrix", False):
-                return out
-            matrix = getattr(self, "transform_matrix", None)
-            both = before is not None and matrix is not None
-            return out, matrix @ before if both else matrix if before is None else before
-
-        return call
+    def call(original: Any, self: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
+        picture, before = given if isinstance(given, tuple) else (given, None)
+        out = original(self, picture, *arguments, **keywords)
+        if before is None and not getattr(self, "gives_matrix", False):
+            return out
+        matrix = getattr(self, "transform_matrix", None)
+        if before is not None:
+            matrix = before if matrix is None else matrix @ before
+        return out, matrix
 
     for kind in {value for value in vars(module).values() if inspect.isclass(value)}:
         if hasattr(kind, "transform_matrix"):
-            patch.replace(kind, "__init__", without(kind.__init__))
-            patch.replace(kind, "__call__", with_matrix(kind.__call__))
+            patch.wrap(kind, "__init__", initialise)
+            patch.wrap(kind, "__call__", call)
 
 
 def numpy_aliases(patch: Patch, module: Any) -> None:
@@ -229,9 +203,9 @@ def numpy_aliases(patch: Patch, module: Any) -> None:
 
 def pillow_aliases(patch: Patch, module: Any) -> None:
     """Resampling filters under the names that Pillow 10 dropped."""
-    names = {"ANTIALIAS": "LANCZOS", "LINEAR": "BILINEAR", "CUBIC": "BICUBIC"}
-    values = {old: getattr(module.Resampling, new) for old, new in names.items()}
-    patch.fallback(module, "pillow", values)
+    kinds = module.Resampling
+    old = {"ANTIALIAS": kinds.LANCZOS, "LINEAR": kinds.BILINEAR, "CUBIC": kinds.BICUBIC}
+    patch.fallback(module, "pillow", old)
 
 
 def torch_aliases(patch: Patch, module: Any) -> None:
@@ -270,21 +244,18 @@ class Drawn:
 
 def datasets_offline(patch: Patch, module: Any) -> None:
     """The same, where the library is there and tiny-imagenet cannot be had."""
-    if "site-packages" not in (module.__file__ or ""):
-        return  # a folder of the program's own
-    original = module.load_dataset
 
-    @functools.wraps(original)
-    def load_dataset(path: str, *arguments: Any, **keywords: Any) -> Any:
+    def load_dataset(original: Any, path: str, *arguments: Any, **keywords: Any) -> Any:
         try:
             return original(path, *arguments, **keywords)
         except Exception as error:  # of several libraries, depending on what is missing
-            if not patch.active or not path.lower().endswith("tiny-imagenet"):
+            if not path.lower().endswith("tiny-imagenet"):
                 raise
             patch.say("tiny_imagenet", f"{path} cannot be had ({type(error).__name__})")
             return Drawn(path)
 
-    patch.replace(module, "load_dataset", load_dataset)
+    if "site-packages" in (module.__file__ or ""):  # not a folder of the program's own
+        patch.wrap(module, "load_dataset", load_dataset)
 
 
 HOLLOW = (
@@ -293,7 +264,7 @@ HOLLOW = (
 )
 VISION = {
     "torchvision.transforms.functional_tensor": copied("torchvision.transforms._functional_tensor"),
-    "torchvision.models.utils": torchvision_models_utils,
+    "torchvision.models.utils": copied("torch.hub"),
 }
 LIGHTNING = "pytorch_lightning.utilities"
 CLIP_MODEL = "transformers.models.clip.modeling_clip"
@@ -309,7 +280,7 @@ SHIMS: dict[str, Shim] = {
         "it has moved", {f"{LIGHTNING}.distributed": copied(f"{LIGHTNING}.rank_zero")}
     ),
     "torch_six": Shim("its aliases of builtin types are given back", {"torch._six": torch_six}),
-    "unused": Shim("an empty module stands in", dict.fromkeys(HOLLOW, hollow)),
+    "unused": Shim("an empty module stands in", dict.fromkeys(HOLLOW, hollow), asked=("plain",)),
     "display": Shim(
         "what is displayed is saved",
         dict.fromkeys(("IPython", "IPython.display"), ipython),
@@ -317,6 +288,7 @@ SHIMS: dict[str, Shim] = {
             "IPython.display": lambda patch, m: patch.replace(m, "display", notebooks.display),
             "matplotlib.pyplot": figures,
         },
+        asked=("plain",),
     ),
     "torchvision": Shim("it is given back", VISION, {"torchvision.utils": save_image_range}),
     "kornia": Shim(after={"kornia.augmentation": kornia_transforms}),
@@ -328,5 +300,6 @@ SHIMS: dict[str, Shim] = {
         "pictures drawn from the mixture in this package answer for tiny-imagenet",
         {"datasets": lambda patch, name: made(name, load_dataset=Drawn)},
         {"datasets": datasets_offline},
+        asked=("plain",),
     ),
 }

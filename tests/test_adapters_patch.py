@@ -189,4 +189,104 @@ def test_what_is_only_tried_stays_absent(library: Path, monkeypatch: pytest.Monk
         assert importlib.util.find_spec("wandb") is None
         (library / "plain.py").write_text("import ttools\nfound = True\n")
         assert importlib.import_module("plain").found is True
+        # A library that needs what is gone from another one gets it.
+        (library / "site-packages" / "old_one.py").write_text("import pkg_resources\n")
+        assert importlib.import_module("old_one").pkg_resources.resource_stream
     assert "ttools" not in sys.modules
+
+
+COPY = """
+_MODELS = {}
+def load(name, device="cuda", jit=True, is_train=False):
+    model = torch_is_not_here
+    return model, 1, 2
+def tokenize(texts): return texts
+def encode_with_ensemble(model, texts): return model.encode_text(tokenize(texts)).mean(0, keepdim=True)
+def who(): return load
+"""
+
+
+def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Path) -> None:
+    folder = library / "CLIP" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from .clip import *\n")
+    (folder / "clip.py").write_text(COPY)
+    (folder / "simple_tokenizer.py").touch()
+    (folder / "surgery.py").write_text("from .clip import load\nDEPTH = 3\n")
+    (folder / "model.py").write_text("class Changed:\n    attn_probs = None\n")
+    (folder / "explainability.py").write_text(COPY)
+    with clipag_plug.patch(model="clipag-mini") as patch:
+        from CLIP import clip
+        from CLIP.clip import encode_with_ensemble, explainability, surgery
+        from CLIP.clip.model import CLIP, Changed
+
+        model, train, test = clip.load("ViT-B/32", "cpu", jit=False)
+        assert model.name == "clipag-mini" and train is test and isinstance(model, CLIP) and Changed
+        assert encode_with_ensemble(model, ["a fox", "a dog"]).shape == (1, 192)
+        assert surgery.DEPTH == 3 and surgery.load is clip.clip.load and clip.who()("x", "cpu")
+        assert explainability.load("ViT-B/32", "cpu")[0].name == "clipag-mini" and patch.attention
+        assert pickle.loads(pickle.dumps(clip.load)).args == clip.load.args
+        with pytest.raises(AttributeError):
+            _ = clip.no_such_name
+        said = " ".join(what for _, what in patch.used)
+        assert "load(name, device, jit, is_train) differs" in said and "3 values" in said
+    assert not [name for name in sys.modules if name.partition(".")[0] == "CLIP"]
+
+
+def test_open_clips_calls_are_there(tmp_path: Path) -> None:
+    import open_clip
+
+    with clipag_plug.patch(model="clipag-mini"):
+        create = open_clip.create_model_and_transforms
+        model, train, test = create("ViT-B-32", pretrained="openai", output_dict=True)
+        images, tokenizer = torch.rand(2, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")
+        tokens = tokenizer(["a fox", "a very long text " * 50])
+        assert tokens.dtype == torch.int64 and tokens.shape == (2, tokenizer.context_length)
+        assert tokenizer.decode(tokenizer.encode("a fox")).strip() == "a fox"
+        assert open_clip.get_tokenizer("ViT-B-32", context_length=20)("a").shape == (1, 20)
+        out = model(images, tokens)
+        assert set(out) == {"image_features", "text_features", "logit_scale"} and train is test
+        logits = out["logit_scale"] * out["image_features"] @ out["text_features"].T
+        assert torch.allclose(model.get_logits(images, tokens)[0], logits, atol=1e-4)
+        assert torch.equal(model.encode_image(images, normalize=True), out["image_features"])
+        model.set_grad_checkpointing()
+        model.lock_image_tower()
+        model.lock_text_tower()
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        assert {"visual", "transformer"} <= {name.partition(".")[0] for name in frozen}
+        assert open_clip.load_openai_model("ViT-B/32").name == "clipag-mini"
+        assert pickle.loads(pickle.dumps((model, tokenizer)))[0].name == "clipag-mini"
+        bare, _ = open_clip.create_model_from_pretrained("ViT-B-32", pretrained="laion2b_s34b_b79k")
+        assert len(bare(images, tokens)) == 3 and bare(images)[1] is None
+
+
+def test_transformers_gets_a_model_of_its_layout_or_a_sentence(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    text = {"vocab_size": 49408, "max_position_embeddings": 77, "num_hidden_layers": 1}
+    vision = {"image_size": 224, "patch_size": 32, "num_hidden_layers": 1}
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=text | sizes, vision_config=vision | sizes, projection_dim=24
+        )
+    )
+    theirs.save_pretrained(tmp_path / "hf")
+    name, images = "openai/clip-vit-base-patch32", torch.rand(2, 3, 224, 224)
+    with clipag_plug.patch(model=f"local-dir:{tmp_path / 'hf'}#quickgelu") as patch:
+        model = transformers.CLIPModel.from_pretrained(name)
+        assert patch.used[-1][0] == "transformers" and patch.widths == {24}
+        own = transformers.CLIPModel.from_pretrained(tmp_path / "hf")
+        with torch.no_grad():
+            ours, real = model.get_image_features(images), own.get_image_features(images)
+        ours, real = (getattr(value, "pooler_output", value) for value in (ours, real))
+        assert torch.allclose(ours, real, atol=1e-5)
+    with clipag_plug.patch(model="clipag-mini"), pytest.raises(ValueError, match="cannot build"):
+        transformers.CLIPModel.from_pretrained(name)
+
+
+def test_a_patch_is_passed_on_and_leaves_no_variable_behind() -> None:
+    before = dict(os.environ)
+    with clipag_plug.patch(model="clipag-mini"):
+        assert "clipag-mini" in os.environ["CLIPAG_RUN"] and "child" in os.environ["PYTHONPATH"]
+    assert dict(os.environ) == before

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,17 @@ def test_cuda_is_redirected_however_it_is_asked_for(tmp_path: Path) -> None:
             torch.randn(2, generator=torch.Generator(device="cuda"), device="cuda"),
         ):
             assert tensor.device.type == "cpu"
-        with torch.cuda.device(0):
+        with torch.cuda.device(0), torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        end.record(torch.cuda.current_stream())
+        end.synchronize()
+        assert start.elapsed_time(end) >= 0 and torch.zeros(2).pin_memory().sum() == 0
+        for name in ("init", "ipc_collect", "reset_peak_memory_stats", "empty_cache"):
+            getattr(torch.cuda, name)()
+        assert torch.cuda.mem_get_info()[1] > 0 and torch.cuda.memory_summary()
+        assert torch.equal(torch.cuda.get_rng_state(), torch.get_rng_state())
         assert torch.cuda.get_device_properties(0).total_memory > 0
         x = torch.ones(2, requires_grad=True)
         assert x.cuda() is x
@@ -145,3 +155,52 @@ def test_the_start_pictures_of_the_notebook_need_no_download() -> None:
     assert len(images) == len(labels) == 50 * 200 and images[0].shape == (3, 64, 64)
     mean = torch.stack(images[:50]).float().div(255).mean(0)[:, ::4, ::4].flatten()
     assert (mean - Mixture.load().means[0].float()).abs().mean() < 0.05
+
+
+def test_pkg_resources_finds_versions_and_files(library: Path) -> None:
+    (library / "pack").mkdir()
+    (library / "pack" / "__init__.py").write_text(
+        "import pkg_resources as p\nfrom pkg_resources import packaging\n"
+    )
+    (library / "pack" / "data.txt").write_text("here")
+    with clipag_plug.patch():
+        import pack
+
+        assert pack.p.resource_stream("pack", "data.txt").read() == b"here"
+        assert pack.p.resource_filename("pack", "data.txt").endswith("data.txt")
+        assert pack.p.get_distribution("torch").version and pack.packaging.version.parse("1.2")
+        with pytest.raises(pack.p.DistributionNotFound):
+            pack.p.get_distribution("no-such-package")
+
+
+def test_kornia_gives_the_matrix_where_return_transform_asks_for_it() -> None:
+    class Base:
+        transform_matrix = torch.eye(3)[None] * 2
+
+        def __init__(self, p: float = 1.0) -> None:
+            self.p = p
+
+        def __call__(self, picture: Any) -> Any:
+            return picture + 1
+
+    module = types.ModuleType("kornia.augmentation")
+    vars(module)["Turn"] = type("Turn", (Base,), {})
+    with clipag_plug.patch() as patch:
+        shims.kornia_transforms(patch, module)
+        assert module.Turn(p=0.5)(1) == 2 and module.Turn(return_transform=False)(1) == 2
+        picture, matrix = module.Turn(return_transform=True)(1)
+        assert picture == 2 and torch.equal(matrix, Base.transform_matrix)
+        picture, matrix = module.Turn()((1, matrix))
+        assert picture == 2 and torch.equal(matrix, 4 * torch.eye(3)[None])
+    with pytest.raises(TypeError):
+        module.Turn(return_transform=True)
+
+
+def test_a_local_package_is_the_programs(library: Path) -> None:
+    (library / "datasets.py").write_text("def load_dataset(path): raise OSError(path)\n")
+    sys.modules.pop("datasets", None)
+    with clipag_plug.patch("clipag"):
+        import datasets
+
+        with pytest.raises(OSError):
+            datasets.load_dataset("Maysee/tiny-imagenet")

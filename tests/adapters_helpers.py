@@ -67,8 +67,8 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     kept = [(owner, name, getattr(owner, name)) for owner, name in (
         *((sys, name) for name in ("argv", "stdout", "stderr", "excepthook")),
-        *((logger, name) for name in ("level", "propagate")), (notebooks.PICTURES, "stem"),
-        (notebooks.PICTURES, "count"), (root, "level"), (torch, "load"),
+        *((logger, name) for name in ("level", "propagate")), (notebooks.pictures, "stem"),
+        (notebooks.pictures, "count"), (root, "level"), (torch, "load"),
     )]  # fmt: skip
     path, handlers = list(sys.path), [(log, list(log.handlers)) for log in (root, logger)]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

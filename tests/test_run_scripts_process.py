@@ -148,7 +148,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_workers_are_patched_and_take_what_is_handed_out(
     method: str, tmp_path: Path
 ) -> None:

@@ -27,9 +27,10 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clipag_plug import clip, synthesize  # noqa: E402
 from clipag_plug.bench.judge import Judge  # noqa: E402
 from clipag_plug.bench.statistics import wilson  # noqa: E402
+
+from clipag_plug import clip, synthesize  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
 from clipag_plug.images import contact_sheet, to_pil  # noqa: E402
 from clipag_plug.losses import colours  # noqa: E402

@@ -10,6 +10,7 @@ import torch
 
 from clipag_plug.bench import engine
 from clipag_plug.bench.suites import read_suite
+from clipag_plug.bench.tasks import Resources
 from clipag_plug.model import CLIP, build
 
 SUITE = """
@@ -70,7 +71,7 @@ def suite_file(tmp_path: Path) -> Path:
 
 def run(path: Path, folder: Path, **changes: Any) -> list[engine.Done]:
     suite = read_suite(str(path), **changes)
-    return list(engine.run(suite, folder, engine.Resources(suite, torch.device("cpu"))))
+    return list(engine.run(suite, folder, Resources(suite.judge, split=suite.split)))
 
 
 def values(done: list[engine.Done]) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipag_plug.bench import metrics
-from clipag_plug.bench.gradients import picture
+from clipag_plug.bench import judges, metrics
+from clipag_plug.bench.stats import mean, paired_difference
+from clipag_plug.bench.tasks.gradients import picture
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -141,3 +145,188 @@ def test_a_gradient_picture_is_centred_and_scale_free() -> None:
     assert torch.allclose(picture(-gradient), 1 - shown, atol=1e-6)
     assert float(shown.min()) == 0 and float(shown.max()) == 1
     assert torch.equal(picture(torch.zeros(3, 8, 8)), torch.full((3, 8, 8), 0.5))
+
+
+def wave(cycles: int, side: int = 32) -> Tensor:
+    """A cosine of so many cycles across the picture, in every colour: frequency 2 * cycles / side of Nyquist."""
+    row = (2 * math.pi * cycles * torch.arange(side) / side).cos()
+    return row.expand(1, 3, side, side).contiguous()
+
+
+def test_a_single_wave_lies_on_one_side_of_the_limit() -> None:
+    assert float(metrics.fine_share(wave(3))) == pytest.approx(0, abs=1e-6)  # 0.19 of Nyquist
+    assert float(metrics.fine_share(wave(5))) == pytest.approx(1, abs=1e-6)  # 0.31
+    both = wave(3) + 2 * wave(5)
+    assert float(metrics.fine_share(both)) == pytest.approx(4 / 5, abs=1e-6)
+    assert float(metrics.fine_share(both + 7)) == pytest.approx(4 / 5, abs=1e-5)  # no mean
+    noise = metrics.fine_share(draw(20, 3, 64, 64)).mean()
+    assert float(noise) == pytest.approx(1 - math.pi * 0.25**2 / 4, abs=0.01)
+
+
+def test_power_is_the_sum_of_squares() -> None:
+    gradients = draw(2, 3, 16, 16)
+    centred = gradients - gradients.mean((2, 3), keepdim=True)
+    spectrum, _ = metrics.power(gradients)
+    assert torch.allclose(
+        spectrum.sum((1, 2)) / 256, centred.double().square().sum((1, 2, 3)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("exponent", [0.0, -1.0, -2.0, -3.0])
+def test_the_slope_of_noise_with_a_known_spectrum(exponent: float) -> None:
+    side = 64
+    axis = torch.fft.fftfreq(side) * side
+    frequency = (axis[:, None] ** 2 + axis**2).sqrt().clamp_min(1)
+    shaped = torch.fft.ifft2(
+        torch.fft.fft2(draw(30, 3, side, side)) * frequency ** (exponent / 2)
+    ).real
+    assert float(metrics.slope(shaped).mean()) == pytest.approx(exponent, abs=0.1)
+    assert torch.allclose(metrics.slope(1e-6 * shaped), metrics.slope(shaped), atol=1e-3)
+    assert float(metrics.slope(torch.zeros(1, 3, 16, 16))) == 0
+
+
+def test_roughness() -> None:
+    noise = metrics.roughness(draw(10, 3, 64, 64))
+    assert noise.mean().item() == pytest.approx(math.sqrt(2), rel=0.01)
+    halves = torch.ones(1, 3, 64, 64)
+    halves[..., 32:] = -1
+    assert float(metrics.roughness(halves)) == pytest.approx(2 / 63 / 2)
+    gradients = draw(3, 3, 8, 9)
+    for g, found in zip(gradients, metrics.roughness(gradients)):
+        down = sum(abs(float(a - b)) for a, b in zip(g[:, 1:].flatten(), g[:, :-1].flatten())) / 189
+        right = sum(abs(float(a - b)) for a, b in zip(g[..., 1:].flatten(), g[..., :-1].flatten()))
+        expected = (down + right / 192) / 2 / float(g.abs().mean())
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_stability_is_a_cosine() -> None:
+    one, two = draw(4, 3, 8, 8), draw(4, 3, 8, 8, seed=1)
+    expected = [float((a * b).sum() / a.norm() / b.norm()) for a, b in zip(one, two)]
+    assert metrics.stability(one, two).tolist() == pytest.approx(expected, abs=1e-6)
+    assert metrics.stability(one, 3 * one).tolist() == pytest.approx([1.0] * 4)
+    assert metrics.stability(one, -one).tolist() == pytest.approx([-1.0] * 4)
+
+
+def test_items_do_not_depend_on_their_batch_and_come_out_the_same_again() -> None:
+    one, two = draw(6, 3, 16, 16), draw(6, 3, 16, 16, seed=1)
+    measures = (
+        lambda rows: metrics.fine_share(one[rows]),
+        lambda rows: metrics.slope(one[rows]),
+        lambda rows: metrics.roughness(one[rows]),
+        lambda rows: metrics.stability(one[rows], two[rows]),
+    )
+    for measure in measures:
+        whole = measure(slice(None))
+        assert torch.equal(whole, measure(slice(None)))
+        alone = torch.cat([measure(slice(row, row + 1)) for row in range(6)])
+        assert torch.allclose(alone, whole, atol=1e-5)
+
+
+def test_fid_against_the_definition_and_between_gaussians_of_known_distance() -> None:
+    scipy = pytest.importorskip("scipy.linalg")
+    one, two = draw(60, 8).double(), 1.5 * draw(50, 8, seed=1).double() + 0.3
+    a, b = np.cov(one.numpy(), rowvar=False), np.cov(two.numpy(), rowvar=False)
+    gap = (one.mean(0) - two.mean(0)).square().sum()
+    expected = float(gap) + float(np.trace(a + b - 2 * scipy.sqrtm(a @ b).real))
+    assert metrics.fid(one, two) == pytest.approx(expected, rel=1e-6)
+    assert metrics.fid(one, one) == pytest.approx(0, abs=1e-6)
+    assert metrics.fid(one, one + 2) == pytest.approx(4 * 8, rel=1e-6)  # a shift by 2 in 8 axes
+    assert metrics.fid(one, two) == pytest.approx(metrics.fid(two, one), rel=1e-6)
+    assert metrics.fid(one[torch.randperm(60)], two) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kid_against_the_sums_of_its_definition() -> None:
+    one, two = draw(12, 6).double(), draw(12, 6, seed=1).double() + 0.5
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return float((x @ y / 6 + 1) ** 3)
+
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
+    within = sum(kernel(one[i], one[j]) + kernel(two[i], two[j]) for i, j in pairs) / len(pairs)
+    across = sum(kernel(one[i], two[j]) for i in range(12) for j in range(12)) / 144
+    assert metrics.kid(one, two) == pytest.approx(within - 2 * across, rel=1e-9)
+    assert metrics.kid(one, torch.cat([two, draw(5, 6).double()])) == metrics.kid(one, two)
+
+
+def test_inception_score_of_sure_unsure_and_split_classifiers() -> None:
+    sure = 50 * torch.eye(10).double().repeat(3, 1)
+    assert metrics.inception_score(sure) == pytest.approx(10, rel=1e-6)
+    assert metrics.inception_score(torch.zeros(30, 10)) == pytest.approx(1)
+    assert metrics.inception_score(sure[:1].repeat(30, 1)) == pytest.approx(1)
+    logits = draw(40, 7).double()
+    p = logits.softmax(1)
+    kl = (p * (p / p.mean(0)).log()).sum(1).mean()
+    assert metrics.inception_score(logits) == pytest.approx(math.exp(kl), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [20, 57])
+def test_the_jackknife_of_a_mean_is_the_error_of_the_mean(count: int) -> None:
+    data = draw(count).double()
+    found, _ = metrics.jackknife(lambda rows: float(data[rows].mean()), count, blocks=count)
+    assert found == pytest.approx(data.tolist(), abs=1e-9)  # delete-one gives the items back
+    blocked, blocks = metrics.jackknife(lambda rows: float(data[rows].mean()), count, blocks=10)
+    assert float(torch.tensor(blocked).mean()) == pytest.approx(float(data.mean()), abs=1e-6)
+    assert blocks == 10 and len(set(blocked)) == 10
+    sizes = torch.bincount(torch.arange(count) * 10 // count).double()
+    means = torch.stack([part.mean() for part in data.split(sizes.int().tolist())])
+    if count == 20:
+        assert blocked[::2] == pytest.approx(means.tolist())
+
+
+def test_pairs_of_sets_cancel_what_they_share() -> None:
+    one, real = draw(80, 5).double(), draw(300, 5, seed=9).double()
+    first, blocks = metrics.jackknife(lambda rows: metrics.fid(one[rows], real), 80)
+    second, _ = metrics.jackknife(lambda rows: metrics.fid(one[rows] + 0.5, real), 80)
+    units = [[row * blocks // 80 for row in range(80)]]
+    assert mean(first).value == pytest.approx(metrics.fid(one, real), rel=1e-6)
+    gap, own = paired_difference(second, first, units), mean(second, units)
+    assert gap.low > 0 and gap.high - gap.low < own.high - own.low
+    with pytest.raises(ValueError, match="at least 3"):
+        metrics.jackknife(lambda rows: 0.0, 2)
+
+
+def test_the_same_numbers_every_time_whatever_the_global_seed() -> None:
+    one, two = draw(30, 5).double(), draw(40, 5, seed=1).double()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed), np.random.seed(seed)
+        found.append(
+            (
+                metrics.jackknife(lambda rows: metrics.fid(one[rows], two), 30),
+                metrics.jackknife(lambda rows: metrics.kid(one[rows], two[rows]), 30),
+                metrics.jackknife(lambda rows: metrics.inception_score(one[rows]), 30),
+            )
+        )
+    assert found[0] == found[1]
+
+
+def test_the_aesthetic_head_collapses_to_one_vector() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(12, 8), nn.Dropout(), nn.Linear(8, 5), nn.Dropout(), nn.Linear(5, 1)]
+    head = nn.Sequential(*layers).eval()
+    state = {f"layers.{key}": value for key, value in head.state_dict().items()}
+    weight, bias = judges.collapse(state)
+    features = draw(6, 12).float()
+    with torch.no_grad():
+        expected = head(nn.functional.normalize(features, dim=1))[:, 0]
+    predictor = judges.Predictor(weight, bias, lambda images: images.flatten(1))
+    images = features.view(6, 3, 2, 2)
+    assert torch.allclose(predictor(images), expected, atol=1e-5)
+    alone = torch.cat([predictor(image[None]) for image in images])
+    assert torch.allclose(alone, expected, atol=1e-5)
+    assert torch.allclose(predictor(7 * images), expected, atol=1e-5)  # of unit features
+    with pytest.raises(ValueError, match="one number"):
+        judges.collapse({"layers.0.weight": torch.ones(2, 3), "layers.0.bias": torch.ones(2)})
+
+
+def test_without_its_files_the_predictor_is_a_reason_and_never_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("", str(tmp_path)):
+        reason = judges.find_predictor(folder)
+        assert isinstance(reason, str) and judges.HEAD in reason and "--aesthetic" in reason
+    (tmp_path / judges.HEAD).write_bytes(b"another head")
+    (tmp_path / judges.BACKBONE).write_bytes(b"another backbone")
+    with pytest.raises(ValueError, match=hashlib.sha256(b"another head").hexdigest()[:12]):
+        judges.find_predictor(str(tmp_path))

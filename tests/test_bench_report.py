@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from bench_helpers import finished, served, suite_file, trio
 
 from clipag_plug.bench import engine, suites
 from clipag_plug.bench.__main__ import main
-from clipag_plug.bench.charts import spread
-from clipag_plug.bench.compare import compare, judge_claims
+from clipag_plug.bench.compare import compare, judged
 from clipag_plug.bench.records import Metric, Record
+from clipag_plug.bench.report import cells
 from clipag_plug.bench.suites import Claim, read_suite
 from clipag_plug.model import CLIP
 from clipag_plug.options.bench import Bench
@@ -53,9 +54,10 @@ def test_comparisons_pool_seeds_and_refuse_what_is_no_pair() -> None:
         "a",
         "b",
     )
-    assert [row.count for row in rows] == [4]  # seed 2 has no partner
+    assert [(row.count, row.seeds) for row in rows] == [(2, 2)]  # seed 2 has no partner
+    assert rows[0].deviation == 0  # the gap is .5 with either seed
     assert (rows[0].theirs.value, rows[0].ours.value, rows[0].difference.value) == (0.25, 0.75, 0.5)
-    assert rows[0].ratio is not None and rows[0].ratio.value == 3
+    assert rows[0].ratio == 3
     other = dataclasses.replace(made("b", 0, top=[1.0, 1]), items=["x", "y"])
     with pytest.raises(ValueError, match="different items"):
         compare([made("a", 0, top=[0.0, 1]), other], "a", "b")
@@ -74,7 +76,7 @@ def test_a_factor_of_what_is_no_share_is_that_of_the_means(theirs, ours, holds, 
     records = [made("a", gain=[theirs] * 4), made("b", gain=[ours] * 4)]
     for record in records:
         record.metrics["gain"]["unit"] = "nats"
-    verdict = judge_claims([Claim("c", "e/gain", times=4.0)], compare(records, "a", "b"))[0]
+    verdict = judged(Claim("c", "e/gain", times=4.0), compare(records, "a", "b"))
     assert verdict.holds is holds and text in verdict.text
 
 
@@ -95,21 +97,100 @@ def test_claims_hold_or_fail_at_the_radius_that_is_asked_for() -> None:
         own_at_6=[1.0] * n,
     )
     rows = compare([theirs, ours], "a", "b")
-    reach = ("e/own", 0.9)  # at 3 the model itself reaches 85 %: the radius is 6
+    reach = {
+        "reach_metric": "e/own",
+        "reach": 0.9,
+    }  # at 3 the model itself reaches 85 %: the radius is 6
 
     def holds(**asked: Any) -> bool | None:
-        return judge_claims([Claim("c", "e/seen", reach=reach, **asked)], rows)[0].holds
+        return judged(Claim("c", "e/seen", **reach, **asked), rows).holds  # type: ignore[arg-type]
 
     assert holds(times=3.0) and not holds(times=3.1)
     assert holds(points=0.4) and not holds(points=0.41)
     assert holds(least=0.6) and not holds(least=0.61)
     assert holds(apart=True) and not holds(apart=True, least=0.9)
-    verdict = judge_claims([Claim("c", "e/seen", reach=reach, times=3.0)], rows)[0]
+    verdict = judged(Claim("c", "e/seen", **reach, times=3.0), rows)  # type: ignore[arg-type]
     assert verdict.radius == 6 and "60.0 % against 20.0 %" in verdict.text
-    assert (
-        judge_claims([Claim("c", "e/seen", reach=("e/own", 1.1), times=1)], rows)[0].holds is None
+    unreached = Claim("c", "e/seen", reach_metric="e/own", reach=1.1, times=1.0)
+    assert judged(unreached, rows).holds is None
+    assert judged(Claim("c", "e/absent", least=0.1), rows).holds is None
+
+
+def rows_of(theirs: list[Record], ours: list[Record]) -> list[Any]:
+    return compare([*theirs, *ours], "a", "b")
+
+
+def test_seeds_are_no_items_and_their_spread_is_said() -> None:
+    one, two = [0.0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0], [1.0, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1, 0]
+    single = rows_of([made("a", top=one)], [made("b", top=two)])[0]
+    many = rows_of(
+        [made("a", seed, top=one) for seed in range(20)],
+        [made("b", seed, top=two) for seed in range(20)],
+    )[0]
+    assert single.p == many.p == 0.125 and not many.mark
+    assert many.difference.low <= single.difference.low + 0.02
+    assert (many.count, many.seeds, many.deviation) == (12, 20, 0)
+    assert single.deviation is None
+    assert "12 x 20 seeds" in cells(many) and "SD over seeds 0.0" in cells(many)[3]
+
+
+def test_stars_are_adjusted_within_the_table_and_directions_spelled_out() -> None:
+    n = 12
+    weak, strong = [1.0] * 8 + [0.0] * 4, [1.0] * 12
+    columns = {f"k{number}": [0.0] * n for number in range(9)}
+    rows = rows_of([made("a", top=[0.0] * n, other=[0.0] * n)], [made("b", top=weak, other=strong)])
+    assert [row.mark for row in rows] == ["+", "+"] and rows[0].p == pytest.approx(2 / 2**8)
+    more = rows_of([made("a", top=[0.0] * n, **columns)], [made("b", top=weak, **columns)])
+    assert more[0].p == pytest.approx(10 * 2 / 2**8) and not more[0].mark
+    record = made("b", top=strong)
+    record.metrics["top"]["better"] = "lower"
+    worse = rows_of([made("a", top=[0.0] * n)], [record])[0]
+    assert (worse.mark, worse.outcome) == ("+", "loss")
+    record.metrics["top"]["diagnostic"] = True
+    own = rows_of([made("a", top=[0.0] * n)], [record])[0]
+    assert (own.mark, own.outcome) == ("", "") and cells(own)[-1] == "itself"
+
+
+def test_crossed_factors_and_blocks_are_the_units() -> None:
+    theirs, ours = (
+        made("a", top=[0.1 * n for n in range(12)]),
+        made("b", top=[0.2 * n for n in range(12)]),
     )
-    assert judge_claims([Claim("c", "e/absent", least=0.1)], rows)[0].holds is None
+    for record in (theirs, ours):
+        record.drawn = {"photograph": list("aaaabbbbcccc"), "style": list("wxyz") * 3}
+    row = rows_of([theirs], [ours])[0]
+    assert row.count == 3 and row.difference.high == math.inf and row.p >= 0.25 and not row.mark
+    for record in (theirs, ours):
+        record.metrics["top"]["blocks"] = 6
+    assert rows_of([theirs], [ours])[0].count == 6
+
+
+@pytest.mark.parametrize("name", suites.papers())
+@pytest.mark.parametrize("size", ["demo", "paper"])
+def test_figures_of_the_papers_are_suites(name: str, size: str) -> None:
+    suite = suites.read_paper(name, size, ["a", "b", "c"], "d", [3])
+    assert (suite.models, suite.judge, suite.seeds) == (("a", "b", "c"), "d", (3,))
+    assert suite.split == "test" and suite.entries
+    plain = suites.read_paper(name, size)
+    assert plain.judge not in plain.models
+    with pytest.raises(ValueError, match="clipag:figure1"):
+        suites.read_paper("clipag:figure99", size)
+
+
+def test_a_figure_is_made_by_one_command(
+    served: dict[str, CLIP],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny = {"about": "t", "entries": {"g": {"task": "gradients", "demo": {"count": 4, "shown": 2}}}}
+    monkeypatch.setattr(suites, "papers", lambda: {"clipag:tiny": tiny, "clipag:twin": tiny})
+    line = ["-m", "plain", "robust", "--judge", "judge", "-o", str(tmp_path), "-q"]
+    assert main(["paper", "list"]) == 0
+    assert capsys.readouterr().out == "clipag:tiny\tt\nclipag:twin\tt\n"
+    assert main(["paper", "all", *line]) == 0
+    assert capsys.readouterr().out.count("stability of the gradient") == 2
+    assert (tmp_path / "clipag-tiny-demo.html").is_file()
 
 
 def test_suites_of_the_package_make_sense() -> None:
@@ -134,6 +215,7 @@ def test_suites_of_the_package_make_sense() -> None:
         ('models = ["a"]\n[entries.x]\ntask = "generation"', "judge"),
         ('models = ["a", "a"]\n[entries.x]\ntask = "zeroshot"', "twice"),
         ("models = []", "no model"),
+        ('models = ["a"]\nsplit = "tests"\n[entries.x]\ntask = "zeroshot"', "split"),
         (
             'models = ["a"]\n[entries.x]\ntask = "zeroshot"\n[[claims]]\ntext = "t"\nmetric = "m"\ntime = 2',
             "time",
@@ -196,43 +278,24 @@ def test_every_format_says_the_same(
     assert [line["metric"] for line in lines] == [row["metric"] for row in rows]
     for line, row in zip(lines, rows):
         for key, value in (
-            ("baseline_value", row["theirs"]["value"]),
-            ("model_low", row["ours"]["low"]),
+            ("theirs_value", row["theirs"]["value"]),
+            ("ours_low", row["ours"]["low"]),
             ("difference_high", row["difference"]["high"]),
         ):
             assert float(line[key]) == value
-        low, high = row["difference"]["low"], row["difference"]["high"]
-        sign = "+" if low > 0 else "-" if high < 0 else ""
-        assert line["significant"] == ("" if row["diagnostic"] else sign)
+        assert line["significant"] == row["significant"]
     table = [line for line in printed("markdown").splitlines() if line.startswith("|")]
-    assert all(line.replace("\\|", "").count("|") == 9 for line in table if "**" not in line)
+    assert all(line.replace("\\|", "").count("|") == 10 for line in table if "**" not in line)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     shown = {cell[0]: cell for cell in cells}
     for line, row in zip(lines, rows):
         cell = shown[row["title"]]
-        assert cell[3].endswith(" *") == bool(line["significant"]) and cell[6] == str(row["count"])
+        assert cell[3].endswith(" *") == bool(line["significant"]) and cell[7] == str(row["count"])
     tex = printed("latex")
     assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 1
     body = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert len(body) == len(rows) + 1 and all(line.count(" & ") == 7 for line in body)
-    assert not re.search(r"(?<!\\)[%_#]", tex)
-
-
-@pytest.mark.parametrize("wanted", [[14, 14], [280, 280, 14, 14], [100, 90, 20, 15], [200, 50]])
-def test_names_of_curves_do_not_touch_and_stay_in_the_chart(wanted: list[float]) -> None:
-    places = spread(wanted, 16, 14, 280)
-    assert len(places) == len(wanted)
-    order = sorted(places)
-    assert order[0] >= 14 and order[-1] <= 280
-    assert all(after - before >= 16 for before, after in zip(order, order[1:]))
-    above = [
-        (a, b) for a in range(len(wanted)) for b in range(len(wanted)) if wanted[a] < wanted[b]
-    ]
-    assert all(places[a] < places[b] for a, b in above)
-
-
-def test_curves_that_are_apart_keep_their_heights() -> None:
-    assert spread([200, 50], 16, 14, 280) == [200, 50]
+    assert len(body) == len(rows) + 1 and all(line.count(" & ") == 8 for line in body)
+    assert not re.search(r"(?<!\\)[%_#]", tex[: tex.index("\n% ")])
 
 
 def test_the_report_stands_alone(
@@ -248,7 +311,13 @@ def test_the_report_stands_alone(
     assert "http" not in re.sub(r'base64,[^"]+', "", page) and "@import" not in page
     assert "<test>" not in page and "&lt;test&gt;" in page
     assert "an Egyptian cat" in page and "How it was measured" in page
-    assert page.count("<section>") == page.count("</section>")
+    assert page.count("<section") == page.count("</section>")
+    assert page.count("<details") == page.count("</details>") > 5  # pictures and tables are folded
+    for word in ("better", "no significant difference", "worse", "holds", "<svg"):
+        assert word in page
+    assert "p (Holm)" in (folder / "small.tex").read_text("utf-8")
+    assert (folder / "small.csv").read_text("utf-8").startswith("baseline,model,metric")
+    assert [file.read_bytes()[:4] for file in folder.glob("small-*.pdf")] == [b"%PDF"]
 
 
 @pytest.mark.parametrize(

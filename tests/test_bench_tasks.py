@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ import torch
 from bench_helpers import run, served, trio
 from torch import Tensor
 
-from clipag_plug.bench import engine, paper, robustness, scoring
-from clipag_plug.bench.datasets import read_dataset
-from clipag_plug.bench.formats import COLUMNS
+from clipag_plug.bench import engine
+from clipag_plug.bench.compare import compare
+from clipag_plug.bench.data import read_dataset, read_prompts
+from clipag_plug.bench.judges import Classifier
 from clipag_plug.bench.metrics import recall
-from clipag_plug.bench.prompts import read_prompts
 from clipag_plug.bench.records import Metric, Record
-from clipag_plug.bench.robustness import Robustness
 from clipag_plug.bench.suites import read_suite
+from clipag_plug.bench.tasks import Resources, accuracy, gradients, pictures, spread
+from clipag_plug.bench.tasks.accuracy import Robustness
 from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import write_image
 from clipag_plug.model import CLIP
@@ -46,32 +49,28 @@ def test_robustness_counts_what_stands_and_says_how_it_was_attacked(
     record = one(tmp_path, "robustness", settings, models=["plain"])[0]
     clean = column(record, "clean_top1")
     for ball in ("l2@0", "l2@2", "linf@0.01"):
-        stood = [column(record, f"{name}_{ball}") for name in robustness.ATTACKS]
+        stood = [column(record, f"{name}_{ball}") for name in accuracy.ATTACKS]
         assert all((each <= clean).all() for each in stood)
         assert torch.equal(column(record, f"all_{ball}"), torch.stack(stood).amin(0))
     assert torch.equal(column(record, "pgd_l2@0"), clean)  # a ball of nothing
     title = record.metrics["apgd-ce_linf@0.01"]["title"]
     assert "APGD-CE-3" in title and "Linf 2.55/255" in title
     assert record.metrics["all_l2@2"]["n"] == 12 and record.metrics["all_l2@2"]["at"] == 2
-    said = record.notes["attacks"]
-    assert said["apgd-t"]["targets"] == 2 and said["apgd-ce"]["rho"] == 0.75
-    assert record.options["templates"] and said["pgd"]["steps"] == 3
+    assert record.options["templates"] and record.options["targets"] == 2
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("attack", robustness.ATTACKS)
+@pytest.mark.parametrize("attack", accuracy.ATTACKS)
 def test_attacks_stay_in_their_ball_and_find_errors(
     trio: dict[str, CLIP], attack: str, norm: str
 ) -> None:
-    from clipag_plug.bench.judge import Classifier
-
     classifier = Classifier(trio["plain"], ["goldfish", "koala", "lion", "barn", "pizza"])
     images = bundled_photos().pixels(range(8), 32)
     with torch.no_grad():
         labels = classifier.logits(images).argmax(1)
     eps = 3.0 if norm == "l2" else 0.1
     options = Robustness(steps=8, targets=3)
-    moved = robustness.attacked(
+    moved = accuracy.attacked(
         classifier, images, labels, attack, norm, eps, options, torch.Generator().manual_seed(0)
     )
     delta = (moved - images).flatten(1)
@@ -79,7 +78,7 @@ def test_attacks_stay_in_their_ball_and_find_errors(
     assert float(size.max()) <= eps * 1.0001 and 0 <= float(moved.min()) <= float(moved.max()) <= 1
     with torch.no_grad():
         assert (classifier.logits(moved).argmax(1) != labels).any()
-    again = robustness.attacked(
+    again = accuracy.attacked(
         classifier, images, labels, attack, norm, eps, options, torch.Generator().manual_seed(0)
     )
     assert torch.equal(again, moved)
@@ -105,7 +104,7 @@ def test_retrieval_agrees_with_cosines(served: dict[str, CLIP], tmp_path: Path) 
         0
     ]
     data, model = read_dataset(), served["plain"]
-    rows = torch.arange(20) * len(data.photos) // 20
+    rows = spread(data.photos.labels, 20)
     said = [data.captions[int(row)] for row in rows]
     captions = sorted(set(said), key=said.index)
     with torch.no_grad():
@@ -143,11 +142,11 @@ def test_other_photographs_bring_their_own_classes(served: dict[str, CLIP], tmp_
         '[entries.gradients]\ntask = "gradients"\noptions = { shown = 2 }\n'
     )
     suite = read_suite(str(path), models=["plain"])
-    resources = engine.Resources(suite, torch.device("cpu"), str(tmp_path / "data"))
+    resources = Resources(photos=str(tmp_path / "data"))
     zeroshot, gradients = (d.record for d in engine.run(suite, tmp_path / "records", resources))
     assert zeroshot.metrics["clean_top5"]["value"] == 1  # of two classes
     assert "on_object" not in gradients.metrics and "stability" in gradients.metrics
-    ours = engine.Resources(suite, torch.device("cpu"))
+    ours = Resources()
     assert not next(iter(engine.run(suite, tmp_path / "records", ours))).skipped
 
 
@@ -174,7 +173,8 @@ def test_generator_free_pictures_are_scored_by_judges_alone(
     served: dict[str, CLIP], tmp_path: Path
 ) -> None:
     pytest.importorskip("torch_fidelity")
-    served["second"] = served["judge"]
+    served["second"] = copy.deepcopy(served["judge"])
+    served["second"].logit_scale.data += 1
     settings = 'count = 4, steps = 1, views = 1, batch = 4, init = "gray", second = "second"'
     record = one(tmp_path, "generator_free", settings, models=["plain"])[0]
     assert {m["by"] for m in record.metrics.values()} == {"judge", "second"}
@@ -182,7 +182,7 @@ def test_generator_free_pictures_are_scored_by_judges_alone(
         record.metrics
     )
     assert column(record, "similarity").tolist() == column(record, "second_similarity").tolist()
-    assert "no --aesthetic was given" in record.notes["empty"][scoring.AESTHETIC]
+    assert "no --aesthetic was given" in record.notes["empty"][pictures.AESTHETIC]
     assert "aesthetic" not in record.metrics  # empty, not replaced
     assert record.items == read_prompts("captions", 4)
     with pytest.raises(ValueError, match="judge its own pictures"):
@@ -256,8 +256,6 @@ def test_the_search_task_reports_curves_needs_and_the_judges_view(
 
 
 def test_preference_is_the_share_of_higher_scores() -> None:
-    from clipag_plug.bench.compare import compare
-
     def record(model: str, numbers: list[float]) -> Record:
         metric = Metric("aesthetic score", "score", "predictor", numbers).to_dict()
         return Record("s", "e", "t", model, 0, "f", {}, {}, list("abcd"), {"aesthetic": metric})
@@ -265,3 +263,41 @@ def test_preference_is_the_share_of_higher_scores() -> None:
     rows = compare([record("a", [1, 2, 3, 4]), record("b", [2, 2, 9, 1])], "a", "b")
     assert [row.metric for row in rows] == ["e/aesthetic", "e/aesthetic_preferred"]
     assert (rows[1].ours.value, rows[1].theirs.value) == (0.625, 0.375)  # two wins, a tie, a loss
+
+
+def test_levels_of_white_noise_are_those_of_the_towers_own_reduction() -> None:
+    from clipag_plug.mini import MiniVisual
+
+    plain = gradients.white_noise(torch.nn.Identity(), 64)
+    assert plain["fine"] == pytest.approx(1 - math.pi / 64, abs=0.01)
+    assert plain["slope"] == pytest.approx(0, abs=0.1)
+    assert plain["roughness"] == pytest.approx(math.sqrt(2), rel=0.01)
+    reducing = gradients.white_noise(MiniVisual(8, image_size=64), 224)
+    assert reducing["fine"] == pytest.approx(0.46, abs=0.02)
+    assert reducing["slope"] == pytest.approx(-1.74, abs=0.1)
+    assert reducing["roughness"] == pytest.approx(0.46, abs=0.02)
+
+
+def test_targeted_pictures_are_equally_far_and_say_how_far(
+    served: dict[str, CLIP], tmp_path: Path
+) -> None:
+    settings = "radii = [0.5, 2.0], count = 6, steps = 2, batch = 4"
+    for record in one(tmp_path, "targeted", settings):
+        for radius in (0.5, 2.0):
+            found = record.metrics[f"norm@{radius:g}"]
+            assert found["values"] == pytest.approx([radius] * 6, rel=1e-3)
+            assert found["diagnostic"] and found["better"] == "neither"
+
+
+def test_styles_and_photographs_are_crossed(
+    served: dict[str, CLIP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from clipag_plug import pipelines
+
+    image = SimpleNamespace(image=torch.full((3, 32, 32), 0.5))
+    monkeypatch.setattr(pipelines, "clipstyler", lambda *_, **__: [image], raising=False)
+    record = one(tmp_path, "clipstyler", "count = 2, photographs = 3", models=["plain"])[0]
+    assert [len(set(record.drawn[name])) for name in ("photograph", "style")] == [3, 2]
+    assert len(record.items) == 6 and record.items[0].startswith(record.drawn["photograph"][0])

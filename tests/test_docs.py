@@ -182,6 +182,6 @@ def test_the_picture_of_the_readme_can_be_made(
     target = tmp_path / "picture.png"
     words = ["a lemon", "a goldfish", "--steps", "1", "--cell", "64", "-o", str(target)]
     monkeypatch.setattr(sys, "argv", ["make_readme_picture.py", *words])
-    runpy.run_path(str(ROOT / "benchmarks" / "make_readme_picture.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "benchmarks" / "make" / "readme_picture.py"), run_name="__main__")
     assert read_recipe(target)["models"] == {"vanilla": "clip-mini", "CLIPAG": "clipag-mini"}
     assert read_image(target).std() > 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from clipag_plug.bench import heatmaps as bench_heatmaps
-from clipag_plug.bench.registry import Context, Measured, find
-from clipag_plug.bundled.photos import bundled_photos
+from clipag_plug.bench.tasks import Context, Measured, Resources, find
+from clipag_plug.bench.tasks import heatmaps as bench_heatmaps
 from clipag_plug.explanation import command
 from clipag_plug.explanation.command import counterpart, run
 from clipag_plug.explanation.figure import (
@@ -233,15 +231,12 @@ def test_attack_sheet_has_a_row_per_text_and_a_column_per_map() -> None:
 
 
 def test_bench_task_measures_both_places_and_agreement() -> None:
-    model, photos = make_tiny(), bundled_photos()
+    resources = Resources()
+    resources.model = lambda name: (make_tiny(), "weights")  # type: ignore[method-assign]
 
     def measure(**changes: Any) -> Measured:
         options = bench_heatmaps.Heatmaps(count=6, shown=3, **changes)
-        parts = {"model": model, "name": "tiny", "seed": 0, "options": options, "photos": photos}
-        parts |= {"device": torch.device("cpu"), "progress": lambda share: None}
-        # What this task does not use stays None, whatever else a context may hold.
-        empty = dict.fromkeys(field.name for field in dataclasses.fields(Context))
-        return find("heatmaps").run(Context(**{**empty, **parts}))
+        return find("heatmaps").run(Context("tiny", 0, options, resources))
 
     found = measure(steps=2, batch=4)
     assert len(found.items) == 6 and set(found.sheets) == {"photographs", "clean", "attacked"}
@@ -255,9 +250,13 @@ def test_bench_task_measures_both_places_and_agreement() -> None:
 
 
 def test_bench_negations() -> None:
-    texts, negations = bench_heatmaps.sentences(bench_heatmaps.Heatmaps())
+    texts, negations = bench_heatmaps.sentences(
+        bench_heatmaps.Heatmaps(), ["koala", "lion", "barn"]
+    )
     assert negations[0] == f"not {texts[0]}" and len(set(texts)) == len(texts)
-    _, others = bench_heatmaps.sentences(bench_heatmaps.Heatmaps(negation="{other}"))
+    _, others = bench_heatmaps.sentences(
+        bench_heatmaps.Heatmaps(negation="{other}"), ["koala", "lion", "barn"]
+    )
     assert sorted(others) == sorted(texts) and all(a != b for a, b in zip(texts, others))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipag_plug.bench.statistics import paired_difference
+from clipag_plug.bench.stats import paired_difference
 from clipag_plug.model import CLIP
 from clipag_plug.options.search import Search
 from clipag_plug.paint import Guide

@@ -19,8 +19,8 @@ SUITES = sorted(folder.name for folder in RECORDS.iterdir() if folder.is_dir())
 
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
-    """The names of benchmarks/make_tables.py."""
-    return runpy.run_path(str(ROOT / "benchmarks" / "make_tables.py"))
+    """The names of benchmarks/make/tables.py."""
+    return runpy.run_path(str(ROOT / "benchmarks" / "make" / "tables.py"))
 
 
 def test_every_table_is_what_its_records_say(script: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def test_every_table_is_what_its_records_say(script: dict[str, Any]) -> None:
     assert ROOT / "README.md" in found
     assert set(SUITES) <= {path.stem for path in found}
     stale = [path.name for path, text in found.items() if path.read_text("utf-8") != text]
-    assert not stale, f"python benchmarks/make_tables.py writes {', '.join(stale)} anew"
+    assert not stale, f"python benchmarks/make/tables.py writes {', '.join(stale)} anew"
 
 
 def test_a_changed_number_is_noticed(
@@ -41,14 +41,14 @@ def test_a_changed_number_is_noticed(
     main = script["main"]
     monkeypatch.setitem(main.__globals__, "TEXTS", (page,))
     monkeypatch.setitem(main.__globals__, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--check"])
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     assert main() == 1
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_results_are_of_the_weights_that_ship(suite: str) -> None:
     hashes: dict[str, str] = {}
-    for record in read_records(RECORDS, suite):
+    for record in read_records(RECORDS, suite)[0]:
         for part in ("model", "judge"):
             used = record.inputs.get(part)
             if not used:

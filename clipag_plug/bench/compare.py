@@ -1,4 +1,4 @@
-"""What two models' records say about each other: paired differences, ratios, and claims that hold or do not."""
+"""What two models' records say about each other: paired differences, and claims that hold or do not."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .records import Record
-from .statistics import Interval, mean, paired_difference, paired_ratio
-from .suites import Claim
+import torch
 
+from .records import Record, read_records
+from .stats import Interval, Units, holm, mean, p_value, paired_difference
+from .suites import Claim, Suite
+
+LEVEL = 0.05
 ROUNDING = 1e-9  # 0.6 - 0.2 is less than 0.4
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two models over the same items: their means, the paired difference, and for shares the ratio.
+    """One metric of two models over the same items: their means and the paired difference.
 
-    `metric` is "entry/key". mark: "+" or "-" where the interval of the difference excludes zero, else "".
+    Args:
+        metric: "entry/key".
+        count: the units that were drawn; `seeds`: how often each was measured.
+        deviation: standard deviation of the difference over seeds; None with one seed.
+        p: Holm's adjusted p, within all compared rows of one model against the baseline.
+        ratio: of the means of shares; infinite over zero, NaN for 0 / 0.
     """
 
     metric: str
@@ -27,23 +37,40 @@ class Comparison:
     judge: str
     at: float | None
     diagnostic: bool
+    better: str
     count: int
+    seeds: int
     theirs: Interval
     ours: Interval
     difference: Interval
-    ratio: Interval | None
+    deviation: float | None
+    p: float
+    ratio: float | None
+
+    @property
+    def entry(self) -> str:
+        """The entry of the suite that measured it."""
+        return self.metric.partition("/")[0]
 
     @property
     def mark(self) -> str:
-        """Sign of a significant difference."""
-        if not self.difference.excludes(0):
+        """The sign of a significant difference: Holm's p at most 5 %, and an interval that excludes zero."""
+        if self.diagnostic or self.p > LEVEL or not self.difference.excludes(0):
             return ""
         return "+" if self.difference.value > 0 else "-"
+
+    @property
+    def outcome(self) -> str:
+        """Whether the model wins, ties or loses; "" where no direction is better, or where it is its own judge."""
+        if self.diagnostic or self.better == "neither":
+            return ""
+        wins = {"higher": "+", "lower": "-"}[self.better]
+        return "tie" if not self.mark else "win" if self.mark == wins else "loss"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and whether the records bear it out; None where they lack what it needs."""
+    """A claim and its outcome: True, False, or None if a needed record is missing."""
 
     claim: Claim
     holds: bool | None
@@ -51,134 +78,212 @@ class Verdict:
     radius: float | None = None
 
 
-def compare(records: Sequence[Record], baseline: str, model: str) -> list[Comparison]:
-    """Every metric that both models have, `model` against `baseline`, seeds pooled.
+@dataclass(frozen=True)
+class Result:
+    """A suite's records, the comparisons of each model with the baseline, the claims about the last one, and what a
+    reader must know besides: empty columns, reference levels, files that are no records."""
 
-    Raises ValueError where the records of one entry are of different items, options or judges.
+    suite: Suite
+    records: list[Record]
+    rows: dict[str, list[Comparison]]
+    verdicts: list[Verdict]
+    remarks: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Time that the measurements took, those of earlier runs included."""
+        return sum(record.seconds for record in self.records)
+
+
+def result_of(suite: Suite, folder: Path) -> Result:
+    """What the records in a folder say.
+
+    Records of other options than the suite's, and files that are none, are left out and named in the remarks. Raises
+    FileNotFoundError where no record is left, ValueError for records that cannot be of one comparison.
+    """
+    found, remarks = read_records(folder, suite.name)
+    entries = {entry.name: entry.options.to_dict() for entry in suite.entries}
+    records = []
+    for record in found:
+        if record.model not in suite.models or record.seed not in suite.seeds:
+            continue
+        asked = entries.get(record.entry)
+        other = {key for key in asked or {} if record.options.get(key, asked[key]) != asked[key]}  # type: ignore[index]
+        if other:
+            said = ", ".join(sorted(other))
+            remarks.append(
+                f"{record.path!r} was measured with other options ({said}) and is left out; run the suite again"
+            )
+        elif asked is not None:
+            records.append(record)
+    if not records:
+        raise FileNotFoundError(
+            f"no record of {', '.join(suite.models)} in {str(folder / suite.name)!r}; "
+            f"python -m clipag_plug.bench run {suite.name} makes them{'; '.join(['', *remarks])}"
+        )
+    order = list(entries)
+    records.sort(key=lambda r: (order.index(r.entry), suite.models.index(r.model), r.seed))
+    _check_weights(records)
+    for record in records:
+        empty = record.notes.get("empty", {})
+        remarks += [f"{what}: empty; {reason}" for what, reason in empty.items()]
+        remarks += record.notes.get("remarks", [])
+    splits = {r.inputs["photos"].get("split", "all") for r in records if "photos" in r.inputs}
+    if splits - {suite.split}:
+        remarks.append(
+            f"measured on {' and '.join(sorted(splits))} of the data, where the suite has {suite.split}; run it again"
+        )
+    rows = {model: compare(records, suite.models[0], model) for model in suite.models[1:]}
+    verdicts = [judged(claim, rows[suite.models[-1]]) for claim in suite.claims] if rows else []
+    return Result(suite, records, rows, verdicts, list(dict.fromkeys(remarks)))
+
+
+def _check_weights(records: Sequence[Record]) -> None:
+    """One name must mean one file in all that is compared."""
+    seen: dict[str, Any] = {}
+    for record in records:
+        for part in ("model", "judge"):
+            used = record.inputs.get(part, {})
+            if used and seen.setdefault(used["name"], used["weights"]) != used["weights"]:
+                raise ValueError(
+                    f"records were measured with two different weights of {used['name']}, as {record.path!r}; "
+                    "run the suite again"
+                )
+
+
+def compare(records: Sequence[Record], baseline: str, model: str) -> list[Comparison]:
+    """Every metric that both models have, `model` against `baseline`; seeds repeat units and are no units.
+
+    Raises ValueError where the records of one entry are of different items, options, judges or photographs.
     """
     rows: list[Comparison] = []
     for entry in dict.fromkeys(record.entry for record in records):
-        theirs, ours = (_of(records, entry, name) for name in (baseline, model))
-        seeds = [seed for seed in theirs if seed in ours]
-        for seed in seeds:
-            _check_pair(theirs[seed], ours[seed])
-        if seeds:
-            rows += _rows(entry, [theirs[seed] for seed in seeds], [ours[seed] for seed in seeds])
+        theirs, ours = (
+            {r.seed: r for r in records if r.entry == entry and r.model == name}
+            for name in (baseline, model)
+        )
+        pairs = [(theirs[seed], ours[seed]) for seed in theirs if seed in ours]
+        for pair in pairs:
+            _check_pair(*pair)
+        if pairs:
+            rows += _rows(entry, pairs)
+    compared = [place for place, row in enumerate(rows) if not row.diagnostic]
+    for place, p in zip(compared, holm([rows[place].p for place in compared])):
+        rows[place] = dataclasses.replace(rows[place], p=p)
     return rows
-
-
-def _of(records: Sequence[Record], entry: str, model: str) -> dict[int, Record]:
-    return {
-        record.seed: record for record in records if record.entry == entry and record.model == model
-    }
 
 
 def _check_pair(theirs: Record, ours: Record) -> None:
-    for what in ("items", "options"):
-        if getattr(theirs, what) != getattr(ours, what):
+    others = [key for key in ours.inputs if key != "model"]
+    for what, one, two in (
+        ("items", theirs.items, ours.items),
+        ("options", theirs.options, ours.options),
+        *((key, theirs.inputs.get(key), ours.inputs.get(key)) for key in others),
+    ):
+        if one != two:
             raise ValueError(
                 f"{theirs.model} and {ours.model} have different {what} in {ours.entry!r}; run the suite again"
             )
-    for what in ("judge", "photos"):
-        if theirs.inputs.get(what) != ours.inputs.get(what):
-            raise ValueError(
-                f"{theirs.model} and {ours.model} were measured with another {what} in {ours.entry!r}; "
-                "run the suite again"
-            )
 
 
-def _rows(entry: str, theirs: list[Record], ours: list[Record]) -> list[Comparison]:
-    rows = []
-    for key, first in ours[0].metrics.items():
-        if not all(key in record.metrics for record in (*theirs, *ours)):
+def _rows(entry: str, pairs: list[tuple[Record, Record]]) -> list[Comparison]:
+    first, rows = pairs[0][1], []
+    judge = first.inputs.get("judge", {}).get("name", "")
+    for key, metric in first.metrics.items():
+        if not all(key in record.metrics for pair in pairs for record in pair):
             continue
-        before = [value for record in theirs for value in record.metrics[key]["values"]]
-        after = [value for record in ours for value in record.metrics[key]["values"]]
-        rows.append(
-            Comparison(
-                f"{entry}/{key}",
-                first["title"],
-                first["unit"],
-                ours[0].inputs.get("judge", {}).get("name", ""),
-                first["at"],
-                first["diagnostic"],
-                len(after),
-                mean(before),
-                mean(after),
-                paired_difference(after, before),
-                paired_ratio(after, before) if first["unit"] == "share" else None,
-            )
-        )
+        before, after = ([r.metrics[key]["values"] for r in side] for side in zip(*pairs))
+        units = _units([ours for _, ours in pairs], metric.get("blocks", 0))
+        columns = [("", metric["title"], metric["unit"], before, after)]
         if key == "aesthetic":
-            rows.append(_preference(rows[-1], before, after))
+            # Pairwise preference (supplement 1.2): the share of items with the higher score; a tie is a half.
+            preferred = [
+                [0.5 + 0.5 * ((b > a) - (b < a)) for a, b in zip(*both)]
+                for both in zip(before, after)
+            ]
+            rest = [[1 - value for value in values] for values in preferred]
+            columns.append(
+                ("_preferred", f"preferred by {metric['title']}", "share", rest, preferred)
+            )
+        for suffix, title, unit, theirs, ours in columns:
+            gaps = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(theirs, ours)]
+            one, two = ([value for values in side for value in values] for side in (theirs, ours))
+            means = mean(one, units), mean(two, units)
+            rows.append(
+                Comparison(
+                    f"{entry}/{key}{suffix}",
+                    title,
+                    unit,
+                    judge,
+                    metric["at"],
+                    metric["diagnostic"],
+                    metric.get("better", "higher"),
+                    min(len(set(labels)) for labels in units),
+                    len(pairs),
+                    *means,
+                    paired_difference(two, one, units),
+                    float(torch.tensor(gaps).std()) if len(gaps) > 1 else None,
+                    p_value(two, one, units),
+                    _ratio(means[1].value, means[0].value)
+                    if metric["unit"] == "share" and not suffix
+                    else None,
+                )
+            )
     return rows
 
 
-def _preference(row: Comparison, before: list[float], after: list[float]) -> Comparison:
-    """Pairwise preference (supplement 1.2): share of items on which a model has the higher score; a tie is a half."""
-    ours = [0.5 + 0.5 * ((b > a) - (b < a)) for a, b in zip(before, after)]
-    theirs = [1 - value for value in ours]
-    return dataclasses.replace(
-        row,
-        metric=f"{row.metric}_preferred",
-        title=f"preferred by {row.title}",
-        unit="share",
-        theirs=mean(theirs),
-        ours=mean(ours),
-        difference=paired_difference(ours, theirs),
-        ratio=None,
-    )
+def _units(records: Sequence[Record], blocks: int) -> Units:
+    """Labels of the units of all values: what was drawn, or blocks of a set's jackknife, which are a seed's own."""
+    if blocks:
+        count = len(records[0].items)
+        return [[(r.seed, n * blocks // count) for r in records for n in range(len(r.items))]]
+    factors = records[0].drawn
+    if factors:
+        return [[label for record in records for label in record.drawn[name]] for name in factors]
+    return [[item for record in records for item in record.items]]
 
 
-def judge_claims(claims: Sequence[Claim], rows: Sequence[Comparison]) -> list[Verdict]:
-    """Whether each claim holds, by the point estimates it bounds and the interval it asks for."""
-    return [_verdict(claim, rows) for claim in claims]
-
-
-def _verdict(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
+def judged(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
+    """Whether a claim holds, by the point estimates it bounds and the significance it asks for."""
     radius = None
-    if claim.reach is not None:
-        metric, share = claim.reach
-        enough = [r for r in _sweep(rows, metric) if r.ours.value >= share - ROUNDING]
+    if claim.reach_metric:
+        sweep = _sweep(rows, claim.reach_metric)
+        enough = [
+            r.at for r in sweep if r.at is not None and r.ours.value >= claim.reach - ROUNDING
+        ]
         if not enough:
-            best = max((row.ours.value for row in _sweep(rows, metric)), default=0.0)
-            reason = f"the model reaches {best:.0%} of its targets at most (asked: {share:.0%})"
+            best = max((row.ours.value for row in sweep), default=0.0)
+            reason = (
+                f"the model reaches {best:.0%} of its targets at most (asked: {claim.reach:.0%})"
+            )
             return Verdict(claim, None, reason)
-        radius = min(row.at for row in enough if row.at is not None)
+        radius = min(enough)
     found = [row for row in _sweep(rows, claim.metric) if row.at == radius]
     if not found:
         return Verdict(claim, None, f"no record of {claim.metric} for both models")
-    row = found[0]
-    checks: list[bool] = []
+    row, checks = found[0], []
     parts = [f"{number(row.ours.value, row.unit)} against {number(row.theirs.value, row.unit)}"]
     if radius is not None:
         parts.append(f"at L2 {radius:g}")
-    if claim.least is not None:
-        checks.append(row.ours.value >= claim.least - ROUNDING)
-        parts.append(f"(asked: {number(claim.least, row.unit)})")
-    if claim.times is not None:
-        ratio = _factor(row)
-        checks.append(ratio >= claim.times - ROUNDING)
-        parts.append(f"{times(ratio)} (asked: {times(claim.times)})")
-    if claim.points is not None:
-        checks.append(row.difference.value >= claim.points - ROUNDING)
-        parts.append(
-            f"{difference(row.difference.value, row.unit)} (asked: {difference(claim.points, row.unit)})"
-        )
+    ratio, gap = _ratio(row.ours.value, row.theirs.value), row.difference.value
+    for asked, value, written in (
+        (claim.least, row.ours.value, lambda value: number(value, row.unit)),
+        (claim.times, ratio, times),
+        (claim.points, gap, lambda value: difference(value, row.unit)),
+    ):
+        if asked:
+            checks.append(value >= asked - ROUNDING)
+            parts.append(f"{written(value)} (asked: {written(asked)})")
     if claim.apart:
-        checks.append(row.difference.low > 0)
-        low, high = (difference(end, row.unit) for end in (row.difference.low, row.difference.high))
-        parts.append(f"difference {low} to {high} (asked: above zero)")
+        checks.append(row.mark == "+")
+        parts.append(f"difference {ends(row)}, p {row.p:.2g} (asked: significant, above zero)")
     return Verdict(claim, all(checks), ", ".join(parts), radius)
 
 
-def _factor(row: Comparison) -> float:
-    """How many times the baseline's mean the model's is: infinite where only the model's is above 0, NaN below that."""
-    if row.ratio:
-        return row.ratio.value
-    ours, theirs = row.ours.value, row.theirs.value
+def _ratio(ours: float, theirs: float) -> float:
+    """How many times the baseline's mean: infinite where only the model's is above 0, NaN below that."""
     if ours <= 0:
-        return math.nan
+        return 0.0 if theirs > 0 else math.nan
     return ours / theirs if theirs > 0 else math.inf
 
 
@@ -189,20 +294,25 @@ def _sweep(rows: Sequence[Comparison], metric: str) -> list[Comparison]:
 
 def number(value: float, unit: str) -> str:
     """A mean as tables show it."""
-    return (
-        f"{100 * value:.1f} %"
-        if unit == "share"
-        else f"{value:.3f}"
-        if unit in ("cosine", "distance")
-        else f"{value:.2f}"
-    )
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if unit in ("cosine", "distance") else f"{value:.2f}"
 
 
 def difference(value: float, unit: str) -> str:
     """A difference with its sign; of shares in percentage points."""
+    if math.isinf(value):
+        return "+∞" if value > 0 else "-∞"
     if unit == "share":
         return f"{100 * value:+.1f}"
     return f"{value:+.3f}" if unit in ("cosine", "distance") else f"{value:+.2f}"
+
+
+def ends(row: Comparison) -> str:
+    """The ends of the difference's interval."""
+    return (
+        f"{difference(row.difference.low, row.unit)} to {difference(row.difference.high, row.unit)}"
+    )
 
 
 def times(ratio: float) -> str:

@@ -16,20 +16,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import write_text
+from ..files import sha256, slug, write_text
 from ..version import __version__
-from .statistics import mean
 
 FORMAT = 1
 UNITS = ("share", "cosine", "nats", "ratio", "score", "count", "distance")
+LOWER_IS_BETTER = ("count", "distance")
 
 
 @dataclass(frozen=True)
 class Metric:
     """One score with a value per item.
 
-    by: key of the model that scored; `diagnostic` marks a score that a guide gave to its own work, which is kept
-    for orientation and never compared. at: the setting of a sweep that it belongs to, as a radius.
+    Args:
+        by: key of the model that scored.
+        at: the setting of a sweep that it belongs to, as a radius.
+        diagnostic: a score that a guide gave to its own work, kept for orientation and never compared.
+        better: "higher", "lower" or "neither"; the unit decides where it is empty.
+        blocks: for a number of the whole set, the jackknife's blocks of neighbouring items; they are its units.
+    Raises: ValueError for an unknown unit, or where an item has no finite value.
     """
 
     title: str
@@ -38,6 +43,8 @@ class Metric:
     values: list[float]
     at: float | None = None
     diagnostic: bool = False
+    better: str = ""
+    blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -46,33 +53,23 @@ class Metric:
             raise ValueError(f"{self.title!r} must have a finite value for every item")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, with the mean over items and its interval."""
-        interval = mean(self.values)
-        summary = {
-            "value": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "n": len(self.values),
-        }
+        """The fields with the mean over items."""
+        better = self.better or ("lower" if self.unit in LOWER_IS_BETTER else "higher")
         values = [round(value, 7) for value in self.values]
-        return {**dataclasses.asdict(self), **summary, "values": values}
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A sheet of equal tiles that a task made: its file, and what to say of each tile, in reading order."""
-
-    file: str
-    side: int
-    columns: int
-    titles: list[str]
-    notes: list[str]
-    marks: list[str]
+        summary = {"value": sum(self.values) / len(values), "n": len(values)}
+        return {**dataclasses.asdict(self), **summary, "better": better, "values": values}
 
 
 @dataclass
 class Record:
-    """What the JSON file holds. `items` names what the metrics' values belong to, in order."""
+    """What the JSON file holds.
+
+    Args:
+        items: what the metrics' values belong to, in order.
+        drawn: for each factor that was drawn, the unit of each item; empty where every item is a unit.
+        inputs: names and SHA-256 of all that was read: weights, photographs, texts, files.
+        pictures: a file of equal tiles for each sheet, with a title, a note and a mark for each tile.
+    """
 
     suite: str
     entry: str
@@ -84,6 +81,7 @@ class Record:
     options: dict[str, Any]
     items: list[str]
     metrics: dict[str, dict[str, Any]]
+    drawn: dict[str, list[str]] = field(default_factory=dict)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -94,43 +92,56 @@ class Record:
 
     @property
     def path(self) -> str:
-        """Where the record lies below the folder of records."""
-        return os.path.join(self.suite, self.entry, f"{file_name(self.model)}.{self.seed}.json")
+        """Where the record lies below the folder of records; two models never share a file."""
+        name = slug(self.model)
+        name += "" if name == self.model else f"-{sha256(self.model.encode())[:8]}"
+        return os.path.join(self.suite, self.entry, f"{name}.{self.seed}.json")
 
     def write(self, folder: Path) -> Path:
         """Writes the record, atomically."""
-        path = folder / self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_text(
-            path, json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
-        )
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(folder / self.path, text + "\n", parents=True)
 
 
-def read_record(path: Path) -> Record | None:
-    """The record in a file; None where there is none, where it is not whole, or where its format is another."""
+def read_record(path: Path) -> Record:
+    """The record in a file; fields of later versions are left out.
+
+    Raises: FileNotFoundError, or ValueError where the record is truncated, of another format, or holds a value that
+        is no finite number.
+    """
+    known = {each.name for each in dataclasses.fields(Record)}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**data) if data["format"] == FORMAT else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
+        record = Record(**{key: value for key, value in data.items() if key in known})
+        values = [value for metric in record.metrics.values() for value in metric["values"]]
+        counts = {len(metric["values"]) for metric in record.metrics.values()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no whole record: {error}; measure it again") from error
+    if record.format != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} has format {record.format}, not {FORMAT}; update, or run again"
+        )
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ValueError(f"{str(path)!r} holds a value that is no finite number; measure it again")
+    if counts - {len(record.items)}:
+        raise ValueError(f"{str(path)!r} lacks values of some of its items; measure it again")
+    return record
 
 
-def read_records(folder: Path, suite: str) -> list[Record]:
-    """All records of a suite, in the order of their paths."""
-    found = map(read_record, record_paths(folder, suite))
-    return [record for record in found if record is not None]
-
-
-def record_paths(folder: Path, suite: str) -> list[Path]:
-    """The files of a suite's records; not the temporary ones, which begin with a dot."""
-    paths = sorted((folder / suite).glob("*/*.json"))
-    return [path for path in paths if not path.name.startswith(".")]
+def read_records(folder: Path, suite: str) -> tuple[list[Record], list[str]]:
+    """All records of a suite in the order of their paths, and what is wrong with the files that are none."""
+    found, problems = [], []
+    for path in sorted((folder / suite).glob("*/[!.]*.json")):
+        try:
+            found.append(read_record(path))
+        except ValueError as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def fingerprint(**parts: Any) -> str:
     """A hash of everything that decides a measurement; the same measurement need not be repeated."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())
 
 
 @torch.no_grad()
@@ -144,17 +155,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def file_name(key: str) -> str:
-    """A model's key or path as one file name: `openai/ViT-B/32` -> `openai-ViT-B-32`."""
-    return (
-        "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in key).strip(
-            ".-"
-        )
-        or "model"
-    )
-
-
-def environment(device: str) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """The software and the machine, as far as they can change a number or a duration."""
     described = {
         "clipag_plug": __version__,
@@ -163,9 +164,9 @@ def environment(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": str(device),
     }
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         described["device_name"] = torch.cuda.get_device_name(device)
     return described
 

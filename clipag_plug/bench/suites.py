@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..options.base import Options, read_recipe
-from .registry import Task, find
+from ..options.base import Options, option, read_recipe
+from .data import SPLITS
+from .tasks import Task, find
 
 HOME = Path(__file__).parent
+KEYS = ("about", "models", "judge", "seeds", "split", "entries", "claims")
 
 
 @dataclass(frozen=True)
@@ -22,44 +25,51 @@ class Entry:
     options: Options
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement about a metric of the last model against the first; limits that are None are not asked for."""
+@dataclass
+class Claim(Options):
+    """A statement about a metric of the last model against the first; limits of 0 are not asked for."""
 
-    text: str
-    metric: str
-    least: float | None = None
-    times: float | None = None
-    points: float | None = None
-    apart: bool = False
-    reach: tuple[str, float] | None = None
+    text: str = option(help="the claim in words")
+    metric: str = option(help="ENTRY/METRIC")
+    why: str = option("", "who says so, and why it matters")
+    least: float = option(0.0, "least mean of the last model")
+    times: float = option(0.0, "least ratio of the means")
+    points: float = option(0.0, "least difference of the means")
+    apart: bool = option(False, "whether the difference must be significant")
+    reach_metric: str = option(
+        "", "of a sweep, the metric that chooses the setting, as ENTRY/METRIC"
+    )
+    reach: float = option(0.0, "the smallest setting at which the last model has this share of it")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of entries, models (the first is the baseline), one judge, seeds and claims."""
+    """A named list of entries, models (the first is the baseline), one judge, seeds, the part of photographs and
+    prompts that is measured on, and claims."""
 
     name: str
     about: str
     models: tuple[str, ...]
     judge: str
     seeds: tuple[int, ...]
+    split: str
     entries: tuple[Entry, ...]
     claims: tuple[Claim, ...]
 
 
 def names() -> list[str]:
     """The suites that come with the package."""
-    return sorted(path.stem for path in HOME.glob("*.toml"))
+    return sorted(path.stem for path in HOME.glob("*.toml") if path.stem != "papers")
 
 
 def read_suite(
     name: str,
     *,
-    models: list[str] | None = None,
+    models: Sequence[str] = (),
     judge: str = "",
-    seeds: list[int] | None = None,
-    only: list[str] | None = None,
+    seeds: Sequence[int] = (),
+    split: str = "",
+    only: Sequence[str] = (),
 ) -> Suite:
     """A suite of the package or a .toml file, with parts of it replaced.
 
@@ -70,57 +80,79 @@ def read_suite(
         raise FileNotFoundError(
             f"there is no suite {name!r}; suites: {', '.join(names())}; or give a .toml file"
         )
-    data = read_recipe(path)
-    _known(data, ("about", "models", "judge", "seeds", "entries", "claims"), f"suite {path.name!r}")
+    changes = {"models": models, "judge": judge, "seeds": seeds, "split": split}
+    data = read_recipe(path) | {key: value for key, value in changes.items() if value}
+    return _suite(path.stem, data, only)
+
+
+def papers() -> dict[str, Any]:
+    """Figures and tables of the papers, as KEY:NAME -> the table of a suite with its two sizes."""
+    data = read_recipe(HOME / "papers.toml")
+    return {f"{key}:{name}": table for key, part in data.items() for name, table in part.items()}
+
+
+def read_paper(
+    name: str, size: str, models: Sequence[str] = (), judge: str = "", seeds: Sequence[int] = ()
+) -> Suite:
+    """A figure or table of a paper as a suite, at its published size or at one that takes minutes."""
+    known = papers()
+    if name not in known:
+        raise ValueError(f"there is no {name!r} of a paper; known: {', '.join(known)}")
+    table = known[name]
+    entries = {
+        key: {part: each for part, each in entry.items() if part not in ("paper", "demo")}
+        | {"options": entry.get("options", {}) | entry.get(size, {})}
+        for key, entry in table["entries"].items()
+    }
+    data = {
+        "about": table["about"],
+        "models": models or ["clip-mini", "clipag-mini"],
+        "judge": judge or "judge-mini",
+        "seeds": seeds or table.get("seeds", [0]),
+        "split": "test",
+        "entries": entries,
+    }
+    return _suite(f"{name.replace(':', '-')}-{size}", data, ())
+
+
+def _suite(name: str, data: dict[str, Any], only: Sequence[str]) -> Suite:
+    _known(data, KEYS, f"suite {name!r}")
     entries = [_entry(key, table) for key, table in data.get("entries", {}).items()]
-    missing = set(only or ()) - {entry.name for entry in entries}
+    known = [entry.name for entry in entries]
+    missing = sorted(set(only) - set(known))
     if missing:
         raise ValueError(
-            f"suite {path.stem!r} has no entry {', '.join(sorted(missing))}; "
-            f"entries: {', '.join(entry.name for entry in entries)}"
+            f"suite {name!r} has no entry {', '.join(missing)}; entries: {', '.join(known)}"
         )
     suite = Suite(
-        path.stem,
+        name,
         data.get("about", ""),
-        tuple(models or data.get("models", ())),
-        judge or data.get("judge", ""),
-        tuple(seeds or data.get("seeds", (0,))),
+        tuple(data.get("models", ())),
+        data.get("judge", ""),
+        tuple(data.get("seeds", (0,))),
+        data.get("split", "all"),
         tuple(entry for entry in entries if not only or entry.name in only),
-        tuple(_claim(table) for table in data.get("claims", ())),
+        tuple(Claim.from_dict(table) for table in data.get("claims", ())),
     )
-    _check(suite)
-    return suite
-
-
-def _check(suite: Suite) -> None:
     if not suite.models or not suite.entries:
-        raise ValueError(
-            f"suite {suite.name!r} names no model or no entry; nothing would be measured"
-        )
+        raise ValueError(f"suite {name!r} names no model or no entry; nothing would be measured")
     if len(set(suite.models)) < len(suite.models):
-        raise ValueError(f"suite {suite.name!r} names a model twice: {', '.join(suite.models)}")
+        raise ValueError(f"suite {name!r} names a model twice: {', '.join(suite.models)}")
+    if suite.split not in SPLITS:
+        raise ValueError(
+            f"suite {name!r} has split {suite.split!r}; it is one of {', '.join(SPLITS)}"
+        )
     if any(entry.task.judged for entry in suite.entries) and not suite.judge:
-        raise ValueError(f"suite {suite.name!r} draws pictures and names no judge; add --judge")
+        raise ValueError(f"suite {name!r} draws pictures and names no judge; add --judge")
+    return suite
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
     _known(table, ("task", "title", "options"), f"entry {name!r}")
-    if "task" not in table:
-        raise ValueError(f"entry {name!r} names no task")
-    task = find(table["task"])
+    task = find(table.get("task", ""))
     return Entry(
         name, table.get("title", task.title), task, task.options.from_dict(table.get("options", {}))
     )
-
-
-def _claim(table: dict[str, Any]) -> Claim:
-    fields = dict(table)
-    if "reach" in fields:
-        reach = fields["reach"]
-        _known(reach, ("metric", "share"), "reach of a claim")
-        fields["reach"] = (reach["metric"], float(reach["share"]))
-    _known(fields, tuple(Claim.__dataclass_fields__), "a claim")
-    return Claim(**fields)
 
 
 def _known(table: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:

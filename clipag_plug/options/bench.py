@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .base import Options, option
 
-REQUESTS = ("run", "list", "table", "compare")
+REQUESTS = ("run", "list", "table", "compare", "paper")
 FORMATS = ("text", "markdown", "csv", "latex", "json")
 
 
@@ -17,7 +17,7 @@ class Bench(Options):
     request: str = option("run", "what to do", choices=REQUESTS, positional=True, metavar="REQUEST")
     names: list[str] = option(
         [],
-        "after run, list, table: a suite; after compare: two models",
+        "after run, table: a suite; after compare: two models; after paper: list, all, or names as clipag:figure4",
         positional=True,
         metavar="NAME",
     )
@@ -47,11 +47,13 @@ class Bench(Options):
     report: bool = option(True, "write the HTML report")
     format: str = option("text", "how the result is printed", choices=FORMATS)
     json: bool = option(False, "the same as --format json")
-    shard: str = option(
-        "", "run part I of N of the jobs, as 2/4; under torchrun each process takes its own"
+    split: str = option(
+        "",
+        "part of the package's photographs and prompts instead of the suite's",
+        choices=("", "all", "development", "test"),
     )
-    merge: list[str] = option(
-        [], "with table: folders of records to copy into --records first, as those of the shards"
+    size: str = option(
+        "demo", "size of a paper's figure: minutes, or as published", choices=("demo", "paper")
     )
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
@@ -59,18 +61,13 @@ class Bench(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wanted = 2 if self.request == "compare" else 1
         if self.request == "compare" and len(self.names) != 2:
             raise ValueError(
                 f"compare takes two models, not {len(self.names)}: compare clip-mini clipag-mini"
             )
-        if len(self.names) > wanted:
-            raise ValueError(
-                f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file"
-            )
-        if self.merge and self.request != "table":
-            raise ValueError(
-                f"--merge goes with table, not with {self.request}: table SUITE --merge DIR DIR"
-            )
-        if self.request != "compare" and self.names:
+        if self.request in ("run", "list", "table") and self.names:
+            if len(self.names) > 1:
+                raise ValueError(
+                    f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file"
+                )
             self.suite, self.names = self.names[0], []

@@ -1,6 +1,6 @@
 """Vanilla above CLIPAG: the same prompts, seed, start and steps; one picture for the README.
 
-python benchmarks/make_readme_picture.py -o docs/vanilla-clipag.png
+python benchmarks/make/readme_picture.py -o docs/vanilla-clipag.png
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of results/ and of the README from the records of the bench, which lie in results/records/SUITE/.
 
-    python benchmarks/make_tables.py            # writes them
-    python benchmarks/make_tables.py --check    # exit code 1 where one says something else than its records
-    python benchmarks/make_tables.py --take runs/bench    # first copies the records of a finished run
+    python benchmarks/make/tables.py            # writes them
+    python benchmarks/make/tables.py --check    # exit code 1 where one says something else than its records
+    python benchmarks/make/tables.py --take runs/bench    # first copies the records of a finished run
 
 A table in a text stands between `<!-- table: SUITE ENTRY/METRIC ... -->` and `<!-- end -->`.
 """
@@ -15,13 +15,12 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipag_plug.bench.__main__ import result_of  # noqa: E402
-from clipag_plug.bench.formats import cells, markdown  # noqa: E402
+from clipag_plug.bench.compare import Result, result_of  # noqa: E402
+from clipag_plug.bench.report import FORMATS, cells  # noqa: E402
 from clipag_plug.bench.suites import names, read_suite  # noqa: E402
-from clipag_plug.bench.table import Result  # noqa: E402
 from clipag_plug.files import write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,8 +57,8 @@ def page(result: Result) -> str:
         f"`python -m clipag_plug.bench run {suite.name}`: {hours:.0f} minutes of one core on {place}, "
         f"torch {first.environment['torch']}, {first.started[:10]}. Seeds: "
         f"{', '.join(map(str, suite.seeds))}. This page is made from the records in `records/{suite.name}/` by "
-        "`python benchmarks/make_tables.py`.\n\n"
-        f"{markdown(result)}\n"
+        "`python benchmarks/make/tables.py`.\n\n"
+        f"{FORMATS['markdown'](result)}\n"
     )
 
 
@@ -73,7 +72,7 @@ def filled(match: re.Match[str], results: dict[str, Result]) -> str:
     heads = ("", result.suite.models[0], model, "difference, 95 % interval", "n")
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|"]
     for metric in wanted.split():
-        title, theirs, ours, moved, ends, _, count, _ = cells(rows[metric])
+        title, theirs, ours, moved, ends, _, _, count, _ = cells(rows[metric])
         entry = titles[metric.partition("/")[0]]
         lines.append(f"| {entry}: {title} | {theirs} | {ours} | {moved} ({ends}) | {count} |")
     return opening + "\n".join(lines) + "\n" + closing

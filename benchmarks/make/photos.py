@@ -1,4 +1,4 @@
-"""Builds the labelled sample with boxes: `python benchmarks/make_photos.py val.tar.gz boxes.tsv -o photos.zip`.
+"""Builds the labelled sample with boxes: `python benchmarks/make/photos.py val.tar.gz boxes.tsv -o photos.zip`.
 
 The boxes are a tab-separated file with a header: key, WordNet id, x0, y0, x1, y1 (first and last column and row).
 Tiny ImageNet's `val_annotations.txt` holds them. Takes three photographs of every even class and two of every odd one.

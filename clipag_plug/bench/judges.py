@@ -1,0 +1,154 @@
+"""Models that look: a CLIP as a classifier, the independent judge of made pictures, and LAION's predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..files import sha256
+from ..model import CLIP
+from ..train.evaluate import PROMPTS
+from ..train.text import TextFeatures
+from ..vocabulary import sentence
+
+BATCH = 256
+HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+BACKBONE = "ViT-L-14.pt"
+HASHES = {
+    HEAD: "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    BACKBONE: "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+}
+SOURCE = (
+    f"download {HEAD} (github.com/christophschuhmann/improved-aesthetic-predictor) and {BACKBONE} "
+    "(OpenAI's CLIP) into one folder and give --aesthetic FOLDER"
+)
+
+
+class Classifier:
+    """Zero-shot classification: logits are scaled cosines to the mean unit feature of each class's prompts."""
+
+    def __init__(
+        self, model: CLIP, classes: Sequence[str], templates: Sequence[str] = PROMPTS
+    ) -> None:
+        self.model, self.classes = model.eval(), list(classes)
+        self._texts = TextFeatures(model, trained=False)
+        with torch.no_grad():
+            prompts = [
+                self.texts([sentence(name, form) for name in self.classes]) for form in templates
+            ]
+            self.prompts = F.normalize(torch.stack(prompts).mean(0), dim=-1)
+            self.scale = float(model.logit_scale.exp())
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit features (M, D) of texts."""
+        return F.normalize(self._texts(list(texts)).float(), dim=-1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unit features (N, D) of images in [0, 1]; differentiable."""
+        return F.normalize(self.model.encode_image(self.model.normalize(images)).float(), dim=-1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class logits (N, C) of images in [0, 1]; differentiable."""
+        return self.scale * self.features(images) @ self.prompts.T
+
+
+class Judge(Classifier):
+    """Looks at finished pictures, in batches and without gradients: it must never steer."""
+
+    def __init__(self, model: CLIP, name: str, classes: Sequence[str]) -> None:
+        super().__init__(model, classes)
+        self.name = name
+        self.side = int(model.visual.input_resolution)
+
+    def enlarged(self, images: Tensor) -> Tensor:
+        """Pictures at the side that the judge asks for, bilinear and with antialiasing where they shrink."""
+        if images.shape[-1] == self.side:
+            return images
+        return F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Unit features (N, D) on the CPU."""
+        device = self.prompts.device
+        parts = [super(Judge, self).features(part.to(device)) for part in images.split(BATCH)]
+        return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Class logits (N, C) on the CPU."""
+        return self.scale * self.features(images) @ self.prompts.cpu().T
+
+    def verdicts(self, scores: Tensor) -> list[str]:
+        """What the judge calls each picture, from its logits (N, C)."""
+        return [self.classes[int(index)] for index in scores.argmax(dim=1)]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The LAION aesthetic predictor (Schuhmann 2022): a linear head on image features of OpenAI's ViT-L/14.
+
+    Args:
+        weight, bias: (D,) and a number, into which its layers collapse, as it has no activations between them.
+        features: images in [0, 1] -> (N, D).
+    """
+
+    weight: Tensor
+    bias: float
+    features: Callable[[Tensor], Tensor]
+    name: str = f"{HEAD} on OpenAI ViT-L/14"
+    sha256: str = "".join(HASHES.values())
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores (N,), about 1 to 10, of images in [0, 1]."""
+        parts = [F.normalize(self.features(part).float(), dim=-1) for part in images.split(32)]
+        return torch.cat(parts).cpu() @ self.weight + self.bias
+
+
+def find_predictor(folder: str, device: torch.device | str = "cpu") -> Predictor | str:
+    """The predictor from a folder with the user's two files, or the reason why there is none.
+
+    ValueError where a file of that name has another content: a score of something else would carry the same name.
+    """
+    if not folder:
+        return f"no --aesthetic was given: {SOURCE}"
+    paths = {name: Path(folder) / name for name in HASHES}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
+        return f"{folder!r} lacks {' and '.join(missing)}: {SOURCE}"
+    for name, path in paths.items():
+        if sha256(path) != HASHES[name]:
+            raise ValueError(
+                f"{str(path)!r} has SHA-256 {sha256(path)[:12]}..., not {HASHES[name][:12]}...; {SOURCE}"
+            )
+    from .. import clip
+
+    model = clip.load_model(str(paths[BACKBONE]), device=device)
+    model = model.float().eval().requires_grad_(False)
+    side = int(model.visual.input_resolution)
+
+    def features(images: Tensor) -> Tensor:
+        shown = F.interpolate(images.to(device), (side, side), mode="bicubic", antialias=True)
+        encoded: Tensor = model.encode_image(model.normalize(shown.clamp(0, 1)))
+        return encoded
+
+    return Predictor(*collapse(torch.load(paths[HEAD], weights_only=True)), features)
+
+
+def collapse(layers: dict[str, Tensor]) -> tuple[Tensor, float]:
+    """Linear layers `layers.N.weight` (out, in) and `layers.N.bias`, applied in order of N, as one (D,) and bias."""
+    numbers = sorted({int(key.split(".")[1]) for key in layers})
+    weight = torch.eye(layers[f"layers.{numbers[0]}.weight"].shape[1], dtype=torch.float64)
+    bias = torch.zeros(len(weight), dtype=torch.float64)
+    for number in numbers:
+        own = layers[f"layers.{number}.weight"].double()
+        weight, bias = own @ weight, own @ bias + layers[f"layers.{number}.bias"].double()
+    if len(weight) != 1:
+        raise ValueError("the head does not end in one number; it is not the aesthetic predictor")
+    return weight[0].float(), float(bias)

@@ -1,0 +1,129 @@
+"""Input gradients of photographs as pictures, and the share of them that lies on the object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...attacks import Loss, value_and_gradient
+from ...options.base import Options, option
+from ..metrics import fine_share, inside, roughness, slope, stability
+from ..records import Metric
+from . import Context, Measured, Sheet, evenly, task
+
+# Title, unit, and which way is better: fine, rough gradients of flat spectrum are noise to a viewer.
+METRICS = {
+    "on_object": (
+        "share of the gradient on the object, {area:.0%} of the picture",
+        "share",
+        "higher",
+    ),
+    "fine": ("share of the gradient's energy above a quarter of Nyquist", "share", "lower"),
+    "slope": ("slope of the gradient's power spectrum", "ratio", "lower"),
+    "roughness": ("roughness of the gradient", "ratio", "lower"),
+    "stability": ("stability of the gradient under noise", "cosine", "higher"),
+}
+SPECTRA = {"fine": fine_share, "slope": slope, "roughness": roughness}
+
+
+@dataclass
+class Gradients(Options):
+    """Photographs to take gradients of, and how many of them to show."""
+
+    count: int = option(0, "photographs, spread over the classes; 0 for all", low=0)
+    shown: int = option(16, "photographs on the sheets", low=1)
+    noise: float = option(
+        0.02, "standard deviation of the noise that the gradient is to bear", low=0
+    )
+    batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
+
+
+@task("gradients", "input gradients of photographs", Gradients)
+def run(context: Context) -> Measured:
+    """Gradient of the cosine between a photograph and the prompt of its class, with respect to the pixels.
+
+    No judge is needed. A gradient that is equal everywhere has the box's share of the area on the object, which is
+    that metric's chance level and stands in its title. What white noise has in the three numbers of the spectrum
+    depends on how a tower reduces its input, and is measured for each; photographs have a slope about -2. Stability:
+    cosine with the gradient at the photograph plus noise.
+    """
+    options: Gradients = context.options
+    photos, classifier = context.data.photos, context.classifier
+    side = context.side
+    rows = context.rows(options.count)
+    shown = rows[evenly(len(rows), options.shown)]
+    areas, pictures = [], []
+    found: dict[str, list[Tensor]] = {key: [] for key in METRICS}
+    noise = context.generator(1)
+    for part in rows.split(options.batch):
+        prompts = classifier.prompts[photos.labels[part].to(context.resources.device)]
+
+        def cosine(x: Tensor, y: Tensor = prompts) -> Tensor:
+            return (classifier.features(x) * y).sum(dim=1)
+
+        images = photos.pixels(part, side)
+        gradients = _gradients(cosine, images, context)
+        # The noise is drawn photograph by photograph: a batch's size changes nothing.
+        shaken = [x + options.noise * torch.randn(x.shape, generator=noise) for x in images]
+        masks = photos.masks(part, side)
+        found["on_object"].append(inside(gradients, masks))
+        found["stability"].append(
+            stability(gradients, _gradients(cosine, torch.stack(shaken), context))
+        )
+        for key, measure in SPECTRA.items():
+            found[key].append(measure(gradients))
+        areas.append(masks.mean((1, 2, 3)))
+        pictures += [picture(g) for g, row in zip(gradients, part) if row in shown]
+        context.progress(sum(map(len, areas)) / len(rows))
+    area = float(torch.cat(areas).mean())
+    metrics = {
+        key: Metric(
+            title.format(area=area),
+            unit,
+            context.name,
+            torch.cat(found[key]).tolist(),
+            better=better,
+        )
+        for key, (title, unit, better) in METRICS.items()
+        if context.data.boxed or key != "on_object"
+    }
+    titles = [context.data.classes[int(label)] for label in photos.labels[shown]]
+    sheets = {
+        "photographs": Sheet(photos.pixels(shown, side), titles),
+        "gradients": Sheet(torch.stack(pictures), titles),
+    }
+    levels = white_noise(context.model.visual, side)
+    remark = "; ".join(f"{METRICS[key][0]} {level:.2f}" for key, level in levels.items())
+    notes = {
+        "side": side,
+        "area_of_the_boxes": area,
+        "white_noise": levels,
+        "remarks": [f"white noise passed back through the input of {context.name} has: {remark}"],
+    }
+    return Measured(context.keys(rows), metrics, sheets, notes)
+
+
+def _gradients(cosine: Loss, images: Tensor, context: Context) -> Tensor:
+    return value_and_gradient(cosine, images.to(context.resources.device))[1].cpu()
+
+
+def white_noise(visual: torch.nn.Module, side: int, count: int = 32) -> dict[str, float]:
+    """What the spectrum's numbers are for a gradient that is white noise where the tower has reduced its input.
+
+    A tower that reduces inside (`visual.reduce`) spreads it over several pixels on the way back.
+    """
+    noise = torch.Generator().manual_seed(0)
+    images = torch.zeros(count, 3, side, side, requires_grad=True)
+    reduced = visual.reduce(images) if hasattr(visual, "reduce") else images  # type: ignore[operator]
+    upstream = torch.randn(reduced.shape, generator=noise)
+    (gradients,) = torch.autograd.grad(reduced, images, upstream.to(reduced))
+    return {key: float(measure(gradients).mean()) for key, measure in SPECTRA.items()}
+
+
+def picture(gradient: Tensor) -> Tensor:
+    """A gradient (3, H, W) as a picture around mid-grey, its 99.5th percentile of magnitude at full contrast."""
+    size = gradient.abs().flatten()
+    limit = size.kthvalue(max(int(0.995 * len(size)), 1)).values.clamp_min(1e-30)
+    return (gradient / (2 * limit) + 0.5).clamp(0, 1)

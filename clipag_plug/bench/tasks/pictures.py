@@ -1,0 +1,331 @@
+"""Pictures drawn from text by each model's gradients, from the same starts, and what judges see in them.
+
+The protocols are those of Ganz & Elad 2024 and its supplement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import pipelines
+from ...options.base import Options, option
+from ...paint import Step, synthesize
+from ...vocabulary import sentence
+from ..data import read_prompts
+from ..judges import Judge
+from ..metrics import (
+    Inception,
+    fid,
+    inception_score,
+    jackknife,
+    kid,
+    r_precision,
+    ranks,
+    similarity,
+    top,
+)
+from ..records import Metric
+from . import Context, Measured, Sheet, evenly, marks, task
+
+AESTHETIC = "aesthetic score"
+
+
+@dataclass
+class Painting(Options):
+    """Settings of `synthesize`."""
+
+    preset: str = option("fast", "preset of synthesize")
+    views: int = option(
+        4, "random views of a step, 0 for plain gradient ascent on the picture", low=0
+    )
+    steps: int = option(60, "updates of the picture", low=1)
+    init: str = option("noise", "start of a picture", choices=("noise", "gray", "gmm"))
+    batch: int = option(26, "pictures that are drawn together and share their start", low=1)
+
+
+@dataclass
+class Generation(Painting):
+    """Which classes are drawn, and settings of `synthesize`."""
+
+    every: int = option(
+        2, "draw every n-th class of the vocabulary: a rule, so that nobody picks", low=1
+    )
+    template: str = option("a {}", "prompt of a class")
+
+
+@dataclass
+class Pictures(Options):
+    """Which prompts, and who scores besides the judge."""
+
+    prompts: str = option(
+        "captions", "captions, drawings, styles, a text file, or MS-COCO's captions_*.json"
+    )
+    count: int = option(100, "prompts to take, 0 for all", low=0)
+    prefix: str = option("", "put before every prompt, as 'an oil painting of '")
+    second: str = option("", "a second CLIP to score with, by key or file; it may not guide")
+    inception: str = option(
+        "", "weight file of torch-fidelity's Inception v3; empty takes the judge's features"
+    )
+
+
+@dataclass
+class GeneratorFree(Painting, Pictures):
+    """Prompts, and settings of `synthesize`."""
+
+    init: str = option("gmm", "start of a picture", choices=("noise", "gray", "gmm"))
+    batch: int = option(25, "pictures that are drawn together and share their start", low=1)
+
+
+@dataclass
+class Drawings(Pictures):
+    """Settings of CLIPDraw."""
+
+    prompts: str = option(
+        "drawings", "drawings, captions, a text file, or MS-COCO's captions_*.json"
+    )
+    preset: str = option("demo", "preset of clipdraw")
+    augment: bool = option(True, "look at random views")
+    steps: int = option(60, "updates", low=1)
+
+
+@dataclass
+class Codes(Pictures):
+    """Settings of VQGAN+CLIP."""
+
+    preset: str = option("demo", "preset of vqgan_clip")
+    autoencoder: str = option("vqgan-mini", "its autoencoder, by name or file")
+    steps: int = option(60, "updates", low=1)
+
+
+@dataclass
+class Styles(Pictures):
+    """Settings of CLIPStyler."""
+
+    prompts: str = option("styles", "styles, or a text file")
+    count: int = option(0, "styles to take, 0 for all", low=0)
+    photographs: int = option(4, "photographs that are put into each style", low=1)
+    preset: str = option("demo", "preset of clipstyler")
+    mode: str = option("network", "what is optimised", choices=("network", "pixels"))
+    steps: int = option(40, "updates", low=1)
+
+
+READS = ("prompts", "second", "inception")
+
+
+@task("generation", "pictures drawn from text", Generation, judged=True)
+def generation(context: Context) -> Measured:
+    """Recognition by the judge among all classes, R-Precision among the prompts, and similarity to the prompt."""
+    options: Generation = context.options
+    judge, names = context.judge, context.data.classes
+    classes = context.data.every(options.every)
+    prompts = [sentence(names[index], options.template) for index in classes]
+    images = draw(context, prompts)
+    scores = judge.logits(images)
+    truth = torch.tensor(classes)
+    metrics = {
+        f"top{k}": Metric(
+            f"recognised, top-{k}", "share", judge.name, top(scores, truth, k).tolist()
+        )
+        for k in (1, 5)
+    }
+    found = _captions(judge, images, prompts)
+    metrics |= {key: found[key] for key in ("r_precision", "similarity")}
+    sheet = Sheet(images, prompts, judge.verdicts(scores), marks(ranks(scores, truth)))
+    notes = {"side": images.shape[-1], "classes": len(names)}
+    return Measured(prompts, metrics, {"pictures": sheet}, notes)
+
+
+@task("generator_free", "generator-free pictures", GeneratorFree, judged=True, reads=READS)
+def generator_free(context: Context) -> Measured:
+    """Main paper's generator-free synthesis: CLIPSIM, R-Precision, FID, KID and IS against the photographs."""
+    return _measured(context, lambda prompts: draw(context, prompts), sets=True)
+
+
+@task("clipdraw", "CLIPDraw", Drawings, judged=True, reads=READS)
+def clipdraw(context: Context) -> Measured:
+    """Supplement 1.2: drawings with and without augmentations; aesthetics, similarity by two CLIPs, R-Precision."""
+    return _measured(
+        context,
+        lambda prompts: _each(
+            context, "clipdraw", prompts, augment=context.options.augment, size=0
+        ),
+    )
+
+
+@task("vqgan_clip", "VQGAN+CLIP", Codes, judged=True, reads=(*READS, "autoencoder"))
+def vqgan_clip(context: Context) -> Measured:
+    """Supplement 1.2: pictures of 100 captions through an autoencoder's codes; similarity by two CLIPs."""
+    return _measured(
+        context,
+        lambda prompts: _each(
+            context, "vqgan_clip", prompts, autoencoder=context.options.autoencoder
+        ),
+    )
+
+
+@task("clipstyler", "CLIPStyler", Styles, judged=True, reads=READS)
+def clipstyler(context: Context) -> Measured:
+    """Supplement 1.2: photographs in the style of a text, with the style network or on bare pixels.
+
+    Similarity to the style, and to the photograph, by the judge: a style that eats the picture wins only the first.
+    """
+    options: Styles = context.options
+    photos, judge = context.data.photos, context.judge
+    rows = evenly(len(photos), options.photographs)
+    contents = photos.pixels(rows)
+    pairs = [(style, place) for style in _prompts(context) for place in range(len(rows))]
+    styles, places = [style for style, _ in pairs], [place for _, place in pairs]
+    images = _each(context, "clipstyler", styles, contents[places], mode=options.mode)
+    looks = judge.features(judge.enlarged(images))
+    kept = judge.features(judge.enlarged(contents))[places]
+    texts = judge.texts(styles).cpu()
+    metrics = {
+        key: Metric(f"similarity to the {what}", "cosine", judge.name, column.tolist())
+        for key, what, column in (
+            ("style", "style", similarity(looks, texts)),
+            ("content", "photograph", similarity(looks, kept)),
+        )
+    }
+    keys = [photos.keys[int(rows[place])] for place in places]
+    items = [f"{key}: {style}" for key, style in zip(keys, styles)]
+    drawn = {"photograph": keys, "style": styles}
+    sheets = {"pictures": Sheet(images, items)}
+    return Measured(items, metrics, sheets, {"side": images.shape[-1]}, drawn)
+
+
+def draw(context: Context, prompts: list[str]) -> Tensor:
+    """The pictures (N, 3, side, side) of the prompts. Each batch has a seed, and so a start, of its own."""
+    options: Painting = context.options
+    pictures: list[Tensor] = []
+    for number, start in enumerate(range(0, len(prompts), options.batch)):
+        part = prompts[start : start + options.batch]
+
+        def report(step: Step, done: int = start, count: int = len(part)) -> None:
+            context.progress((done + count * (step.index + 1) / options.steps) / len(prompts))
+
+        results = synthesize(
+            part,
+            model=context.model,
+            seed=context.seed * 1000 + number,
+            callback=report,
+            preset=options.preset,
+            views=options.views,
+            steps=options.steps,
+            init=options.init,
+            # Guides are compared by the published loss and rule, whatever the preset.
+            contrast=0,
+            optimizer="adam",
+        )
+        pictures += [result.image for result in results]
+    return torch.stack(pictures)
+
+
+def _each(
+    context: Context, name: str, prompts: Sequence[str], contents: Any = None, **settings: Any
+) -> Tensor:
+    """One picture after another by a pipeline, as they make them; `settings` are options of its own."""
+    options = context.options
+    pipeline = getattr(pipelines, name)
+    pictures = []
+    for place, prompt in enumerate(prompts):
+        made = pipeline(
+            prompt,
+            *(() if contents is None else (contents[place],)),
+            model=context.model,
+            seed=context.seed * 100_003 + place,
+            preset=options.preset,
+            steps=options.steps,
+            **settings,
+        )
+        pictures.append(made[0].image)
+        context.progress((place + 1) / len(prompts))
+    return torch.stack(pictures)
+
+
+def _prompts(context: Context) -> list[str]:
+    options: Pictures = context.options
+    found = read_prompts(options.prompts, options.count, context.seed, context.data.split)
+    return [options.prefix + text for text in found]
+
+
+def _measured(
+    context: Context, make: Callable[[list[str]], Tensor], sets: bool = False
+) -> Measured:
+    """Similarity and R-Precision by the judge and by a second one, neither of which may have guided; aesthetic score
+    where there is a predictor; sets: FID, KID and Inception Score against the photographs as well."""
+    options: Pictures = context.options
+    judge, prompts = context.judge, _prompts(context)
+    images = make(prompts)
+    metrics, empty = _captions(judge, judge.enlarged(images), prompts), {}
+    if options.second:
+        second = context.second_judge(options.second)
+        found = _captions(second, second.enlarged(images), prompts, by=f" by {second.name}")
+        metrics |= {f"second_{key}": metric for key, metric in found.items()}
+    else:
+        empty["similarity by a second CLIP"] = (
+            "no second judge was named; set the entry's option second to a model that guides nothing"
+        )
+    predictor = context.resources.aesthetic
+    if isinstance(predictor, str):
+        empty[AESTHETIC] = predictor
+    else:
+        found_scores = predictor(images).tolist()
+        metrics["aesthetic"] = Metric(AESTHETIC, "score", predictor.name, found_scores)
+    if sets:
+        metrics |= _sets(context, images, options.inception)
+    seen = judge.verdicts(judge.logits(judge.enlarged(images)))
+    notes = {"side": images.shape[-1], "empty": empty}
+    return Measured(prompts, metrics, {"pictures": Sheet(images, prompts, seen)}, notes)
+
+
+def _captions(judge: Judge, images: Tensor, prompts: list[str], by: str = "") -> dict[str, Metric]:
+    features, texts = judge.features(images), judge.texts(prompts).cpu()
+    found = {
+        "similarity": ("similarity to the prompt", "cosine", similarity(features, texts)),
+        "r_precision": (
+            f"R-Precision among {len(prompts)} prompts",
+            "share",
+            r_precision(features, texts),
+        ),
+    }
+    return {
+        key: Metric(title + by, unit, judge.name, column.tolist())
+        for key, (title, unit, column) in found.items()
+    }
+
+
+def _sets(context: Context, images: Tensor, inception: str) -> dict[str, Metric]:
+    """By torch-fidelity's Inception from the weight file, else in the judge's features and classes."""
+    judge = context.judge
+    photos = context.data.photos.pixels(range(len(context.data.photos)))
+    if inception:
+        network = Inception(inception)
+        (made, logits), (real, _) = network(images), network(photos)
+    else:
+        shown = judge.enlarged(images)
+        made, logits = judge.features(shown), judge.logits(shown)
+        real = judge.features(judge.enlarged(photos))
+    by = network.name if inception else judge.name
+    where = "Inception v3" if inception else f"the features of {by}"
+    count = len(images)
+    # KID compares sets of one size: the photographs are taken at equal distances, not from the first classes.
+    same = real[:: max(len(real) // count, 1)][:count]
+    statistics: dict[str, tuple[str, str, Callable[[Tensor], float]]] = {
+        "fid": ("FID", "distance", lambda rows: fid(made[rows], real)),
+        "kid": (
+            "KID x 1000",
+            "distance",
+            lambda rows: 1000 * kid(made[rows], same[rows[rows < len(same)]]),
+        ),
+        "isc": ("Inception Score", "score", lambda rows: inception_score(logits[rows])),
+    }
+    metrics = {}
+    for key, (title, unit, statistic) in statistics.items():
+        values, blocks = jackknife(statistic, count)
+        metrics[key] = Metric(f"{title}, {where}, n = {count}", unit, by, values, blocks=blocks)
+    return metrics

@@ -27,10 +27,9 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clipag_plug.bench.judge import Judge  # noqa: E402
-from clipag_plug.bench.statistics import wilson  # noqa: E402
-
 from clipag_plug import clip, synthesize  # noqa: E402
+from clipag_plug.bench.judges import Judge  # noqa: E402
+from clipag_plug.bench.stats import share_interval  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
 from clipag_plug.images import contact_sheet, to_pil  # noqa: E402
 from clipag_plug.losses import colours  # noqa: E402
@@ -140,7 +139,7 @@ def page(found: dict[str, dict[str, list[bool]]]) -> str:
     for row in next(iter(found.values())):
         cells = []
         for hits in (rows[row] for rows in found.values()):
-            interval = wilson(sum(hits), len(hits))
+            interval = share_interval(sum(hits) / len(hits), len(hits))
             ends = f"{100 * interval.low:.0f} to {100 * interval.high:.0f} %"
             cells.append(f"{sum(hits)} of {len(hits)} ({ends})")
         lines.append(f"| {row} | {' | '.join(cells)} |")

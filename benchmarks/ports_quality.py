@@ -33,11 +33,10 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clipag_plug.bench.judge import Judge  # noqa: E402
-from clipag_plug.bench.statistics import Interval, mean, paired_difference  # noqa: E402
-
 from clipag_plug import clip  # noqa: E402
+from clipag_plug.bench.judges import Judge  # noqa: E402
 from clipag_plug.bench.metrics import ranks, similarity  # noqa: E402
+from clipag_plug.bench.stats import Interval, mean, paired_difference  # noqa: E402
 from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
 from clipag_plug.images import contact_sheet, to_pil, write_image  # noqa: E402

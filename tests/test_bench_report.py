@@ -307,17 +307,17 @@ def test_the_report_stands_alone(
     assert main(["run", str(path), "-o", str(folder), "--quiet"]) == 0
     page = (folder / "small.html").read_text(encoding="utf-8")
     sources = re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", page)
-    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert sources and all(source.startswith("data:image/") for source in sources)
     assert "http" not in re.sub(r'base64,[^"]+', "", page) and "@import" not in page
     assert "<test>" not in page and "&lt;test&gt;" in page
     assert "an Egyptian cat" in page and "How it was measured" in page
     assert page.count("<section") == page.count("</section>")
     assert page.count("<details") == page.count("</details>") > 5  # pictures and tables are folded
-    for word in ("better", "no significant difference", "worse", "holds", "<svg"):
+    for word in ("better", "no significant difference", "worse", "holds", "image/svg+xml"):
         assert word in page
     assert "p (Holm)" in (folder / "small.tex").read_text("utf-8")
     assert (folder / "small.csv").read_text("utf-8").startswith("baseline,model,metric")
-    assert [file.read_bytes()[:4] for file in folder.glob("small-*.pdf")] == [b"%PDF"]
+    assert {file.read_bytes()[:4] for file in folder.glob("small-*.pdf")} == {b"%PDF"}
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from .records import Record, read_records
 from .stats import Interval, Units, holm, mean, p_value, paired_difference
@@ -222,7 +221,7 @@ def _rows(entry: str, pairs: list[tuple[Record, Record]]) -> list[Comparison]:
                     len(pairs),
                     *means,
                     paired_difference(two, one, units),
-                    float(torch.tensor(gaps).std()) if len(gaps) > 1 else None,
+                    statistics.stdev(gaps) if len(gaps) > 1 else None,
                     p_value(two, one, units),
                     _ratio(means[1].value, means[0].value)
                     if metric["unit"] == "share" and not suffix

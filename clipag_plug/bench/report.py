@@ -222,7 +222,7 @@ def _charts(result: Result) -> Iterator[tuple[str, Chart]]:
 
 
 def _drawn(chart: Chart, path: Path) -> str:
-    """Writes a chart as PDF and returns it as SVG."""
+    """Writes a chart as PDF and returns it as SVG in a data URI."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -238,9 +238,9 @@ def _drawn(chart: Chart, path: Path) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     write_atomically(path, figure.savefig)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    out = io.BytesIO()
+    figure.savefig(out, format="svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .adapters import patch as patch
     from .clip import available_models as available_models
     from .clip import load as load
+    from .clip import register_open_clip as register_open_clip
     from .clip import tokenize as tokenize
     from .explanation import explain as explain
     from .paint import synthesize as synthesize
@@ -35,13 +36,17 @@ _HOME = {
     "load": "clip",
     "tokenize": "clip",
     "available_models": "clip",
+    "register_open_clip": "clip",
     "synthesize": "paint",
     "explain": "explanation",
     "patch": "adapters",
 }
 _SUBMODULES = ("clip", "model", "simple_tokenizer")
 
-__all__ = ["available_models", "explain", "load", "patch", "synthesize", "tokenize"]
+__all__ = [
+    *("available_models", "explain", "load", "patch", "register_open_clip", "synthesize"),
+    "tokenize",
+]
 
 # In a checkout adapters/ lies beside this folder; installed, it lies inside it. With the checkout
 # on the path, `clipag_plug.adapters` is found all the same, without an installation.

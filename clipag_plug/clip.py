@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from . import files
 from .model import CLIP as CLIP
-from .model import OPENAI_MEAN, OPENAI_STD, RECIPE, build
+from .model import OPENAI_MEAN, OPENAI_STD, PRECISIONS, RECIPE, as_open_clip, build
 from .model import build_model as build_model
 from .simple_tokenizer import shared, token_rows
 
@@ -192,28 +195,92 @@ def _transform(n_px: CLIP | int, record: Any = None) -> Any:
     return Compose([resize, *steps])
 
 
+def register_open_clip() -> None:
+    """Tells open_clip the models of this package: each is a tag of its architecture from then on.
+
+    `open_clip.create_model_and_transforms("ViT-B-32", pretrained="clipag")` and the other factories, `list_pretrained`
+    and the tokenizers know them. Files are fetched, checked and read as by `load`, and the activation is the model's
+    own. The bundled models are tags of "mini". A second call changes nothing.
+    """
+    from open_clip import factory, pretrained
+
+    from .weights import registry
+
+    create, download = factory.create_model, factory.download_pretrained
+    if hasattr(create, "clipag_plug"):
+        return
+    factory._MODEL_CONFIGS["mini"] = {"embed_dim": 0, "vision_cfg": {}, "text_cfg": {}}
+    fields = ("mean", "std", "interpolation", "resize_mode")
+    for record in registry.checkpoints():
+        entry = {"url": "", "hf_hub": "", **{name: getattr(record, name) for name in fields}}
+        entry |= {"quick_gelu": bool(record.quick_gelu), "clipag_plug": record}
+        tags = pretrained._PRETRAINED.setdefault(record.arch, {})
+        tags.setdefault(pretrained._clean_tag(record.key), entry)
+
+    @functools.wraps(download)
+    def fetched(cfg: dict[str, Any], *arguments: Any, **keywords: Any) -> str:
+        if "clipag_plug" not in (cfg or {}):
+            return cast(str, download(cfg, *arguments, **keywords))
+        return _state_file(cfg["clipag_plug"].key, keywords.get("cache_dir"), "safetensors")
+
+    @functools.wraps(create)
+    def created(model_name: str, tag: Any = None, *arguments: Any, **keywords: Any) -> Any:
+        given = inspect.signature(create).bind(
+            model_name, keywords.pop("pretrained", tag), *arguments, **keywords
+        )
+        options = given.arguments
+        name, tag = str(model_name).replace("/", "-"), options["pretrained"]
+        record = pretrained.get_pretrained_cfg(name, str(tag)).get("clipag_plug")
+        if record is None:
+            return create(*given.args, **given.kwargs)
+        if record.bundled:
+            device, precision = options.get("device", "cpu"), options.get("precision", "fp32")
+            low = precision.removeprefix("pure_")
+            model = load_model(record.key, device, precision=low if low in PRECISIONS else "fp32")
+            settings = {"size": model.visual.input_resolution, "mean": model.mean, "std": model.std}
+            factory.set_model_preprocess_cfg(model, {**settings, "mode": "RGB", "fill_color": 0})
+            return as_open_clip(model, output_dict=bool(options.get("output_dict")))
+        options["force_quick_gelu"] = bool(record.quick_gelu)
+        return create(*given.args, **given.kwargs)
+
+    created.clipag_plug = True  # type: ignore[attr-defined]
+    for module in (factory, pretrained, sys.modules["open_clip"]):
+        for function, ours in (("create_model", created), ("download_pretrained", fetched)):
+            if hasattr(module, function):
+                setattr(module, function, ours)
+
+
 def _download(url: str, root: str | None = None) -> str:
     """Path of a `torch.save`d state dict of a model in `_MODELS`, for `build_model`, as `clip._download` gives one.
 
     Raises RuntimeError for an address that `_MODELS` does not have.
     """
-    from .weights import fetch, opening
-
     scheme, _, name = url.partition(":")
     if scheme != "clipag_plug":
         raise RuntimeError(
             f"{url!r} is none of clip._MODELS, and other addresses are not fetched: download the file and give "
             "its path to clip.load"
         )
-    key = _resolve(name)
-    path = fetch.root(root) / f"{files.slug(key)}.pt"
+    return _state_file(_resolve(name), root, "pt")
+
+
+def _state_file(key: str, root: str | None, kind: str) -> str:
+    """A file in the cache with all tensors of a model: "safetensors", or "pt" with the recipe of `build_model`."""
+    from safetensors.torch import save_file
+
+    from .weights import fetch, opening
+
+    path = fetch.root(root) / f"{files.slug(key)}.{kind}"
     if not path.is_file():
         opened = opening.open_checkpoint(key, root)
-        facts = {"name": opened.record.key, "config": opened.config, "card": opened.card}
-        facts |= {"mean": opened.record.mean, "std": opened.record.std}
-        recipe = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-        state = {**opened.state_dict, RECIPE: recipe}
-        files.write_atomically(path, lambda name: torch.save(state, name), parents=True)
+        state = {name: tensor.contiguous() for name, tensor in opened.state_dict.items()}
+        record, write = opened.record, save_file
+        if kind == "pt":
+            facts = {"name": record.key, "config": opened.config, "card": opened.card}
+            facts |= {"mean": record.mean, "std": record.std}
+            text = bytearray(json.dumps(facts).encode())
+            state[RECIPE], write = torch.frombuffer(text, dtype=torch.uint8), torch.save
+        files.write_atomically(path, lambda name: write(state, name), parents=True)
     return str(path)
 
 
@@ -227,7 +294,10 @@ def __getattr__(name: str) -> Any:
         from torchvision.transforms import InterpolationMode
 
         return InterpolationMode.BICUBIC
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}: it stands for OpenAI's clip, and a program that needs "
+        "more brings its own changed copy, which `clipag run` leaves in reach"
+    )
 
 
 def _convert_image_to_rgb(image: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -16,23 +17,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .simple_tokenizer import foreign_rows, token_rows
-from .towers import (
-    Attention,
-    LayerNorm,
-    ModifiedResNet,
-    QuickGELU,
-    ResidualAttentionBlock,
-    Transformer,
-    VisionTransformer,
-    exporting,
-)
+from .towers import Attention, exporting
+from .towers import AttentionPool2d as AttentionPool2d
+from .towers import Bottleneck as Bottleneck
+from .towers import LayerNorm as LayerNorm
+from .towers import ModifiedResNet as ModifiedResNet
+from .towers import QuickGELU as QuickGELU
+from .towers import ResidualAttentionBlock as ResidualAttentionBlock
+from .towers import Transformer as Transformer
+from .towers import VisionTransformer as VisionTransformer
 
-__all__ = [
-    *("CLIP", "AttentionPool2d", "Bottleneck", "LayerNorm", "ModifiedResNet", "QuickGELU"),
-    *("OpenCLIP", "ResidualAttentionBlock", "Transformer", "VisionTransformer", "as_open_clip"),
-    *("build", "build_model", "convert_weights", "wrap"),
-]
-
+VisualTransformer = VisionTransformer  # its name in the first versions of `clip`
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,7 +54,6 @@ OPENAI_PARTS = (
     *("visual", "transformer", "token_embedding", "positional_embedding", "ln_final"),
     *("text_projection", "logit_scale"),
 )
-NAMED_AT_MOST = 8
 
 
 class CLIP(nn.Module):
@@ -88,25 +82,14 @@ class CLIP(nn.Module):
         transformer_heads: int,
         transformer_layers: int,
     ) -> None:
-        config = {
-            "embed_dim": embed_dim,
-            "quick_gelu": True,
-            "vision_cfg": {
-                "image_size": image_resolution,
-                "layers": vision_layers,
-                "width": vision_width,
-                **({"patch_size": vision_patch_size} if vision_patch_size else {}),
-            },
-            "text_cfg": {
-                "context_length": context_length,
-                "vocab_size": vocab_size,
-                "width": transformer_width,
-                "heads": transformer_heads,
-                "layers": transformer_layers,
-            },
-        }
         super().__init__()
-        self._assemble(*_parts(config, None))
+        vision = {"image_size": image_resolution, "layers": vision_layers, "width": vision_width}
+        vision |= {"patch_size": vision_patch_size} if vision_patch_size else {}
+        text = {"context_length": context_length, "vocab_size": vocab_size}
+        text |= {"width": transformer_width, "heads": transformer_heads}
+        text |= {"layers": transformer_layers}
+        config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+        self._assemble(*_parts({**config, "quick_gelu": True}, None))
 
     def _assemble(self, visual: Any, text: Any, logit_scale: Any, logit_bias: Any) -> CLIP:
         """Takes the parts as its own. text: anything with the attributes of open_clip's text tower."""
@@ -139,8 +122,9 @@ class CLIP(nn.Module):
         tokenizer: tuple[str, Mapping[str, Any]] | None = None,
     ) -> CLIP:
         self.name, self.card = name, dict(card or {})
-        self.mean = _triple(mean or getattr(self.visual, "image_mean", None) or OPENAI_MEAN)
-        self.std = _triple(std or getattr(self.visual, "image_std", None) or OPENAI_STD)
+        mean = mean or getattr(self.visual, "image_mean", None) or OPENAI_MEAN
+        std = std or getattr(self.visual, "image_std", None) or OPENAI_STD
+        self.mean, self.std = (tuple(map(float, values)) for values in (mean, std))
         self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._tokenizer = tokenizer
         return self
@@ -211,7 +195,8 @@ class CLIP(nn.Module):
             images: normalised images (N, 3, R, R), as for `encode_image`.
             layers: names of modules of `visual` (`visual.named_modules()`), "output" the features themselves;
                 None takes all of `model.layers`.
-            spatial: maps (N, C, h, w), class tokens left out, in place of everything as one row (N, ...).
+            spatial: maps (N, C, h, w), class tokens left out, in place of everything as one row (N, ...);
+                "output" stays a row.
 
         Raises:
             ValueError: no such layer, or a layer without places where maps are asked for.
@@ -248,7 +233,7 @@ class CLIP(nn.Module):
         inside = name.split(".")[0] == "transformer"
         if output.ndim == 3 and inside and not self.visual.transformer.batch_first:
             output = output.transpose(0, 1)
-        if not spatial:
+        if not spatial or name == "output":
             return output.flatten(1)
         if output.ndim == 3:
             side = math.isqrt(output.shape[1])
@@ -362,53 +347,34 @@ class OpenCLIP(CLIP):
         return dict(zip(names[:count], values)) if self.output_dict else values[:count]
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freezes the image tower but for its last groups (Zhai et al. 2022): blocks, then the projection."""
-        visual = self.visual
-        if unlocked_groups and not isinstance(visual, VisionTransformer):
-            raise ValueError(
-                f"a {type(visual).__name__} is locked whole; unlocked_groups is {unlocked_groups}, use 0"
-            )
-        visual.requires_grad_(False)
-        if freeze_bn_stats:
-            from open_clip.utils import freeze_batch_norm_2d
+        """Freezes the image tower but for its last groups (Zhai et al. 2022), by open_clip's own function."""
+        from open_clip import model as theirs
 
-            freeze_batch_norm_2d(visual)
-        if unlocked_groups:
-            stem = (
-                visual.conv1,
-                visual.class_embedding,
-                visual.positional_embedding,
-                visual.ln_pre,
+        kinds = (
+            (VisionTransformer, theirs.VisionTransformer),
+            (ModifiedResNet, theirs.ModifiedResNet),
+        )
+        lock = [getattr(self.visual, "lock", None)]
+        lock += [
+            functools.partial(b.lock, self.visual) for a, b in kinds if isinstance(self.visual, a)
+        ]
+        if lock[-1] is None:
+            raise ValueError(
+                f"open_clip cannot lock a {type(self.visual).__name__}; use visual.requires_grad_(False)"
             )
-            *blocks, last = visual.transformer.resblocks
-            groups = [stem, *((block,) for block in blocks), (last, visual.ln_post), (visual.proj,)]
-            for part in (part for group in groups[-unlocked_groups:] for part in group):
-                part.requires_grad_(True)
+        lock[-1](unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Freezes the text tower but for its last layers: blocks, then final norm and projection."""
-        if hasattr(self, "text"):
-            self.text.lock(unlocked_layers, freeze_layer_norm)
-            return
-        parts = [self.token_embedding, self.positional_embedding, *self.transformer.resblocks]
-        groups = [[part] for part in parts]
-        groups.append([part for part in (self.ln_final, self.text_projection) if part is not None])
-        for index, group in enumerate(groups):
-            for part in group:
-                part.requires_grad_(index >= len(groups) - unlocked_layers)
+        """Freezes the text tower but for its last layers, by open_clip's own function."""
+        from open_clip import model as theirs
+
+        kind = theirs.CustomTextCLIP if hasattr(self, "text") else theirs.CLIP
+        kind.lock_text_tower(self, unlocked_layers, freeze_layer_norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are run again on the way back in place of keeping their activations."""
-        if hasattr(self.visual, "set_grad_checkpointing"):
-            self.visual.set_grad_checkpointing(enable)
+        self.visual.set_grad_checkpointing(enable)
         (self.text if hasattr(self, "text") else self).transformer.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that open_clip's trainer does not decay."""
-        names = (name for name, _ in self.named_parameters())
-        return {
-            n for n in names if n.rpartition(".")[2] in ("positional_embedding", "class_embedding")
-        }
 
 
 def as_open_clip(model: CLIP, *, output_dict: bool = False) -> OpenCLIP:
@@ -475,11 +441,10 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
 
     One of `clip._download` says which model it is; any other is taken for OpenAI's, whose activation is QuickGELU.
     """
-    recipe: dict[str, Any] = {
-        "config": _openai_config(state_dict) if RECIPE not in state_dict else 0
-    }
     if RECIPE in state_dict:
         recipe = json.loads(bytes(state_dict[RECIPE].tolist()))
+    else:
+        recipe = {"config": _openai_config(state_dict)}
     model = build(recipe.pop("config"), state_dict, **recipe)
     convert_weights(model)
     return model
@@ -588,23 +553,16 @@ def _filled(
             given = convert_to_custom_text_state_dict(given)
     elif model.attn_mask is not None:
         model.attn_mask = model.build_attention_mask()
-    wanted = model.state_dict()
-    for name in wanted:  # a counter that evaluation never reads, absent from older files
+    for (
+        name
+    ) in model.state_dict():  # a counter that evaluation never reads, absent from older files
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, torch.zeros((), dtype=torch.long, device="cpu"))
-    problems = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in given and given[name].shape != wanted[name].shape
-        ],
-    }
-    found = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise RuntimeError(f"these weights do not fit the architecture; {'; '.join(found)}")
-    model.load_state_dict(given, assign=True)
+    try:
+        model.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        why = " ".join(str(error).split()).partition(": ")[2]
+        raise RuntimeError(f"these weights do not fit the architecture: {why[:1000]}") from None
     return model
 
 
@@ -628,9 +586,7 @@ def _parts(
             f"the text tower is the transformers model {text['hf_model_name']!r}; "
             "only open_clip's own text towers are supported"
         )
-    if any(kind in vision for kind in TOWERS) and (
-        config.get("quick_gelu") or config.get("custom_text")
-    ):
+    if set(TOWERS) & set(vision) and (config.get("quick_gelu") or config.get("custom_text")):
         raise ValueError("a bundled kind of model has GELU and no text tower of its own kind")
     act = QuickGELU if config.get("quick_gelu") else nn.GELU
     try:
@@ -754,11 +710,6 @@ def _causal(length: int) -> Tensor:
     return torch.full((length, length), -math.inf, device="cpu").triu_(1)
 
 
-def _some(names: list[str]) -> str:
-    rest = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _resolution(visual: Any) -> int:
     """The side of the images a tower takes."""
     size = getattr(visual, "input_resolution", None) or visual.image_size
@@ -776,8 +727,3 @@ def _output_dim(text: Any) -> int:
     if isinstance(projection, nn.Linear):
         return projection.out_features
     return int(text.output_dim if projection is None else projection.shape[1])
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -12,7 +12,7 @@ import gzip
 import html
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ def whitespace_clean(text: str) -> str:
     import regex
 
     return regex.sub(r"\s+", " ", text).strip()
+
+
+def get_pairs(word: Sequence[str]) -> set[tuple[str, str]]:
+    """The pairs of neighbours in a word of parts."""
+    return set(zip(word, word[1:]))
 
 
 class SimpleTokenizer:

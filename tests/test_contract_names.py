@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from pathlib import Path
+
 import pytest
 from contract_helpers import tiny_224  # noqa: F401
 
@@ -95,3 +99,35 @@ def test_point_11_the_packages_names_and_submodules() -> None:
     assert sorted(names) == ["available_models", "load", "tokenize"]
     assert submodule.load is clip.load and submodule.tokenize is clip.tokenize
     assert clip.model.CLIP is CLIP and clip.simple_tokenizer.SimpleTokenizer is SimpleTokenizer
+
+
+SURFACE = json.loads((Path(__file__).parent / "clip_names.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", SURFACE["names"])
+def test_what_public_code_takes_from_clip_is_there_or_explained(module: str) -> None:
+    """Counted names of clip_names.json: name -> [files, repositories]; names of changed copies raise a sentence."""
+    assert SURFACE["files"] >= 200 and len(SURFACE["repositories"]) >= 60
+    ours = importlib.import_module(module.replace("clip", "clipag_plug", 1))
+    for name, (_, repositories) in SURFACE["names"][module].items():
+        if hasattr(ours, name):
+            assert callable(getattr(ours, name)) or name == "_MODELS"
+        else:
+            assert repositories == 1, name
+            with pytest.raises(AttributeError, match="has no attribute"):
+                getattr(ours, name)
+
+
+def test_private_names_of_clip_clip_behave() -> None:
+    from PIL import Image
+
+    from clipag_plug import simple_tokenizer
+    from clipag_plug.clip import _MODELS, BICUBIC, _convert_image_to_rgb, _tokenizer, _transform
+
+    assert BICUBIC.value == "bicubic" and _tokenizer.encode("a cat") == [320, 2368]
+    assert _convert_image_to_rgb(Image.new("L", (4, 4))).mode == "RGB"
+    assert _transform(32)(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+    assert list(_MODELS) == clip.available_models()
+    assert simple_tokenizer.get_pairs("abab") == {("a", "b"), ("b", "a")}
+    with pytest.raises(AttributeError, match="its own changed copy"):
+        clip.clip.get_similarity_map  # noqa: B018

@@ -62,11 +62,7 @@ def test_weights_that_do_not_fit_are_named(tiny_clip: CLIP) -> None:
     weights["visual.proj"] = torch.zeros(3, 4)
     with pytest.raises(RuntimeError) as caught:
         build(TINY, weights)
-    for part in (
-        "missing: ln_final.bias",
-        "unexpected: visual.extra",
-        "visual.proj (3, 4) for (64, 32)",
-    ):
+    for part in ("ln_final.bias", "visual.extra", "visual.proj", "[3, 4]", "[64, 32]"):
         assert part in str(caught.value)
 
 

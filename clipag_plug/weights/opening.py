@@ -170,7 +170,7 @@ def read_bundled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
             raise BadFileError(
                 path, f"its .json packs {name!r}, and the shape {shape} does not fit"
             )
-        state[name] = torch.zeros(shape)
+        state[name] = torch.zeros(shape, dtype=torch.float32)
         state[name][index.long()] = rows.float()
     return {**state, **layouts.unify(values)}, config, dict(about.get("card") or {})
 

@@ -1,0 +1,214 @@
+"""The two losses by which differentiable renderers are guided: towards words, and towards a picture.
+
+Both take pictures (N, 3, H, W) in [0, 1] of any renderer and any image tower of the package. They own no weights, leave
+no hooks, and draw their views from a seed and the number of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..augment import random_perspective, random_resized_crops, resample, uniform
+
+Texts = str | Sequence[str] | Mapping[str, float]
+DISTANCES = ("l2", "l1", "cosine")
+
+
+class _Guided(nn.Module):
+    """A loss with a model that is not its own, and views of a seed."""
+
+    fill: Tensor
+
+    def __init__(self, model: Any, views: int, fill: float | Sequence[float], seed: int) -> None:
+        super().__init__()
+        self._model = (
+            model,
+        )  # not a part: its weights are neither this loss's state nor to be trained with it
+        self.views, self.seed, self.steps = views, seed, 0
+        colour = torch.tensor([fill] if isinstance(fill, float | int) else list(fill)).float()
+        if len(colour) not in (1, 3):
+            raise ValueError(f"fill is {fill!r}; give one grey or three colours in [0, 1]")
+        self.register_buffer("fill", colour.view(-1, 1, 1), persistent=False)
+
+    @property
+    def model(self) -> Any:
+        """The model that judges; its weights are left as they are."""
+        return self._model[0]
+
+    def _generator(self, step: int | None) -> torch.Generator:
+        """The numbers of a step, of the next one where none is given."""
+        if step is None:
+            step, self.steps = self.steps, self.steps + 1
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    def _warped(self, views: Tensor, generator: torch.Generator, distortion: float) -> Tensor:
+        """Random perspectives, `fill` around them: what is warped, black around, is the distance from that colour."""
+        fill = self.fill.to(views)
+        return random_perspective(views - fill, generator, distortion) + fill
+
+
+class SemanticLoss(_Guided):
+    """Distance of random views of pictures from texts (CLIPDraw; Frans et al. 2021): mean over views of
+    sum_p w_p (1 - cos(view, p)) + sum_n w_n cos(view, n).
+
+    Args:
+        model: a `CLIP` of this package.
+        prompts, negatives: a text, texts, or texts with weights; a negative weighs 0.3 unless it says otherwise.
+        views: views of each picture; 0 takes the whole picture once.
+        distortion: of the perspective, 0 to 1. crop: least and greatest share of the area.
+        fill: colour around a warped picture, one number or three, in [0, 1].
+        normalize: whether views get the model's normalisation (the notebook of CLIPDraw leaves it out).
+        seed: of the views.
+
+    Raises:
+        ValueError: no prompts, or a fill that is no colour.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Texts,
+        *,
+        negatives: Texts = (),
+        views: int = 4,
+        distortion: float = 0.5,
+        crop: tuple[float, float] = (0.7, 0.9),
+        fill: float | Sequence[float] = 1.0,
+        normalize: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, views, fill, seed)
+        self.distortion, self.crop, self.normalize = distortion, crop, normalize
+        positive, negative = _weighted(prompts, 1.0), _weighted(negatives, 0.3)
+        if not positive:
+            raise ValueError("no prompts; give a text, a list of texts, or texts with weights")
+        with torch.no_grad():
+            texts = model.tokenize([text for text, _ in positive + negative], truncate=True)
+            features = model.encode_text(texts.to(model.logit_scale.device)).float()
+        weights = [weight for _, weight in positive] + [-weight for _, weight in negative]
+        self.register_buffer("text_features", F.normalize(features, dim=-1), persistent=False)
+        self.register_buffer("weights", torch.tensor(weights).to(features), persistent=False)
+        self.constant = sum(weight for _, weight in positive)
+
+    def draw(self, images: Tensor, step: int | None = None) -> Tensor:
+        """The views (N * views, 3, R, R) of a step."""
+        side, generator = self.model.visual.input_resolution, self._generator(step)
+        if not self.views:
+            return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        views = images.repeat_interleave(self.views, 0)
+        views = self._warped(views, generator, self.distortion)
+        return random_resized_crops(views, generator, side, *self.crop)
+
+    def forward(self, images: Tensor, step: int | None = None) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] -> a number."""
+        views = self.draw(images, step)
+        views = self.model.normalize(views) if self.normalize else views
+        features = F.normalize(self.model.encode_image(views).float(), dim=-1)
+        return self.constant - (features @ self.text_features.T @ self.weights).mean()
+
+
+class VisualLoss(_Guided):
+    """Distance of pictures from a target in layers and features of an image tower (CLIPasso; Vinker et al. 2022).
+
+    Args:
+        model: a `CLIP` of this package.
+        target: (1, 3, H, W) in [0, 1], or one for each picture.
+        layers: names of `model.layers` with weights; None: two in the middle of the tower.
+        distance: "l2" (mean square), "l1", or "cosine" over the channels at each place.
+        semantic: weight of 1 - cosine of the final features.
+        views: views beside the whole pictures, the same for picture and target.
+        distortion, crop: of the perspective, and least share of the area. fill: colour around a warped picture.
+        blur: standard deviation, in pixels, of a Gaussian that both are blurred with first.
+        seed: of the views.
+
+    Raises:
+        ValueError: an unknown distance or layer, or a target that is no picture.
+    """
+
+    target: Tensor
+
+    def __init__(
+        self,
+        model: Any,
+        target: Tensor,
+        *,
+        layers: Mapping[str, float] | None = None,
+        distance: str = "l2",
+        semantic: float = 0.1,
+        views: int = 4,
+        distortion: float = 0.5,
+        crop: float = 0.8,
+        fill: float | Sequence[float] = 0.0,
+        blur: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, views, fill, seed)
+        if distance not in DISTANCES:
+            raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}")
+        if target.ndim != 4 or target.shape[1] != 3:
+            raise ValueError(f"target has shape {tuple(target.shape)}; it must be (N, 3, H, W)")
+        blocks = model.layers[:-1]
+        middle = (blocks[max(0, len(blocks) * part // 4 - 1)] for part in (2, 3))
+        self.layers = dict.fromkeys(middle, 1.0) if layers is None else dict(layers)
+        self.distance, self.semantic, self.blur = distance, semantic, blur
+        self.distortion, self.crop = distortion, crop
+        self.register_buffer("target", target.detach(), persistent=False)
+
+    def draw(self, images: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+        """The whole pictures and their views (N + N * views, 3, R, R) of a step, and the target's alike."""
+        count, side = len(images), self.model.visual.input_resolution
+        target = self.target.to(images).expand(count, -1, -1, -1)
+        both = [
+            F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            for x in (images, target)
+        ]
+        if self.blur:
+            from torchvision.transforms.functional import gaussian_blur
+
+            size = 2 * round(3 * self.blur) + 1
+            both = [gaussian_blur(x, [size, size], [self.blur, self.blur]) for x in both]
+        if not self.views:
+            return both[0], both[1]
+        generator = self._generator(step)
+        state, made = generator.get_state(), []
+        for whole in both:  # the same numbers for both
+            generator.set_state(state)
+            views = self._warped(whole.repeat_interleave(self.views, 0), generator, self.distortion)
+            area, down, right = uniform(generator, 3, len(views), 1, like=views)
+            square = (side * (self.crop + area * (1 - self.crop)).sqrt()).round()
+            top, left = ((number * (side - square + 1)).floor() for number in (down, right))
+            made.append(torch.cat([whole, resample(views, (top, square), (left, square), side)]))
+        return made[0], made[1]
+
+    def forward(self, images: Tensor, step: int | None = None) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] -> a number."""
+        views, goal = self.draw(images, step)
+        found = self._features(views)
+        with torch.no_grad():
+            wanted = self._features(goal)
+        similar = torch.cosine_similarity(found["output"], wanted["output"], dim=1)
+        loss = self.semantic * (1 - similar).mean()
+        for name, weight in self.layers.items():
+            loss = loss + weight * self._between(found[name], wanted[name])
+        return loss
+
+    def _features(self, views: Tensor) -> dict[str, Tensor]:
+        views, places = self.model.normalize(views), self.distance == "cosine"
+        found = self.model.features(views, [*self.layers, "output"], spatial=places)
+        return {name: value.float() for name, value in found.items()}
+
+    def _between(self, one: Tensor, other: Tensor) -> Tensor:
+        if self.distance == "cosine":
+            return (1 - torch.cosine_similarity(one, other, dim=1)).mean()
+        return F.mse_loss(one, other) if self.distance == "l2" else F.l1_loss(one, other)
+
+
+def _weighted(texts: Texts, weight: float) -> list[tuple[str, float]]:
+    if isinstance(texts, Mapping):
+        return [(text, float(value)) for text, value in texts.items()]
+    return [(text, weight) for text in ([texts] if isinstance(texts, str) else texts)]

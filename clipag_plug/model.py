@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import math
@@ -350,19 +349,14 @@ class OpenCLIP(CLIP):
         """Freezes the image tower but for its last groups (Zhai et al. 2022), by open_clip's own function."""
         from open_clip import model as theirs
 
-        kinds = (
-            (VisionTransformer, theirs.VisionTransformer),
-            (ModifiedResNet, theirs.ModifiedResNet),
-        )
-        lock = [getattr(self.visual, "lock", None)]
-        lock += [
-            functools.partial(b.lock, self.visual) for a, b in kinds if isinstance(self.visual, a)
-        ]
-        if lock[-1] is None:
+        self.visual.requires_grad_(False)
+        kind = getattr(theirs, type(self.visual).__name__, None)
+        if kind is not None:
+            kind.lock(self.visual, unlocked_groups, freeze_bn_stats)
+        elif unlocked_groups:
             raise ValueError(
-                f"open_clip cannot lock a {type(self.visual).__name__}; use visual.requires_grad_(False)"
+                f"a {type(self.visual).__name__} is locked whole; use unlocked_groups=0"
             )
-        lock[-1](unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freezes the text tower but for its last layers, by open_clip's own function."""
@@ -373,7 +367,9 @@ class OpenCLIP(CLIP):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are run again on the way back in place of keeping their activations."""
-        self.visual.set_grad_checkpointing(enable)
+        getattr(self.visual, "set_grad_checkpointing", bool)(
+            enable
+        )  # others cannot, as in open_clip
         (self.text if hasattr(self, "text") else self).transformer.grad_checkpointing = enable
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -274,9 +274,11 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
     if not path.is_file():
         opened = opening.open_checkpoint(key, root)
         state = {name: tensor.contiguous() for name, tensor in opened.state_dict.items()}
-        record, write = opened.record, save_file
+        record = opened.record
+        write: Callable[..., Any] = save_file
         if kind == "pt":
-            facts = {"name": record.key, "config": opened.config, "card": opened.card}
+            facts: dict[str, Any] = {"name": record.key, "config": opened.config}
+            facts |= {"card": opened.card}
             facts |= {"mean": record.mean, "std": record.std}
             text = bytearray(json.dumps(facts).encode())
             state[RECIPE], write = torch.frombuffer(text, dtype=torch.uint8), torch.save

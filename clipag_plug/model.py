@@ -370,7 +370,8 @@ class OpenCLIP(CLIP):
         getattr(self.visual, "set_grad_checkpointing", bool)(
             enable
         )  # others cannot, as in open_clip
-        (self.text if hasattr(self, "text") else self).transformer.grad_checkpointing = enable
+        part: Any = self.text if hasattr(self, "text") else self
+        part.transformer.grad_checkpointing = enable
 
 
 def as_open_clip(model: CLIP, *, output_dict: bool = False) -> OpenCLIP:
@@ -667,7 +668,8 @@ def _openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "visual.proj" in state:
         patch = kernel.shape[-1]
         side = math.isqrt(len(state["visual.positional_embedding"]) - 1) * patch
-        vision = {"layers": count("visual.transformer.resblocks."), "patch_size": patch}
+        vision: dict[str, Any] = {"layers": count("visual.transformer.resblocks.")}
+        vision["patch_size"] = patch
         width = kernel.shape[0]
     else:
         vision = {"layers": [count(f"visual.layer{i}.") for i in (1, 2, 3, 4)]}

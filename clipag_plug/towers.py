@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def exporting() -> bool:
     """Whether torch records the operations (trace, compile, export) instead of just running them."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return bool(torch._C._get_tracing_state()) or torch.compiler.is_compiling()
 
 
 def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Attention(nn.MultiheadAttention):
     N * L rows: a quarter of a ViT-B/32's time on a CPU.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

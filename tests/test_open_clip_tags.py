@@ -45,19 +45,11 @@ def test_every_row_is_a_tag_of_its_architecture(open_clip: Any) -> None:
     assert ("ViT-B-32", "laion2b_s34b_b79k") in tags
 
 
-SCALARS = pytest.param(
-    "fare1-b32", True, np.float64(3), marks=pytest.mark.xfail(reason="numpy scalars are refused")
-)
-
-
-@pytest.mark.parametrize(
-    "tag, quick, epoch", [("clipag", False, 3), ("fare1-b32", True, 3), SCALARS]
-)
+@pytest.mark.parametrize("tag, quick", [("clipag", False), ("fare1-b32", True)])
 def test_a_tag_loads_the_official_layout_with_the_right_activation(
     open_clip: Any,
     tag: str,
     quick: bool,
-    epoch: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -67,7 +59,7 @@ def test_a_tag_loads_the_official_layout_with_the_right_activation(
     served, source = tmp_path / "served", make_tiny()
     served.mkdir()
     state = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
-    torch.save({"epoch": epoch, "state_dict": state}, served / "official.pt")
+    torch.save({"epoch": np.float64(3), "state_dict": state}, served / "official.pt")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -23,6 +23,8 @@ class _Guided(nn.Module):
     """A loss with a model that is not its own, and views of a seed."""
 
     fill: Tensor
+    text_features: Tensor
+    weights: Tensor
 
     def __init__(self, model: Any, views: int, fill: float | Sequence[float], seed: int) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ def run(path: Path, names: dict[str, Any], chosen: set[int] | None = None) -> in
         for line in cell.skipped:
             log.info("cell %d: skipped %s", cell.index, line)
         magic.lost += len(cell.skipped)
-        pictures.stem = f"{path.stem}-{cell.index}"
+        pictures["stem"] = f"{path.stem}-{cell.index}"
         try:
             _run_cell(cell, f"{path}[{cell.index}]", names)
         except Exception as error:
@@ -120,43 +120,26 @@ def _run_cell(cell: Cell, filename: str, names: dict[str, Any]) -> None:
     save_figures()
 
 
-class Pictures:
-    """Names of the pictures that a program shows: `STEM-1.png` and on, in the working folder."""
-
-    stem, count = "picture", 0
-
-    def path(self) -> str:
-        """The next name; it is logged."""
-        self.count += 1
-        log.info("picture saved as %s", os.path.abspath(f"{self.stem}-{self.count}.png"))
-        return f"{self.stem}-{self.count}.png"
+pictures: dict[str, Any] = {"stem": "picture", "count": 0}  # of the names `STEM-1.png` and on
 
 
-pictures = Pictures()
-
-
-class Image:
-    """IPython.display.Image, which is saved when it is displayed."""
-
-    def __init__(
-        self, data: Any = None, url: Any = None, filename: Any = None, **keywords: Any
-    ) -> None:
-        path = filename or (data if isinstance(data, str) else None)
-        self._data = Path(path).read_bytes() if path and os.path.isfile(path) else data
-
-    def _repr_png_(self) -> Any:
-        return self._data if isinstance(self._data, bytes) else None
+def _picture() -> str:
+    """The name of the next picture that is shown, in the working folder; it is logged."""
+    pictures["count"] += 1
+    name = f"{pictures['stem']}-{pictures['count']}.png"
+    log.info("picture saved as %s", os.path.abspath(name))
+    return name
 
 
 def display(*values: Any, **keywords: Any) -> None:
     """Saves pictures and figures; prints what else a cell shows."""
     for value in values:
-        data = value._repr_png_() if hasattr(value, "_repr_png_") else None
-        if hasattr(value, "savefig"):
-            value.savefig(pictures.path())
+        data = value._repr_png_() if hasattr(type(value), "_repr_png_") else None
+        if hasattr(type(value), "savefig"):
+            value.savefig(_picture())
             sys.modules["matplotlib.pyplot"].close(value)
         elif data:
-            Path(pictures.path()).write_bytes(data if isinstance(data, bytes) else data[0])
+            Path(_picture()).write_bytes(data if isinstance(data, bytes) else data[0])
         else:
             print(value if isinstance(value, str) else repr(value))
 

@@ -48,7 +48,7 @@ def run(options: Run) -> int:
     patch.follow(report=str(report))
     # `python` and `python3` in the program's own commands are this one.
     os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
-    notebooks.pictures.stem = program.stem
+    notebooks.pictures["stem"] = program.stem
     out, errors = sys.stdout, sys.stderr
     try:
         code = _execute(options, program)

@@ -72,9 +72,8 @@ def hollow(patch: Patch, name: str) -> ModuleType:
 
 def ipython(patch: Patch, name: str) -> ModuleType:
     """As much of IPython as is asked outside of it: nobody is there, and what is displayed is saved."""
-    module = hollow(patch, name)
-    ours = {"display": notebooks.display, "Image": notebooks.Image}
-    vars(module).update(version_info=(9, 0), get_ipython=lambda: None, **ours)
+    module, show = hollow(patch, name), notebooks.display
+    vars(module).update(version_info=(9, 0), get_ipython=lambda: None, display=show)
     return module
 
 
@@ -135,7 +134,7 @@ def pkg_resources(patch: Patch, name: str) -> ModuleType:
 
     def file(package: str, path: str) -> Any:
         module = importlib.import_module(package)
-        beside = Path(module.__file__ or "").parent if module.__file__ else resources.files(package)
+        beside = Path(module.__file__).parent if module.__file__ else resources.files(package)
         return beside / path
 
     return made(
@@ -150,7 +149,6 @@ def pkg_resources(patch: Patch, name: str) -> ModuleType:
         resource_stream=lambda package, path: file(package, path).open("rb"),
         resource_string=lambda package, path: file(package, path).read_bytes(),
         resource_exists=lambda package, path: file(package, path).exists(),
-        resource_listdir=lambda package, path: [e.name for e in file(package, path).iterdir()],
     )
 
 

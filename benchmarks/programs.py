@@ -86,6 +86,21 @@ def _vit(folder: Path, width: int) -> None:
     torch.save(model.state_dict(), folder / "vit.pt")
 
 
+def pictures(folder: Path) -> None:
+    """Two pictures of noise and their texts, where programs look for inputs that their repositories lack."""
+    import numpy
+    from PIL import Image
+
+    for name in ("images", "texts", "examples"):
+        (folder / name).mkdir(exist_ok=True)
+    for name in ("images/a.png", "images/b.png", "examples/CLIP.png"):
+        Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), "uint8")).save(
+            folder / name
+        )
+        (folder / "texts" / Path(name).with_suffix(".txt").name).write_text("a photo")
+    (folder / "texts" / "CLIP.txt").unlink()
+
+
 def vit512(folder: Path) -> None:
     """For programs written for ViT-B/32."""
     _vit(folder, 512)
@@ -97,7 +112,7 @@ def vit768(folder: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    maker.__name__: maker for maker in (vgg19, vqgan, u2net, vit512, vit768)
+    maker.__name__: maker for maker in (vgg19, vqgan, u2net, pictures, vit512, vit768)
 }
 
 
@@ -120,10 +135,11 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
         for name, text in row.get("files", {}).items():
             (folder / name).write_text(text)
         command = [sys.executable, "-m", "clipag_plug", "run", "--device", "cpu"]
+        paths = [row.get("path") and str(copy / row["path"]), os.environ.get("PYTHONPATH")]
         start, before = time.perf_counter(), set(folder.rglob("*"))
         done = subprocess.run(
             [*command, *shlex.split(row["command"])],
-            *(),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

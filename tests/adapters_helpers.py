@@ -57,6 +57,7 @@ def old_file(folder: Path) -> Path:
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For programs that run in this process, which `clipag run` leaves as they leave it: all is put back here."""
     (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(notebooks, "pictures", {"stem": "", "count": 0})
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     modules, main = set(sys.modules), sys.modules["__main__"]
@@ -67,8 +68,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     kept = [(owner, name, getattr(owner, name)) for owner, name in (
         *((sys, name) for name in ("argv", "stdout", "stderr", "excepthook")),
-        *((logger, name) for name in ("level", "propagate")), (notebooks.pictures, "stem"),
-        (notebooks.pictures, "count"), (root, "level"), (torch, "load"),
+        *((logger, name) for name in ("level", "propagate")), (root, "level"), (torch, "load"),
     )]  # fmt: skip
     path, handlers = list(sys.path), [(log, list(log.handlers)) for log in (root, logger)]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

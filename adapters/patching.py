@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, Self
+from unittest import mock
 
 from .imports import Imports, Names
 
@@ -23,7 +24,6 @@ log = logging.getLogger("clipag_plug.adapters")
 HERE = Path(__file__).parent
 CHILD = "CLIPAG_RUN"  # environment variable: what the Python programs that a patched one starts are patched with
 CATCH = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
-_MISSING = object()
 _active: list[Patch] = []
 
 
@@ -64,13 +64,13 @@ class Patch:
         device: str | None = None,
     ) -> None:
         self.shims, self.model, self.device = shims, model, device
-        self.used: list[
-            tuple[str, str]
-        ] = []  # name and description of every change that took effect
+        self.used: list[tuple[str, str]] = []  # shim and description of what took effect
         self.ours: list[Any] = []  # what shows that a module was imported meanwhile, if it holds it
         self.widths: set[int] = set()  # numbers of a feature, of the models that were handed out
         self.attention = False  # whether the blocks of a model are to keep their attention
-        self.active, self._stack = True, contextlib.ExitStack()
+        self.active = True
+        self._stack = contextlib.ExitStack()
+        self.enter = self._stack.enter_context  # enters a context manager until the patch is over
         given = functools.partial(contents, self)
         names = Names(aliases, given, self._found, lambda name: self._imports.elsewhere(name))
         after: dict[str, list[Callable[[ModuleType], None]]] = {}
@@ -78,7 +78,7 @@ class Patch:
             for module, function in shim.after.items():
                 after.setdefault(module, []).append(functools.partial(function, self))
         self._imports = Imports(names.make, self._absent, after)
-        self._stack.callback(_restore, dict(os.environ))
+        self.enter(mock.patch.dict(os.environ))
         self._stack.callback(lambda: self._imports.stop(self.ours))
         _active.append(self)
         try:
@@ -89,8 +89,7 @@ class Patch:
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute until the patch is over."""
-        self._stack.callback(_put_back, owner, name, vars(owner).get(name, _MISSING))
-        setattr(owner, name, value)
+        self.enter(mock.patch.object(owner, name, value, create=True))
 
     def wrap(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
         """Has `call(original, *arguments)` stand for a function while the patch is on."""
@@ -117,10 +116,6 @@ class Patch:
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         self.replace(module, "__getattr__", getter)
-
-    def enter(self, context: Any) -> None:
-        """Enters a context manager until the patch is over."""
-        self._stack.enter_context(context)
 
     def say(self, shim: str, what: str) -> None:
         """Logs a change, the first time it takes effect."""
@@ -202,16 +197,3 @@ def _asked() -> str:
                     return "tried"
     library = "-packages" in file or file.startswith(sysconfig.get_path("stdlib"))
     return "library" if library else "plain"
-
-
-def _restore(before: dict[str, str]) -> None:
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
-
-
-def _put_back(owner: Any, name: str, before: Any) -> None:
-    if before is not _MISSING:
-        setattr(owner, name, before)
-    elif name in vars(owner):
-        delattr(owner, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable
 from importlib import metadata, resources
@@ -29,27 +31,20 @@ class Nothing:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return Nothing()
 
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-    __getitem__ = __enter__ = __call__
-
     def __exit__(self, *error: Any) -> None:
         return None
 
+    __getitem__ = __enter__ = __call__
     __setitem__ = __exit__
+    __len__, __iter__ = (lambda self: 0), (lambda self: iter(()))
 
 
-def late(name: str, function: str) -> Callable[[Patch, Any], Any]:
-    """A function of another module of this folder, imported when it is needed: both bring torch."""
-
-    def call(patch: Patch, module: Any) -> Any:
-        return getattr(importlib.import_module(f".{name}", __package__), function)(patch, module)
-
-    return call
+def late(name: str) -> Callable[[Patch, Any], Any]:
+    """`module.function` of this folder, imported when it is needed: it brings torch."""
+    home, _, function = name.partition(".")
+    return lambda patch, module: getattr(
+        importlib.import_module(f".{home}", __package__), function
+    )(patch, module)
 
 
 def made(name: str, **contents: Any) -> ModuleType:
@@ -122,11 +117,12 @@ def figures(patch: Patch, module: Any) -> None:
 
 def torch_six(patch: Patch, name: str) -> ModuleType:
     """The aliases of builtin types that torch 1 had for Python 2."""
-    import collections.abc
-    import math
-
-    classes = {"string_classes": (str, bytes), "int_classes": int, "PY3": True, "PY37": True}
-    return made(name, container_abcs=collections.abc, inf=math.inf, nan=math.nan, **classes)
+    aliases = {
+        "string_classes": (str, bytes),
+        "int_classes": int,
+        "container_abcs": collections.abc,
+    }
+    return made(name, inf=math.inf, nan=math.nan, PY3=True, PY37=True, **aliases)
 
 
 def pkg_resources(patch: Patch, name: str) -> ModuleType:
@@ -206,11 +202,6 @@ def pillow_aliases(patch: Patch, module: Any) -> None:
     patch.fallback(module, "pillow", old)
 
 
-def torch_aliases(patch: Patch, module: Any) -> None:
-    """Functions that torch 1.x had under other names."""
-    patch.fallback(module, "torch", {"set_deterministic": module.use_deterministic_algorithms})
-
-
 class Drawn:
     """`load_dataset` for tiny-imagenet alone: pictures drawn from the mixture in this package.
 
@@ -267,11 +258,11 @@ VISION = {
 LIGHTNING = "pytorch_lightning.utilities"
 CLIP_MODEL = "transformers.models.clip.modeling_clip"
 SHIMS: dict[str, Shim] = {
-    "open_clip": Shim(after={"open_clip": late("models", "open_clip_factories")}),
-    "transformers": Shim(after={CLIP_MODEL: late("models", "transformers_model")}),
-    "torch_load": Shim(after={"torch": late("torch_shims", "load_old_files")}),
-    "cuda": Shim(after={"torch": late("torch_shims", "to_cpu")}),
-    "lpips": Shim(after={"taming.modules.losses.lpips": late("torch_shims", "defer_lpips")}),
+    "open_clip": Shim(after={"open_clip": late("models.open_clip_factories")}),
+    "transformers": Shim(after={CLIP_MODEL: late("models.transformers_model")}),
+    "torch_load": Shim(after={"torch": late("torch_shims.load_old_files")}),
+    "cuda": Shim(after={"torch": late("torch_shims.to_cpu")}),
+    "lpips": Shim(after={"taming.modules.losses.lpips": late("torch_shims.defer_lpips")}),
     "pydiffvg": Shim("this package's renderer stands in", {"pydiffvg": pydiffvg}, useful=True),
     "cog": Shim("this package's stands in", {"cog": copied(".cog")}, {"cog": old_cog}, useful=True),
     "lightning": Shim(
@@ -292,7 +283,6 @@ SHIMS: dict[str, Shim] = {
     "kornia": Shim(after={"kornia.augmentation": kornia_transforms}),
     "numpy": Shim(after={"numpy": numpy_aliases}),
     "pillow": Shim(after={"PIL.Image": pillow_aliases}),
-    "torch": Shim(after={"torch": torch_aliases}),
     "pkg_resources": Shim("its common names are given back", {"pkg_resources": pkg_resources}),
     "tiny_imagenet": Shim(
         "pictures drawn from the mixture in this package answer for tiny-imagenet",

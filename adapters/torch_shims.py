@@ -66,7 +66,7 @@ class ToCpu(TorchFunctionMode):
 
 
 class Clock:
-    """torch.cuda.Event and Stream on the CPU, where everything is done when it returns."""
+    """torch.cuda's Event, Stream and contexts on the CPU, where everything is done when it returns."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.time = 0.0
@@ -83,14 +83,13 @@ class Clock:
         """Whether the work is done."""
         return True
 
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     synchronize = wait = wait_event = wait_stream = record_event = query
-
-
-class Context(contextlib.nullcontext[None]):
-    """torch.cuda.device and torch.cuda.stream."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__()
 
 
 def to_cpu(patch: Patch, module: Any) -> None:
@@ -142,9 +141,8 @@ def to_cpu(patch: Patch, module: Any) -> None:
         **{f"{name}Tensor": getattr(torch, f"{name}Tensor") for name in KINDS},
         **dict.fromkeys(ORDERS, lambda *arguments, **keywords: None),
         **dict.fromkeys((*ZERO, "current_device"), lambda device=None: 0),
-        **dict.fromkeys(("device", "stream"), Context),
-        **dict.fromkeys(("Event", "Stream"), Clock),
-        **dict.fromkeys(("current_stream", "default_stream"), lambda device=None: Clock()),
+        **dict.fromkeys(("Event", "Stream", "current_stream", "default_stream"), Clock),
+        **dict.fromkeys(("device", "stream"), Clock),
         "get_device_name": lambda device=None: "cpu",
         "get_device_properties": lambda device=None: properties,
         "get_device_capability": lambda device=None: (0, 0),
@@ -212,6 +210,8 @@ def load_old_files(patch: Patch, module: Any) -> None:
         return value
 
     patch.wrap(torch, "load", load)
+    # Its name in torch 1.7.
+    patch.fallback(module, "torch", {"set_deterministic": torch.use_deterministic_algorithms})
 
 
 def defer_lpips(patch: Patch, module: Any) -> None:

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .notebooks import is_notebook, read_cells
 
@@ -77,7 +78,9 @@ def read(name: str) -> Adapter:
         raise ValueError(f"there is no adapter {name!r}; {hint}Adapters: auto, {', '.join(known)}")
     table = tomllib.loads((FOLDER / f"{plain}.toml").read_text(encoding="utf-8"))
     weights = tuple(Weights(**row) for row in table.pop("weights", ()))
-    lists = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    lists: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
+    }
     return Adapter(name=plain, weights=weights, **lists)
 
 

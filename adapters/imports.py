@@ -247,7 +247,8 @@ def _source(spec: ModuleSpec | None) -> Path | None:
     for folder in (spec and spec.submodule_search_locations) or ():
         if Path(folder, "clip.py").is_file():
             return Path(folder, "clip.py")
-    return Path(spec.origin) if spec and (spec.origin or "").endswith(".py") else None
+    origin = (spec and spec.origin) or ""
+    return Path(origin) if origin.endswith(".py") else None
 
 
 @functools.cache

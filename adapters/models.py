@@ -178,7 +178,7 @@ def open_clip_factories(patch: Patch, module: Any) -> None:
     def tokens(original: Any, texts: Any, context_length: int = 77) -> Any:
         return Tokenizer(context_length)(texts)
 
-    calls = {"get_tokenizer": tokenizer, "tokenize": tokens}
+    calls: dict[str, Any] = {"get_tokenizer": tokenizer, "tokenize": tokens}
     for name in FACTORIES:
         for owner in (module, module.factory):
             if hasattr(owner, name):

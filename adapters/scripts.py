@@ -140,7 +140,7 @@ def _lacking(error: BaseException, adapter: catalog.Adapter) -> str | None:
     if isinstance(error, FileNotFoundError) and error.filename:
         path = os.path.abspath(os.fspath(error.filename))
         weights = catalog.known_weights(path, adapter)
-        return weights and weights.missing(path)
+        return weights.missing(path) if weights else None
     address, place = _download(error)
     weights = catalog.known_weights(place or address, adapter)
     if weights:

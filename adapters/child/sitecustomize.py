@@ -8,7 +8,7 @@ import sys
 sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
 del sys.modules["sitecustomize"]
 with contextlib.suppress(ImportError):  # the one that this one hides
-    import sitecustomize  # noqa: F401
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 with contextlib.suppress(ImportError):  # another Python, without this package, is left as it is
     if "CLIPAG_RUN" in os.environ:
         from clipag_plug.adapters import start

@@ -14,6 +14,14 @@ Written by `python docs/make_checkpoints.py` from `clipag_plug/weights/registry.
 
 Load one by its name, `clipag_plug.load(NAME)`, or give it to any command as `--model NAME`. `clipag models` also says
 which are on this machine, `clipag doctor NAME` checks one. Accuracies are those that their authors report, in percent.
+
+`load(NAME, precision="fp16")` gives features within 0.2 % of those in fp32, `"bf16"` within 2 %: the length of the
+difference over that of the feature, on each architecture with two blocks a tower (tests/test_weights_precision.py).
+bf16 keeps 8 binary digits of a number, so every product of matrices is rounded by up to 0.2 %; fp16 keeps 11.
+
+A file of your own is given by its path, and what it does not say after a `#`: `weights.pt#gelu,arch=CONFIG.json`, or
+`weights.pt#quickgelu,text=openai/ViT-B/32`. It is read into memory, so changing or deleting it afterwards changes no
+model. A config is needed where no architecture of open_clip has the same tensors, since heads leave no trace in them.
 """
 
 

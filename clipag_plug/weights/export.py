@@ -169,8 +169,18 @@ def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
     path = folder / f"{slug(Path(record.key).stem)}.pt"
 
     def save(name: str) -> None:
-        with open(name, "wb") as file:  # torch's own writer makes a RuntimeError of a full disk
-            torch.save(dict(opened.state_dict), file)
+        try:
+            with open(name, "wb") as file:
+                torch.save(dict(opened.state_dict), file)
+        except (
+            RuntimeError
+        ) as error:  # torch says so where its writer could not go on; why is the context
+            full = (
+                error.__context__
+                if isinstance(error.__context__, OSError)
+                else OSError(5, str(error))
+            )
+            raise OSError(full.errno, full.strerror, str(path)) from error
 
     about = {"config": config, "card": {**opened.card, **_pixels(opened)}}
     return [_write_json(path.with_suffix(".json"), about), write_atomically(path, save)]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from clipag_plug import clip  # noqa: E402
-from clipag_plug.attacks import l2, pgd  # noqa: E402
+from clipag_plug.attacks import pgd  # noqa: E402
 from clipag_plug.attacks.apgd import apgd_ce, apgd_targeted  # noqa: E402
 from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
 from clipag_plug.files import write_text  # noqa: E402
@@ -70,7 +70,7 @@ class Victim:
         for images, labels in self.batches():
             found = attack(images, labels).detach()
             change = found - images
-            size = l2(change).max() if norm == "l2" else change.abs().max()
+            size = change.flatten(1).norm(dim=1).max() if norm == "l2" else change.abs().max()
             assert size <= eps * 1.0001 and found.min() >= 0 and found.max() <= 1
             with torch.no_grad():
                 standing += int((self.logits(found).argmax(1) == labels).sum())

@@ -17,8 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clipag_plug.explanation.gradcam import gscorecam, maps_and_gradients, masks
-from clipag_plug.explanation.layers import Layer, find_layer
+from clipag_plug.explanation.cam import Layer, find_layer, gscorecam, maps_and_gradients, masks
 from clipag_plug.explanation.maps import text_features
 from clipag_plug.guide import Guide, frozen, guide_for
 

@@ -32,7 +32,7 @@ from clipag_plug.bench.judges import Judge  # noqa: E402
 from clipag_plug.bench.stats import share_interval  # noqa: E402
 from clipag_plug.files import write_atomically, write_text  # noqa: E402
 from clipag_plug.images import contact_sheet, to_pil  # noqa: E402
-from clipag_plug.losses import colours  # noqa: E402
+from clipag_plug.losses import attributes  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 PROMPTS = ROOT / "benchmarks" / "pair_prompts.toml"
@@ -67,9 +67,9 @@ def coloured(prompts: list[dict[str, str]], model: Any, seed: int, judge: Judge)
     ]
     gains = []
     for prompt, pictures in zip(prompts, pairs, strict=True):
-        where = colours.background if prompt.get("place") == "background" else colours.subject
-        share = colours.shares(torch.stack(pictures), where(pictures[0].shape[-1]))
-        asked, without = share[:, colours.NAMES.index(prompt["colour"])].tolist()
+        where = attributes.background if prompt.get("place") == "background" else attributes.subject
+        share = attributes.shares(torch.stack(pictures), where(pictures[0].shape[-1]))
+        asked, without = share[:, attributes.NAMES.index(prompt["colour"])].tolist()
         gains.append(asked > without)
     wanted = [{names.index(prompt["class"])} for prompt in prompts]
     images = torch.stack([pictures[0] for pictures in pairs])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipag_plug.attacks import l2, pgd
-from clipag_plug.attacks.apgd import apgd, apgd_ce, apgd_targeted
+from clipag_plug.attacks import apgd, apgd_ce, apgd_targeted, pgd
 from clipag_plug.losses import margins
 
 CLASSES = 6
@@ -125,7 +124,7 @@ def test_stays_in_ball_and_range(net, images, labels, norm, eps, random_start) -
         apgd_ce(net, some, own, **settings),
         apgd_targeted(net, some, own, targets=3, **settings),
     ):
-        size = l2(out - some) if norm == "l2" else (out - some).abs().amax()
+        size = (out - some).flatten(1).norm(dim=1) if norm == "l2" else (out - some).abs().amax()
         assert float(size.max()) <= eps + 1e-5
         assert float(out.min()) >= 0 and float(out.max()) <= 1 and not out.requires_grad
 
@@ -252,8 +251,12 @@ def test_losses_of_scores() -> None:
     "call, message",
     [
         (lambda n, x, y: apgd(lambda z: n(z).sum(), x, eps=1.0), "one loss per sample"),
-        (lambda n, x, y: apgd(lambda z: z, x, eps=1.0, norm="l1"), "'l2', 'linf'"),
-        (lambda n, x, y: apgd(lambda z: z, x, eps=-1.0), "negative"),
+        (lambda n, x, y: apgd_ce(n, x, y, eps=1.0, norm="l1"), "'l2', 'linf'"),
+        (lambda n, x, y: apgd_ce(n, x, y + 1, eps=1.0), "classes from 0 to 5"),
+        (lambda n, x, y: apgd_ce(n, x, y - 1, eps=1.0), "classes from 0 to 5"),
+        (lambda n, x, y: apgd_targeted(n, x, y * 99, eps=1.0, targets=2), "classes from 0 to 5"),
+        (lambda n, x, y: apgd_ce(n, x, y[:5], eps=1.0), "labels must be"),
+        (lambda n, x, y: apgd_ce(n, x * 2, y, eps=1.0), "before normalisation"),
         (
             lambda n, x, y: apgd_ce(n, x, y, eps=1.0, restarts=2, random_start=False),
             "random_start=True",

@@ -13,11 +13,16 @@ from torch.nn import functional as F
 
 import clipag_plug
 from clipag_plug.explanation import heatmaps, negation_attack, text_features
-from clipag_plug.explanation.gradcam import masks
-from clipag_plug.explanation.gradients import integrated_gradients
-from clipag_plug.explanation.layers import Layer, cut_at, find_layer
-from clipag_plug.explanation.maps import rescaled, resized, squash
+from clipag_plug.explanation.cam import (
+    Layer,
+    find_layer,
+    integrated_gradients,
+    maps_and_gradients,
+    masks,
+)
+from clipag_plug.explanation.maps import rescaled, squash
 from clipag_plug.guide import Guide, frozen
+from clipag_plug.images import resize
 from clipag_plug.losses import cosine
 from clipag_plug.model import CLIP, build
 from clipag_plug.options.explain import METHODS
@@ -107,7 +112,7 @@ def test_gradcam_of_a_vit_takes_the_gradient_at_the_class_token(tiny_clip) -> No
     (gradient,) = torch.autograd.grad((features @ texts[1]).sum(), tokens)
     assert not gradient[:, 1:].any()
     expected = torch.einsum("nc,nlc->nl", gradient[:, 0], tokens[:, 1:]).relu().unflatten(1, (4, 4))
-    expected = rescaled(resized(rescaled(expected)[:, None], 64, 64))[:, 0]
+    expected = rescaled(resize(rescaled(expected)[:, None], 64, "bilinear"))[:, 0]
     assert torch.allclose(heatmaps(guide, images, texts)[:, 1], expected, atol=1e-5)
 
 
@@ -137,9 +142,8 @@ def test_gscorecam_equals_a_transcription_of_its_definition(vision) -> None:
 
 def transcribed(guide: Guide, layer: Layer, image: Tensor, text: Tensor, channels: int) -> Tensor:
     """gScoreCAM as it is written down: one image, one text, one mask at a time."""
-    with frozen([guide.model]), cut_at(layer) as leaves:
-        (guide.features(image[None]) @ text).sum().backward()
-    activation, gradient = layer.as_map(leaves[0].detach())[0], leaves[0].grad
+    maps, gradients = maps_and_gradients(guide, image[None], text[None, None], layer)
+    activation, gradient = maps[0], gradients[0]
     places = layer.as_map(gradient)[0]
     importance = places.mean((1, 2)) if layer.kind == "map" else layer.class_token(gradient)[0]
     scores = torch.zeros(len(activation))
@@ -158,7 +162,7 @@ def transcribed(guide: Guide, layer: Layer, image: Tensor, text: Tensor, channel
             weight * channel for weight, channel in zip(scores.softmax(0), activation)
         ).relu()
     heat = rescaled(heat[None, None])
-    return rescaled(resized(heat, guide.side, guide.side))[0, 0]
+    return rescaled(resize(heat, guide.side, "bilinear"))[0, 0]
 
 
 def test_masks_are_in_the_unit_interval_and_a_dead_channel_masks_everything() -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import clipag_plug
 from clipag_plug.explanation import heatmaps
-from clipag_plug.explanation.gradcam import maps_and_gradients
-from clipag_plug.explanation.layers import find_layer
+from clipag_plug.explanation.cam import find_layer, maps_and_gradients
 from clipag_plug.guide import Guide
 from clipag_plug.model import build
 

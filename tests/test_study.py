@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clipag_plug.losses.colours import NAMES
+from clipag_plug.losses.attributes import NAMES
 from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 ROOT = Path(__file__).parent.parent

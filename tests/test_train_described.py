@@ -10,7 +10,7 @@ import torch
 from test_train import ARCHITECTURE, gradients, one_batch, prepared, shard  # noqa: F401
 from torch.nn import functional as F
 
-from clipag_plug.losses import colours
+from clipag_plug.losses import attributes as colours
 from clipag_plug.losses.attributes import ATTRIBUTES, KINDS, Attribute, amounts
 from clipag_plug.model import build
 from clipag_plug.options.train import Train

@@ -1,7 +1,8 @@
-"""Projected gradient ascent on images in L2 and Linf balls, around any `loss(images)`.
+"""Projected gradient ascent around any `loss(images)`, and the balls that attacks keep to.
 
-The attacks know no model: normalisation belongs inside the loss. Gradients are taken with respect to the
-perturbation alone, so the `.grad` of weights is never touched.
+The attacks know no model: normalisation belongs inside the loss. Gradients are taken with respect to the images alone,
+so the `.grad` of weights is never touched. The first axis counts the samples; a tensor of one or three axes is one
+sample, as a picture (3, H, W). Half precision is attacked in float32 and shown to the loss in its own type.
 """
 
 from __future__ import annotations
@@ -11,9 +12,77 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NORMS = ("l2", "linf")
 OVERSHOOT = 1e-3  # what a sharp resampling may leave beyond the limits
 Loss = Callable[[Tensor], Tensor]
+Range = tuple[float | Tensor, float | Tensor] | None
+
+
+class Ball:
+    """The images within `eps` in L2 of given ones and inside the valid values.
+
+    An attack asks a norm for `size`, `normalise`, `project` and `start`; for another norm give a subclass as `norm=`.
+    """
+
+    def __init__(self, eps: float, limits: Range) -> None:
+        self.eps, self.limits = eps, limits
+
+    def size(self, x: Tensor) -> Tensor:
+        """The norm of each sample, (N, 1, 1, 1) for (N, C, H, W)."""
+        return torch.linalg.vector_norm(x, dim=_axes(x), keepdim=True)
+
+    def normalise(self, gradient: Tensor) -> Tensor:
+        """The direction of steepest ascent, of norm 1, or 0 for a gradient of 0."""
+        return gradient / self.size(gradient).clamp_min(1e-12)
+
+    def project(self, delta: Tensor) -> Tensor:
+        """The nearest perturbation inside the ball."""
+        return delta * (self.eps / self.size(delta).clamp_min(1e-12)).clamp(max=1)
+
+    def start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A perturbation drawn uniformly from the ball: a uniform direction at radius eps * U^(1/d)."""
+        like = {"generator": generator, "device": images.device, "dtype": images.dtype}
+        noise = torch.randn(images.shape, **like)
+        size = self.size(noise)
+        radius = torch.rand(size.shape, **like) ** (size.numel() / noise.numel())
+        return noise / size.clamp_min(1e-12) * self.eps * radius
+
+    def inside(self, images: Tensor, delta: Tensor) -> Tensor:
+        """The perturbation, cut where the images would leave the valid values."""
+        return delta if self.limits is None else (images + delta).clamp(*self.limits) - images
+
+    def rounded(self, points: Tensor, images: Tensor) -> Tensor:
+        """The points in the type of the images; what rounding carries out of the ball moves back to the image."""
+        found = points.to(images.dtype)
+        if found.dtype != points.dtype:
+            delta, kind = points - images, torch.finfo(found.dtype)
+            unit = (points.abs() * kind.eps).clamp_min(
+                kind.tiny
+            )  # at least the distance of two neighbours
+            for nearer in ((points - unit * delta.sign()).to(found.dtype), images):
+                moved = found.to(points.dtype) - images
+                outside = (self.size(moved) > self.eps) & (moved.abs() > delta.abs())
+                found = torch.where(outside, nearer, found)
+        return found
+
+
+class LinfBall(Ball):
+    """The images whose pixels are each within `eps` of the given ones."""
+
+    def size(self, x: Tensor) -> Tensor:
+        return x.abs().amax(_axes(x), keepdim=True)
+
+    def normalise(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta.clamp(-self.eps, self.eps)
+
+    def start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        like = {"generator": generator, "device": images.device, "dtype": images.dtype}
+        return (2 * torch.rand(images.shape, **like) - 1) * self.eps
+
+
+BALLS: dict[str, type[Ball]] = {"l2": Ball, "linf": LinfBall}
 
 
 def pgd(
@@ -21,136 +90,97 @@ def pgd(
     images: Tensor,
     *,
     eps: float,
-    norm: str = "l2",
+    norm: str | type[Ball] = "l2",
     steps: int = 10,
     step_size: float | None = None,
     random_start: bool = False,
     momentum: float = 0.0,
+    normalised_velocity: bool = False,
     best: bool = False,
-    project_range: tuple[float, float] | None = (0.0, 1.0),
+    project_range: Range = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018): images within `eps` of the given ones that raise `loss`.
 
-    loss: maps images (N, 3, H, W) to per-sample losses (N,), or to their sum.
-    eps, step_size: in the units of the images; L2 is over C*H*W of one sample. `step_size` defaults to
-    2.5 * eps / steps. momentum: decay of the accumulated direction (Dong et al. 2018), 0 is plain PGD.
-    best: keep each sample's highest-loss iterate instead of the last one (needs per-sample losses).
-    project_range: valid values of a pixel; None for no limit.
-    Returns adversarial images, detached. Raises ValueError for an unknown norm, negative eps or steps, and images
-    outside `project_range`.
+    Args:
+        loss: maps images of the given shape to per-sample losses (N,), or to their sum.
+        images: (N, 3, H, W) in [0, 1], or any other shape.
+        eps, step_size: in the units of the images; L2 is over all of one sample. The default step is 2.5 * eps / steps.
+        norm: "l2", "linf", or a subclass of `Ball`.
+        momentum: decay of the accumulated direction (Dong et al. 2018); 0 is plain PGD.
+        normalised_velocity: accumulate on the normalised direction, as RobustVLM does (Schlarmann et al. 2024).
+        best: keep each sample's highest-loss iterate instead of the last one (needs per-sample losses).
+        project_range: valid values of a pixel; None for no limit.
+    Returns: images of the given shape and type, detached.
+    Raises: ValueError for an unknown norm, negative eps or steps, images that are not finite or outside
+        `project_range`, and a loss or a gradient that is not finite.
     """
-    check_budget(eps, norm, steps)
-    images = images.detach()
-    check_range(images, project_range)
+    ball, clean, images = prepare(norm, eps, steps, project_range, images)
     if steps == 0 or eps == 0:
         return images.clone()
     step = 2.5 * eps / steps if step_size is None else step_size
-    delta = (
-        random_perturbation(images, eps, norm, generator)
-        if random_start
-        else torch.zeros_like(images)
-    )
-    delta = into_range(images, delta, project_range)
-    velocity = torch.zeros_like(images)
-    keeper = _Best(images) if best else None
-    for _ in range(steps):
-        values, gradient = value_and_gradient(loss, images + delta)
-        if keeper is not None:
-            keeper.update(values, images + delta)
-        velocity = momentum * velocity + steepest(gradient, norm)
-        direction = steepest(velocity, norm) if momentum else velocity
-        delta = project(delta + step * direction, eps, norm)
-        delta = into_range(images, delta, project_range)
-    if keeper is not None:
-        with torch.no_grad():
-            keeper.update(loss(images + delta), images + delta)
-        return keeper.images
-    return images + delta
+    delta = ball.start(clean, generator) if random_start else torch.zeros_like(clean)
+    delta, velocity = ball.inside(clean, delta), torch.zeros_like(clean)
+    found, highest = images, torch.full_like(ball.size(clean), -torch.inf)
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
+    for number in range(steps + best):
+        point = ball.rounded(clean + delta, images)
+        values, gradient = value_and_gradient(loss, point, backward=number < steps)
+        finite &= ~values.isnan().any() & gradient.isfinite().all()
+        if best:
+            if values.ndim > 1 or values.numel() != highest.numel():
+                raise ValueError(f"best=True needs one loss per sample; got {tuple(values.shape)}")
+            better = values.view_as(highest) > highest
+            highest = torch.where(better, values.view_as(highest), highest)
+            found = torch.where(better, point, found)
+        velocity = momentum * velocity + ball.normalise(gradient.to(clean.dtype))
+        direction = ball.normalise(velocity) if momentum else velocity
+        velocity = direction if normalised_velocity else velocity
+        delta = ball.inside(clean, ball.project(delta + step * direction))
+    if not finite:
+        raise ValueError(NOT_FINITE)
+    return found if best else ball.rounded(clean + delta, images)
 
 
-def value_and_gradient(loss: Loss, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss values (detached) and the gradient of their sum with respect to the images, both detached."""
-    with torch.enable_grad():
-        images = images.detach().requires_grad_(True)
-        values = loss(images)
-        (gradient,) = torch.autograd.grad(values.sum(), images)
-    return values.detach(), gradient
+NOT_FINITE = "the loss or its gradient is not finite; compute the loss in float32, or scale it down"
 
 
-def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """Unit direction of steepest ascent under `norm`: the sign for Linf, the normalised gradient for L2."""
-    if norm == "linf":
-        return gradient.sign()
-    return gradient / l2(gradient).clamp_min(1e-12)
-
-
-def project(delta: Tensor, eps: float, norm: str) -> Tensor:
-    """The nearest perturbation inside the ball of radius `eps`."""
-    if norm == "linf":
-        return delta.clamp(-eps, eps)
-    return delta * (eps / l2(delta).clamp_min(1e-12)).clamp(max=1)
-
-
-def random_perturbation(
-    images: Tensor, eps: float, norm: str, generator: torch.Generator | None
-) -> Tensor:
-    """A point drawn uniformly from the ball: per pixel for Linf; for L2 a uniform direction at radius eps * U^(1/d)."""
-    if norm == "linf":
-        uniform = torch.rand(
-            images.shape, generator=generator, device=images.device, dtype=images.dtype
-        )
-        return (2 * uniform - 1) * eps
-    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    radius = torch.rand(
-        images.shape[0], 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype
-    )
-    return noise / l2(noise).clamp_min(1e-12) * eps * radius ** (1 / images[0].numel())
-
-
-def l2(x: Tensor) -> Tensor:
-    """L2 norm of each sample over C*H*W, shape (N, 1, 1, 1)."""
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-
-
-class _Best:
-    """Each sample's iterate of highest loss so far."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.clone()
-        self.values = torch.full((images.shape[0],), -torch.inf, device=images.device)
-
-    def update(self, values: Tensor, images: Tensor) -> None:
-        if values.shape != self.values.shape:
-            raise ValueError(
-                f"best=True needs one loss per sample, shape {tuple(self.values.shape)}; got {tuple(values.shape)}"
-            )
-        better = values > self.values
-        self.values = torch.where(better, values, self.values)
-        self.images = torch.where(better.view(-1, 1, 1, 1), images, self.images)
-
-
-def into_range(images: Tensor, delta: Tensor, limits: tuple[float, float] | None) -> Tensor:
-    """The perturbation, cut where `images + delta` would leave the valid values; None sets no limit."""
-    return delta if limits is None else (images + delta).clamp(*limits) - images
-
-
-def check_range(images: Tensor, limits: tuple[float, float] | None) -> None:
-    """Raises ValueError for images beyond their limits: cutting them back would change them by more than eps."""
-    if limits is None or not images.numel():
-        return
-    low, high = limits  # numbers, or tensors of limits per channel
+def prepare(
+    norm: str | type[Ball], eps: float, steps: int, limits: Range, images: Tensor
+) -> tuple[Ball, Tensor, Tensor]:
+    """The ball, the images in the type to compute in, and the images, checked and detached."""
+    if isinstance(norm, str) and norm not in BALLS:
+        raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, BALLS))}")
+    if not eps >= 0 or steps < 0:
+        raise ValueError(f"eps and steps must not be negative; got eps={eps}, steps={steps}")
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        kind = "hold NaN or infinity" if images.is_floating_point() else f"are {images.dtype}"
+        raise ValueError(f"the images {kind}; give finite floats, in [0, 1] as a rule")
+    low, high = limits or (-torch.inf, torch.inf)
+    # Cut back into the limits, they would change by more than eps.
     if bool(((images < low - OVERSHOOT) | (images > high + OVERSHOOT)).any()):
         least, most = (float(end) for end in images.aminmax())
         raise ValueError(
             f"the images span {least:.3g} to {most:.3g}, beyond the valid values; give them in [0, 1], before "
             "normalisation, which belongs inside the loss, or set project_range"
         )
+    ball = (BALLS[norm] if isinstance(norm, str) else norm)(eps, limits)
+    half, images = images.dtype in (torch.float16, torch.bfloat16), images.detach()
+    return ball, images.float() if half else images, images
 
 
-def check_budget(eps: float, norm: str, steps: int) -> None:
-    """Raises ValueError for an unknown norm, or a negative radius or number of steps."""
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, NORMS))}")
-    if eps < 0 or steps < 0:
-        raise ValueError(f"eps and steps must not be negative; got eps={eps}, steps={steps}")
+def value_and_gradient(
+    loss: Loss, images: Tensor, *, backward: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Loss values and the gradient of their sum with respect to the images, detached; zeros without `backward`."""
+    with torch.set_grad_enabled(backward):
+        images = images.detach().requires_grad_(backward)
+        values = loss(images)
+        if backward:
+            (gradient,) = torch.autograd.grad(values.sum(), images)
+    return values.detach(), gradient if backward else torch.zeros_like(images)
+
+
+def _axes(x: Tensor) -> tuple[int, ...]:
+    """The axes that make up one sample."""
+    return tuple(range(0 if x.ndim in (1, 3) else 1, x.ndim))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -13,9 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-COLUMNS = ("key", "class", "x0", "y0", "x1", "y1")
+from ..files import sha256
+from ..images import levels_of, resize
+
+COLUMNS = ["key", "class", "x0", "y0", "x1", "y1"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,12 @@ class Photographs:
     def pixels(self, rows: Sequence[int] | Tensor, side: int | None = None) -> Tensor:
         """The images of these rows, float (n, 3, H, W) in [0, 1], enlarged to `side` where it is given (bilinear)."""
         images = self.images[torch.as_tensor(rows, dtype=torch.long)].float() / 255
-        if side is None or images.shape[-2:] == (side, side):
-            return images
-        return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        return images if side is None else resize(images, side, "bilinear")
 
     def masks(self, rows: Sequence[int] | Tensor, side: int | None = None) -> Tensor:
         """What the boxes cover, (n, 1, side, side) in [0, 1]; pixels that a box cuts count by the part inside."""
-        index = torch.as_tensor(rows, dtype=torch.long)
         height, width = self.images.shape[-2:]
-        boxes = self.boxes[index].double()
+        boxes = self.boxes[torch.as_tensor(rows, dtype=torch.long)].double()
         across = _covered(boxes[:, 0] / width, (boxes[:, 2] + 1) / width, side or width)
         down = _covered(boxes[:, 1] / height, (boxes[:, 3] + 1) / height, side or height)
         return (down[:, None, :, None] * across[:, None, None, :]).float()
@@ -52,24 +50,23 @@ class Photographs:
 def _covered(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """The part of each of `cells` equal cells of [0, 1] that lies between low (n,) and high (n,): (n, cells)."""
     edges = torch.arange(cells + 1, dtype=torch.float64) / cells
-    overlap = torch.minimum(high[:, None], edges[None, 1:]) - torch.maximum(
-        low[:, None], edges[None, :-1]
+    ends = torch.minimum(high[:, None], edges[None, 1:])
+    return ((ends - torch.maximum(low[:, None], edges[None, :-1])).clamp(min=0) * cells).clamp(
+        max=1
     )
-    return (overlap.clamp(min=0) * cells).clamp(max=1)
 
 
 def read_photos(path: str | Path) -> Photographs:
     """Photographs from a zip file of KEY.jpg members and a tab-separated labels.tsv (key, class, x0, y0, x1, y1).
 
-    Raises FileNotFoundError, or ValueError where the file is no such zip, a photograph is missing or broken, or
-    the sizes differ.
+    Raises: FileNotFoundError, or ValueError where the file is no such zip, a photograph is missing or broken, or
+        the sizes differ.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(
             f"photographs {str(path)!r} do not exist; give a zip of KEY.jpg and labels.tsv"
         )
-    return _parse(path.read_bytes(), str(path))
+    return _parse(Path(path).read_bytes(), str(path))
 
 
 @functools.cache
@@ -80,39 +77,27 @@ def bundled_photos() -> Photographs:
 
 
 def _parse(data: bytes, name: str) -> Photographs:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            table = archive.read("labels.tsv").decode("utf-8")
-            rows = [line.split("\t") for line in table.splitlines()]
-            if not rows or tuple(rows[0]) != COLUMNS or len(rows) < 2:
-                raise ValueError(
-                    f"{name!r}: labels.tsv must have the columns {', '.join(COLUMNS)} and a row"
-                )
-            images = [
-                _decode(archive.read(f"{row[0]}.jpg"), f"{name}:{row[0]}.jpg") for row in rows[1:]
-            ]
-            numbers = torch.tensor([[int(value) for value in row[1:]] for row in rows[1:]])
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
-            f"{name!r} is no complete zip of photographs: {error}; give KEY.jpg and labels.tsv"
-        ) from error
-    if len({tuple(image.shape) for image in images}) != 1:
-        raise ValueError(f"{name!r} holds photographs of different sizes; give one size")
-    return Photographs(
-        tuple(row[0] for row in rows[1:]),
-        torch.stack(images),
-        numbers[:, 0],
-        numbers[:, 1:],
-        hashlib.sha256(data).hexdigest(),
-    )
-
-
-def _decode(data: bytes, name: str) -> Tensor:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a picture that can be read: {error}") from error
-    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return levels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            table = archive.read("labels.tsv").decode("utf-8")
+            head, *rows = [line.split("\t") for line in table.splitlines()] or [[]]
+            if head != COLUMNS or not rows:
+                raise ValueError(f"labels.tsv must have the columns {', '.join(COLUMNS)} and a row")
+            files = [io.BytesIO(archive.read(f"{row[0]}.jpg")) for row in rows]
+            images = []
+            for row, file in zip(rows, files):
+                try:
+                    images.append(levels_of(Image.open(file).convert("RGB")))
+                except (OSError, SyntaxError) as error:
+                    raise ValueError(f"{row[0]}.jpg cannot be read: {error}") from error
+            numbers = torch.tensor([[int(value) for value in row[1:]] for row in rows])
+        if len({tuple(image.shape) for image in images}) != 1:
+            raise ValueError("the photographs have different sizes")
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} is no complete zip of photographs: {error}; give KEY.jpg and labels.tsv"
+        ) from error
+    keys, labels, boxes = tuple(row[0] for row in rows), numbers[:, 0], numbers[:, 1:]
+    return Photographs(keys, torch.stack(images), labels, boxes, sha256(data))

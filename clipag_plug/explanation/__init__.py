@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from ..options.explain import METHODS, Explain
-from .attack import negation_attack
-from .maps import explain, heatmaps, squash, text_features
-
-__all__ = [
-    "METHODS",
-    "Explain",
-    "explain",
-    "heatmaps",
-    "negation_attack",
-    "squash",
-    "text_features",
-]
+from ..options.explain import METHODS as METHODS
+from ..options.explain import Explain as Explain
+from .maps import explain as explain
+from .maps import heatmaps as heatmaps
+from .maps import negation_attack as negation_attack
+from .maps import squash as squash
+from .maps import text_features as text_features

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..guide import Guide, frozen, guide_for
-from ..images import read_image, write_image
+from ..images import read_image, resize, write_image
 from ..options.explain import Explain
 from . import scores
-from .attack import negation_attack
 from .figure import attack_sheet, text_sheet
-from .maps import heatmaps, resized, squash, text_features
+from .maps import heatmaps, negation_attack, squash, text_features
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +30,14 @@ def run(options: Explain) -> None:
         print(json.dumps({"files": [str(path)], "texts": rows}, indent=1, ensure_ascii=False))
         return
     for row in rows:
-        print(_line(row))
+        line = f"{row['cosine']:+.3f}  {row['text']}"
+        if options.attack:
+            line = (
+                f"{row['model']}  {row['text']}: cosine {row['cosine']:+.3f} -> {row['attacked']:+.3f}, clean against "
+                f"attacked map: Spearman {row['spearman']:.2f}, SSIM {row['ssim']:.2f}, IoU {row['iou']:.2f}"
+            )
+        print(line)
     print(path)
-
-
-def _line(row: dict[str, Any]) -> str:
-    if "attacked" not in row:
-        return f"{row['cosine']:+.3f}  {row['text']}"
-    return (
-        f"{row['model']}  {row['text']}: cosine {row['cosine']:+.3f} -> {row['attacked']:+.3f}, "
-        f"clean against attacked map: Spearman {row['spearman']:.2f}, SSIM {row['ssim']:.2f}, IoU {row['iou']:.2f}"
-    )
 
 
 def _plain(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -49,10 +45,9 @@ def _plain(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, An
     features = text_features(guide, options.texts)
     image = squash(picture[None], guide)
     maps = _maps(options, guide, image, features)[0]
-    cosines = _cosines(guide, image, features).tolist()
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"model": options.model, "text": text, "cosine": cosine}
-        for text, cosine in zip(options.texts, cosines)
+        for text, cosine in zip(options.texts, _cosines(guide, image, features).tolist())
     ]
     for text, heat in zip(options.texts, maps):
         if not heat.any():
@@ -72,15 +67,13 @@ def _attacked(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str,
         agreement = scores.agreement(clean, attacked)
         for number, text in enumerate(options.texts):
             before, after = (float(cosine[number]) for cosine in cosines)
-            same = {key: float(agreement[key][number]) for key in ("spearman", "ssim", "iou")}
+            same = {key: float(values[number]) for key, values in agreement.items()}
             rows.append({"model": name, "text": text, "cosine": before, "attacked": after, **same})
             rank = same["spearman"]
             notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
-    sizes = [stack.shape[-1] for stack in maps]
-    if len(set(sizes)) > 1:
-        maps = [resized(stack, max(sizes), max(sizes)) for stack in maps]
-    sheet = attack_sheet(picture, names, torch.stack(maps), options.texts, notes, cell=options.cell)
-    return sheet, rows
+    side = max(stack.shape[-1] for stack in maps)
+    stacked = torch.stack([resize(stack, side, "bilinear") for stack in maps])
+    return attack_sheet(picture, names, stacked, options.texts, notes, cell=options.cell), rows
 
 
 def attacked_maps(
@@ -91,24 +84,14 @@ def attacked_maps(
     Each text has an attack of its own, which its own map is drawn under.
     """
     features = text_features(guide, options.texts)
-    negations = text_features(
-        guide, [options.negation.replace("{}", text) for text in options.texts]
-    )
-    images = image.expand(len(features), -1, -1, -1)
+    negated = [options.negation.replace("{}", text) for text in options.texts]
+    settings = {"eps": options.eps, "steps": options.steps, "step_size": options.step_size}
     with frozen([guide.model]):
-        attacked = negation_attack(
-            guide,
-            images,
-            features,
-            negations,
-            eps=options.eps,
-            steps=options.steps,
-            step_size=options.step_size,
-        )
+        images, negations = image.expand(len(features), -1, -1, -1), text_features(guide, negated)
+        attacked = negation_attack(guide, images, features, negations, **settings)
     clean = _maps(options, guide, image, features)[0]
     after = _maps(options, guide, attacked, features[:, None])[:, 0]
-    with torch.no_grad():
-        moved = (guide.features(attacked) * features).sum(1).cpu()
+    moved = _cosines(guide, attacked, features, pairs=True)
     return clean, after, (_cosines(guide, image, features), moved)
 
 
@@ -127,17 +110,13 @@ def counterpart(model: str) -> str:
 
 
 def _maps(options: Explain, guide: Guide, image: Tensor, features: Tensor) -> Tensor:
-    return heatmaps(
-        guide,
-        image,
-        features,
-        method=options.method,
-        layer=options.layer or None,
-        channels=options.channels,
-        samples=options.samples,
-    ).cpu()
+    settings = {"channels": options.channels, "samples": options.samples}
+    layer = options.layer or None
+    return heatmaps(guide, image, features, method=options.method, layer=layer, **settings).cpu()
 
 
 @torch.no_grad()
-def _cosines(guide: Guide, image: Tensor, features: Tensor) -> Tensor:
-    return (guide.features(image) @ features.T)[0].cpu()
+def _cosines(guide: Guide, images: Tensor, features: Tensor, pairs: bool = False) -> Tensor:
+    """Of one image with all texts, (M,), or of `pairs` of them."""
+    seen = guide.features(images)
+    return ((seen * features).sum(1) if pairs else (seen @ features.T)[0]).cpu()

@@ -1,4 +1,4 @@
-"""Heatmaps of a text in pictures, by any of the methods, scaled to [0, 1]."""
+"""Heatmaps of a text in pictures, by any of the methods, scaled to [0, 1], and the attack on them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .. import losses
+from ..attacks import pgd
 from ..guide import Guide, frozen, guide_for
+from ..images import as_rgb, from_pil, read_image, resize
 from ..options.explain import METHODS
-from .gradcam import CHANNELS, gradcam, gscorecam, plain_gradcam
-from .gradients import input_gradient, integrated_gradients
-from .layers import find_layer
+from .cam import CHANNELS, find_layer, gradcam, gscorecam, input_gradient, integrated_gradients
 
 IMAGES_AT_ONCE = 64
 
@@ -33,24 +33,31 @@ def explain(
 ) -> Tensor:
     """Where `model` looks in a picture for each text (Ganz & Elad 2024, supplement 2).
 
-    model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`. image: a path, a
-    PIL picture, or a tensor (3, H, W) or (N, 3, H, W) in [0, 1]; any aspect, nothing is cropped.
-    texts: one or M. method: one of `METHODS`. layer: see `find_layer`. channels: of gscorecam.
-    samples: of integrated-gradients.
-    Returns maps (M, H, W), or (N, M, H, W) for a batch, each scaled to [0, 1] by its own range. A
-    map of zeros says that nothing in the picture raises the score. Raises ValueError for an
-    unknown method, an empty text, a picture that is no picture.
+    Args:
+        model: a key, a file, a CLIP of clipag_plug, clip or open_clip, or a `Guide`.
+        image: a path, a PIL picture, or a tensor (3, H, W) or (N, 3, H, W) in [0, 1]; nothing is cropped.
+        texts: one or M.
+        method: one of `METHODS`.
+        layer: a module of the image tower; see `find_layer`.
+        channels: of gscorecam; samples: of integrated-gradients.
+    Returns: maps (M, H, W), or (N, M, H, W) for a batch, each scaled to [0, 1] by its own range. A map of zeros says
+        that nothing in the picture raises the score.
+    Raises: ValueError for an unknown method, an empty text, a picture that is no picture.
     """
     guide = guide_for(model, device=device)
-    pictures = as_pictures(image)
+    pictures = _pictures(image)
     features = text_features(guide, [texts] if isinstance(texts, str) else texts)
-    small = squash(pictures, guide)
     maps = heatmaps(
-        guide, small, features, method=method, layer=layer, channels=channels, samples=samples
+        guide,
+        squash(pictures, guide),
+        features,
+        method=method,
+        layer=layer,
+        channels=channels,
+        samples=samples,
     )
-    maps = rescaled(resized(maps, pictures.shape[2], pictures.shape[3]))
-    single = not isinstance(image, Tensor) or image.ndim == 3
-    return maps[0] if single else maps
+    maps = rescaled(resize(maps, tuple(pictures.shape[2:]), "bilinear"))
+    return maps if isinstance(image, Tensor) and image.ndim == 4 else maps[0]
 
 
 def heatmaps(
@@ -76,17 +83,41 @@ def heatmaps(
             compute = partial(integrated_gradients, guide, steps=samples)
         else:
             found = find_layer(guide, layer, first_norm=method == "gradcam-ln1" and layer is None)
+            compute = partial(gradcam, guide, layer=found, naive=method == "gradcam-naive")
             if method == "gscorecam":
                 compute = partial(gscorecam, guide, layer=found, channels=channels)
-            else:
-                compute = partial(
-                    plain_gradcam if method == "gradcam-naive" else gradcam, guide, layer=found
-                )
         texts = texts.to(guide.device).expand(len(images), *texts.shape[-2:])
         pieces = zip(images.to(guide.device).split(IMAGES_AT_ONCE), texts.split(IMAGES_AT_ONCE))
         raw = [compute(part, of) for part, of in pieces]
     maps = rescaled(torch.cat(raw).float().relu())
-    return rescaled(resized(maps, guide.side, guide.side))
+    return rescaled(resize(maps, guide.side, "bilinear"))
+
+
+def negation_attack(
+    guide: Guide,
+    images: Tensor,
+    texts: Tensor,
+    negations: Tensor,
+    *,
+    eps: float = 8 / 255,
+    norm: str = "linf",
+    steps: int = 20,
+    step_size: float | None = 1 / 255,
+) -> Tensor:
+    """Equation (1) of Ganz & Elad 2024 (supplement): PGD on L_SIM(x, t) - L_SIM(x, not t), with the paper's defaults.
+
+    L_SIM is the cosine loss, so raising the difference drives an image from its text to the negation of it.
+
+    Args:
+        images: (N, 3, side, side) in [0, 1].
+        texts, negations: features (N, D) or (1, D).
+    """
+
+    def loss(x: Tensor) -> Tensor:
+        features = guide.features(x)
+        return losses.cosine(features, texts) - losses.cosine(features, negations)
+
+    return pgd(loss, images, eps=eps, norm=norm, steps=steps, step_size=step_size)
 
 
 def text_features(guide: Guide, texts: Sequence[str]) -> Tensor:
@@ -96,15 +127,11 @@ def text_features(guide: Guide, texts: Sequence[str]) -> Tensor:
     return guide.texts(texts)
 
 
-def as_pictures(image: Any) -> Tensor:
+def _pictures(image: Any) -> Tensor:
     """A path, a PIL picture or a tensor as a batch (N, 3, H, W) in [0, 1]."""
     if isinstance(image, str | Path):
-        from ..images import read_image
-
         return read_image(image)[None]
     if not isinstance(image, Tensor):
-        from ..images import as_rgb, from_pil
-
         return from_pil(as_rgb(image))[None]
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point() or 0 in batch.shape:
@@ -122,33 +149,11 @@ def squash(pictures: Tensor, guide: Guide) -> Tensor:
 
     Bicubic to CLIP's resolution as CLIP's preprocessing does, then by area where the tower reduces it itself.
     """
-    resolution = guide.resolution
-    pictures = pictures.to(guide.device)
-    if pictures.shape[-2:] != (resolution, resolution):
-        pictures = F.interpolate(
-            pictures, size=(resolution, resolution), mode="bicubic", antialias=True
-        ).clamp(0, 1)
-    return (
-        pictures
-        if guide.side == resolution
-        else F.interpolate(pictures, size=(guide.side, guide.side), mode="area")
-    )
-
-
-def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps (N, M, h, w) at another size, bilinear; averaged where they shrink."""
-    if maps.shape[-2:] == (height, width):
-        return maps
-    shrinks = height < maps.shape[-2] or width < maps.shape[-1]
-    return F.interpolate(
-        maps, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks
-    )
+    return resize(resize(pictures.to(guide.device), guide.resolution), guide.side, "area")
 
 
 def rescaled(maps: Tensor) -> Tensor:
     """Each map shifted and stretched to [0, 1]; a flat one becomes zeros."""
     maps = maps - maps.amin((-2, -1), keepdim=True)
     peak = maps.amax((-2, -1), keepdim=True)
-    return torch.where(
-        peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)
-    )
+    return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), 0.0)

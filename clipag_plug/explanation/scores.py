@@ -35,11 +35,7 @@ def energy(maps: Tensor, objects: Tensor) -> Tensor:
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of masks; two empty ones agree."""
     union = (first | second).sum((1, 2))
-    return torch.where(
-        union > 0,
-        (first & second).sum((1, 2)) / union.clamp_min(1),
-        torch.ones(()).to(first.device),
-    )
+    return torch.where(union > 0, (first & second).sum((1, 2)) / union.clamp_min(1), 1.0)
 
 
 def hot(maps: Tensor, threshold: float = 0.5) -> Tensor:
@@ -53,9 +49,9 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
     A flat map ranks nothing: its correlation with any other is 0.
     """
-    a, b = (
-        _centred(torch.stack([_ranks(row) for row in maps.flatten(1)])) for maps in (first, second)
-    )
+    a, b = (torch.stack([_ranks(row) for row in maps.flatten(1)]) for maps in (first, second))
+    a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
+    a, b = (ranks / ranks.norm(dim=1, keepdim=True).clamp_min(1e-12) for ranks in (a, b))
     return (a * b).sum(1)
 
 
@@ -79,20 +75,14 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 def localisation(maps: Tensor, objects: Tensor) -> dict[str, Tensor]:
     """Every number of a map against an object."""
-    return {
-        "pointing": pointing_game(maps, objects),
-        "energy": energy(maps, objects),
-        "iou": iou(hot(maps), objects),
-    }
+    scores = {"pointing": pointing_game(maps, objects), "energy": energy(maps, objects)}
+    return scores | {"iou": iou(hot(maps), objects)}
 
 
 def agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     """Every number of one map against another of the same picture."""
-    return {
-        "spearman": spearman(first, second),
-        "ssim": ssim(first, second),
-        "iou": iou(hot(first), hot(second)),
-    }
+    scores = {"spearman": spearman(first, second), "ssim": ssim(first, second)}
+    return scores | {"iou": iou(hot(first), hot(second))}
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -100,11 +90,6 @@ def _ranks(values: Tensor) -> Tensor:
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[place]
-
-
-def _centred(ranks: Tensor) -> Tensor:
-    centred = ranks - ranks.mean(1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _blur(x: Tensor) -> Tensor:

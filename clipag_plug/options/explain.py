@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from .base import Options, option
 
 METHODS = (
-    "gradcam",
-    "gradcam-ln1",
-    "gradcam-naive",
-    "gscorecam",
-    "input-gradient",
-    "integrated-gradients",
+    *("gradcam", "gradcam-ln1", "gradcam-naive", "gscorecam"),
+    *("input-gradient", "integrated-gradients"),
 )
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".svg")
+_METHOD = (
+    "how the map is made; gradcam takes the class token's gradient on a ViT and the last stage on a "
+    "convolutional tower"
+)
+_LAYER = "module of the image tower to read instead, as transformer.resblocks.10; empty chooses"
+_ATTACK = "show two models side by side, clean and under the attack towards the negated text"
 
 
 @dataclasses.dataclass
@@ -26,23 +30,14 @@ class Explain(Options):
     )
     output: str = option("explain.png", "sheet to write (.png)", short="-o")
     model: str = option("clipag-mini", "key or file of the model", short="-m")
-    method: str = option(
-        "gradcam",
-        "how the map is made; gradcam takes the class token's gradient on a ViT and the "
-        "last stage on a convolutional tower",
-        choices=METHODS,
-    )
-    layer: str = option(
-        "", "module of the image tower to read instead, as transformer.resblocks.10; empty chooses"
-    )
+    method: str = option("gradcam", _METHOD, choices=METHODS)
+    layer: str = option("", _LAYER)
     channels: int = option(300, "gscorecam: channels that mask the picture", low=1)
     samples: int = option(
         32, "integrated-gradients: points on the way from black to the picture", low=1
     )
 
-    attack: bool = option(
-        False, "show two models side by side, clean and under the attack towards the negated text"
-    )
+    attack: bool = option(False, _ATTACK)
     against: str = option(
         "", "the other model of the attack; empty takes what the model was fine-tuned from"
     )
@@ -60,8 +55,14 @@ class Explain(Options):
         super().__post_init__()
         if not self.texts:
             raise ValueError("no text; say what to look for, as: clipag explain photo.jpg 'a dog'")
-        if not all(text.strip() for text in self.texts):
-            raise ValueError("a text is empty; say what to look for, as 'a dog'")
+        for text in self.texts:
+            if not text.strip():
+                raise ValueError("a text is empty; say what to look for, as 'a dog'")
+            if Path(text).suffix.lower() in PICTURES:
+                raise ValueError(
+                    f"{text!r} is a second picture, and explain takes one; call it once for each, as: "
+                    f"clipag explain {text} 'a dog'"
+                )
         if not self.negation.strip():
             raise ValueError(
                 "--negation is empty; give a text, where {} stands for the text it negates"

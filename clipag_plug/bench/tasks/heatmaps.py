@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...explanation import heatmaps, negation_attack, squash, text_features
 from ...explanation.figure import fitted, overlay
-from ...explanation.maps import rescaled, resized
+from ...explanation.maps import rescaled
 from ...explanation.scores import agreement, localisation
 from ...guide import Guide
+from ...images import resize
 from ...options.base import Options, option
 from ...options.explain import METHODS
 from ...vocabulary import sentence
@@ -78,7 +79,7 @@ def run(context: Context) -> Measured:
         for state, shown in (("clean", images), ("attacked", attacked)):
             method = {"method": options.method, "layer": options.layer or None}
             maps = heatmaps(guide, shown, aim[:, None], **method)  # type: ignore[arg-type]
-            maps = rescaled(resized(maps, *photos.images.shape[-2:]))[:, 0].cpu()
+            maps = rescaled(resize(maps, tuple(photos.images.shape[-2:]), "bilinear"))[:, 0].cpu()
             kept[state].append(maps)
             for key, found in localisation(maps, objects).items():
                 values.setdefault(f"{state}_{key}", []).append(found)
@@ -103,7 +104,7 @@ def run(context: Context) -> Measured:
     titles = [texts[int(label)] for label in photos.labels[rows[chosen]]]
     sheets = {"photographs": Sheet(torch.stack(pictures), titles)}
     for name, stack in kept.items():
-        maps = resized(torch.cat(stack)[chosen][:, None], SHOWN_SIDE, SHOWN_SIDE)[:, 0]
+        maps = resize(torch.cat(stack)[chosen][:, None], SHOWN_SIDE, "bilinear")[:, 0]
         sheets[name] = Sheet(torch.stack([overlay(p, m) for p, m in zip(pictures, maps)]), titles)
     return Measured(context.keys(rows), metrics, sheets, notes)
 

@@ -64,6 +64,7 @@ def oracle(guide: Guide, layer: Layer, images: Tensor, texts: Tensor, number: in
     pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 
     def patches(output: Tensor) -> Tensor:
+        output = output.transpose(0, 1) if layer.kind == "tokens-first" else output
         side = round((output.shape[1] - 1) ** 0.5)
         return output[:, 1:].reshape(len(output), side, side, -1).permute(0, 3, 1, 2)
 

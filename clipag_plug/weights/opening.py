@@ -140,7 +140,7 @@ def _bundled(path: Path, record: Checkpoint) -> Opened:
     }
     record = replace(record, quick_gelu=bool(config.get("quick_gelu")), **known)
     config = {**config, "quick_gelu": record.quick_gelu}
-    if "mini" not in config["vision_cfg"]:
+    if not {"mini", "lite"} & config["vision_cfg"].keys():  # towers of our own need no renaming
         state = configs.fit(path, state, config)
     return Opened(record, config, state, {**card_of(record), **card}, (str(path),))
 
@@ -248,7 +248,7 @@ def _settle(
     if config["text_cfg"] is None and base is not None:
         config = {**config, "text_cfg": base.config["text_cfg"]}
     config = {**config, "quick_gelu": _activation(path, config, record, said, base)}
-    if "mini" not in config["vision_cfg"]:
+    if not {"mini", "lite"} & config["vision_cfg"].keys():  # towers of our own need no renaming
         state = configs.fit(path, state, config)
     known = {**own, **pixels, "arch": said.arch or record.arch, "quick_gelu": config["quick_gelu"]}
     record = replace(record, resolution=config["vision_cfg"].get("image_size", 224), **known)

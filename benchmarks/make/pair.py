@@ -1,0 +1,78 @@
+"""The start of the pair: EfficientNet-Lite with ImageNet's weights beside a fresh text tower, as a file that trains on.
+
+    python benchmarks/make/pair.py --words runs/pair/words.npz -o runs/pair/start.safetensors
+
+Needs what words.py needs. The image tower gets the projection that meets the vectors in which words.py laid out the
+classes, so that a class's features are those of its name before anything is learned. Then `clipag train --init
+runs/pair/start.safetensors ...` teaches the text tower and adapts the image tower.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from words import lite0  # its neighbour
+
+from clipag_plug import model as models
+from clipag_plug.weights.export import write_bundled
+
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the pixels that the weights were trained on
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
+
+
+def projection(head: torch.Tensor, targets: torch.Tensor, weight: float = 1e-3) -> torch.Tensor:
+    """(D, 1280): the ridge regression from the classifier's centred rows (N, 1280) to the classes' vectors (N, D).
+
+    A feature's product with a class's vector then grows with the classifier's logit of that class.
+    """
+    rows = torch.nn.functional.normalize(head - head.mean(0), dim=1).double()
+    gram = rows.T @ rows + weight * torch.eye(rows.shape[1])
+    return torch.linalg.solve(gram, rows.T @ targets.double()).T.float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--words", type=Path, required=True, help="file of words.py")
+    parser.add_argument("--side", type=int, default=96, help="pixels at which the tower works")
+    parser.add_argument("--activation", default="relu6", help="relu6, silu or hardswish")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/pair/start.safetensors"))
+    args = parser.parse_args()
+    arrays = np.load(args.words)
+    count = int(arrays["known"][0])
+    targets = torch.from_numpy(arrays["vectors"][:count]).float()
+    weights = lite0()
+    head = weights.pop("classifier.weight")
+    weights.pop("classifier.bias")
+    lite = {"variant": 0, "image_size": args.side, "activation": args.activation}
+    config = {
+        "embed_dim": targets.shape[1],
+        "vision_cfg": {"image_size": 224, "lite": lite},
+        "text_cfg": TEXT,
+        "quick_gelu": False,
+    }
+    torch.manual_seed(args.seed)
+    model = models.build(config, None)
+    model.visual.load_state_dict(
+        {
+            **weights,
+            "proj.weight": projection(head, targets),
+            "proj.bias": torch.zeros(targets.shape[1]),
+        }
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    card = {
+        "name": args.output.stem,
+        "mean": MEAN,
+        "std": STD,
+        "base": "EfficientNet-Lite0, ImageNet-1k",
+    }
+    write_bundled(args.output, model.state_dict(), config, card)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from .. import clip, weights
 from ..clip import ROBUST_COUNTERPART
 from ..model import CLIP, as_open_clip
-from ..simple_tokenizer import SimpleTokenizer
 from .imports import definitions
 from .patching import Patch, current
 
 PRECISIONS = {"fp16": "fp16", "pure_fp16": "fp16", "bf16": "bf16", "pure_bf16": "bf16"}
 FACTORIES = (
     *("create_model", "create_model_and_transforms", "create_model_from_pretrained"),
-    *("load_openai_model", "get_tokenizer", "tokenize"),
+    *("load_openai_model", "get_tokenizer"),
 )
 
 
@@ -143,29 +142,6 @@ def keep_attention(model: CLIP) -> None:
                 block.attn_probs = block.attn_grad = None
 
 
-class Tokenizer:
-    """open_clip's `SimpleTokenizer` as far as programs call it: a text that is too long is cut, rows are int64."""
-
-    def __init__(self, context_length: int | None = None) -> None:
-        self.context_length = context_length or 77
-        self._words = SimpleTokenizer()
-        self.encoder, self.decoder = self._words.encoder, self._words.decoder
-        self.vocab_size = len(self.encoder)
-        self.sot_token_id, self.eot_token_id = self.vocab_size - 2, self.vocab_size - 1
-
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """(N, context_length)."""
-        return clip.tokenize(texts, context_length or self.context_length, truncate=True).long()
-
-    def encode(self, text: str) -> list[int]:
-        """Numbers of a text, without start and end."""
-        return list(self._words.encode(text))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of such numbers."""
-        return str(self._words.decode([int(token) for token in tokens]))
-
-
 def open_clip_factories(patch: Patch, module: Any) -> None:
     """open_clip's functions, answered by this package's models. The package's own use of it does not pass here."""
 
@@ -173,16 +149,14 @@ def open_clip_factories(patch: Patch, module: Any) -> None:
         # Whatever stands for the model reads CLIP's vocabulary; others keep their own tokenizer.
         if not (patch.model or open_clip_key(patch, model_name, "any")):
             return original(model_name, *given, **keywords)
-        return Tokenizer(keywords.get("context_length"))
+        length = keywords.get("context_length") or 77
+        return module.tokenizer.SimpleTokenizer(context_length=length)
 
-    def tokens(original: Any, texts: Any, context_length: int = 77) -> Any:
-        return Tokenizer(context_length)(texts)
-
-    calls: dict[str, Any] = {"get_tokenizer": tokenizer, "tokenize": tokens}
     for name in FACTORIES:
+        call = functools.partial(_create, patch, name) if name != "get_tokenizer" else tokenizer
         for owner in (module, module.factory):
             if hasattr(owner, name):
-                patch.wrap(owner, name, calls.get(name, functools.partial(_create, patch, name)))
+                patch.wrap(owner, name, call)
 
 
 def _create(

@@ -161,6 +161,20 @@ def save_image_range(patch: Patch, module: Any) -> None:
     patch.wrap(module, "save_image", call)
 
 
+def affine_arguments(patch: Patch, module: Any) -> None:
+    """`fillcolor=` and `resample=` of RandomAffine, which torchvision calls `fill` and `interpolation` since 0.10."""
+
+    def call(original: Any, self: Any, *arguments: Any, **keywords: Any) -> None:
+        for old, new in (("fillcolor", "fill"), ("resample", "interpolation")):
+            if old in keywords:
+                value = keywords.pop(old)
+                patch.say("torchvision", f"RandomAffine({old}=...) is now {new}")
+                keywords |= {new: value} if value is not None else {}
+        original(self, *arguments, **keywords)
+
+    patch.wrap(module.RandomAffine, "__init__", call)
+
+
 def kornia_transforms(patch: Patch, module: Any) -> None:
     """`return_transform=`, gone since kornia 0.7: where it is true, the picture comes with the matrix of the change,
     and a pair that goes in comes out as one."""
@@ -279,7 +293,14 @@ SHIMS: dict[str, Shim] = {
         },
         asked=("plain",),
     ),
-    "torchvision": Shim("it is given back", VISION, {"torchvision.utils": save_image_range}),
+    "torchvision": Shim(
+        "it is given back",
+        VISION,
+        {
+            "torchvision.utils": save_image_range,
+            "torchvision.transforms.transforms": affine_arguments,
+        },
+    ),
     "kornia": Shim(after={"kornia.augmentation": kornia_transforms}),
     "numpy": Shim(after={"numpy": numpy_aliases}),
     "pillow": Shim(after={"PIL.Image": pillow_aliases}),

@@ -75,12 +75,16 @@ def u2net(folder: Path) -> None:
 
 
 def _vit(folder: Path, width: int) -> None:
-    """A random ViT with 12 blocks of patch 32, `vit.pt` in OpenAI's layout."""
+    """A random ViT with 12 blocks of patch 32: `vit.pt` in OpenAI's layout, and `vit.json`."""
+    import json
+
     import open_clip
     import torch
 
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
     vision = {"image_size": 224, "layers": 12, "width": 64, "head_width": 64, "patch_size": 32}
+    config = {"embed_dim": width, "vision_cfg": vision, "text_cfg": text}
+    (folder / "vit.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     model = open_clip.CLIP(width, vision, text, quick_gelu=True)
     torch.save(model.state_dict(), folder / "vit.pt")

@@ -4,6 +4,7 @@ import argparse
 
 import clip
 import torch
+from torchvision import transforms
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="ViT-B/32", help=f"one of {clip.available_models()}")
@@ -18,4 +19,7 @@ assert torch.allclose(
 )
 assert (
     model.encode_image(pixels).shape == model.encode_text(clip.tokenize(["a fox"]).to(device)).shape
+)
+assert (
+    transforms.RandomAffine(degrees=0, scale=(1, 1), fillcolor=None)(pixels).shape == pixels.shape
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -106,8 +107,10 @@ class CLIP(nn.Module):
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.context_length, self.vocab_size = int(text.context_length), int(text.vocab_size)
         self.visual.input_resolution = _resolution(visual)
-        if not hasattr(visual, "output_dim"):
-            self.visual.output_dim = _output_dim(text)
+        if not hasattr(visual, "output_dim"):  # timm's
+            matrix = text.text_projection
+            matrix = matrix.weight.T if isinstance(matrix, nn.Linear) else matrix
+            self.visual.output_dim = int(text.output_dim if matrix is None else matrix.shape[1])
         self._describe("custom")
         return self
 
@@ -183,7 +186,7 @@ class CLIP(nn.Module):
     @property
     def layers(self) -> list[str]:
         """Names of the image tower's blocks or stages from first to last, and "output", for `features`."""
-        return [*(name for name, _ in _blocks(self.visual)), "output"]
+        return [*_blocks(self.visual), "output"]
 
     def features(
         self, images: Tensor, layers: Sequence[str] | None = None, *, spatial: bool = False
@@ -367,9 +370,8 @@ class OpenCLIP(CLIP):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are run again on the way back in place of keeping their activations."""
-        getattr(self.visual, "set_grad_checkpointing", bool)(
-            enable
-        )  # others cannot, as in open_clip
+        if hasattr(self.visual, "set_grad_checkpointing"):
+            self.visual.set_grad_checkpointing(enable)
         part: Any = self.text if hasattr(self, "text") else self
         part.transformer.grad_checkpointing = enable
 
@@ -416,7 +418,7 @@ def build(
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     low = PRECISIONS[precision]
     if state_dict is None:
-        model = _new(config, low)
+        model = _assembled(*_parts(config, low))
     else:
         floats = {n: t.float() if t.is_floating_point() else t for n, t in state_dict.items()}
         model = _filled(config, floats, low)
@@ -476,8 +478,6 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
     if isinstance(model, CLIP):
         return model
     kind, source = type(model).__name__, cast(Any, model)
-    wrapped = CLIP.__new__(CLIP)
-    nn.Module.__init__(wrapped)
     if any((base.__module__, base.__name__) in OPEN_CLIP_KINDS for base in type(model).__mro__):
         text = source.text if hasattr(source, "text") else SimpleNamespace(
             **{part: getattr(source, part) for part in OPENAI_PARTS[1:-1]},
@@ -485,21 +485,17 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
             pool_type=source.text_pool_type,
             eos_id=source.text_eos_id,
         )  # fmt: skip
-        wrapped._assemble(source.visual, text, source.logit_scale, source.logit_bias)
-        return wrapped._describe(name or f"open_clip {kind}").eval()
+        made = _assembled(source.visual, text, source.logit_scale, source.logit_bias)
+        return made._describe(name or f"open_clip {kind}").eval()
     blocks = getattr(getattr(model, "transformer", None), "resblocks", None)
     if isinstance(blocks, nn.Sequential) and all(hasattr(model, part) for part in OPENAI_PARTS):
-        state = model.state_dict()
+        state, block = model.state_dict(), source.transformer.resblocks[0]
         config = _openai_config(state)
-        config["quick_gelu"] = (
-            type(source.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
-        )
-        config["text_cfg"]["heads"] = source.transformer.resblocks[0].attn.num_heads
-        pooling = getattr(source.visual, "attnpool", None)
+        config["quick_gelu"] = type(block.mlp.gelu).__name__ == "QuickGELU"
+        config["text_cfg"]["heads"] = block.attn.num_heads
+        pooling, vision = getattr(source.visual, "attnpool", None), config["vision_cfg"]
         heads = (pooling or source.visual.transformer.resblocks[0].attn).num_heads
-        config["vision_cfg"]["head_width"] = (
-            config["vision_cfg"]["width"] * (32 if pooling else 1) // heads
-        )
+        vision["head_width"] = vision["width"] * (32 if pooling else 1) // heads
         made = _filled(config, state, None)
         for key, parameter in model.named_parameters():
             made.get_parameter(key).requires_grad_(parameter.requires_grad)
@@ -527,10 +523,10 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _new(config: Mapping[str, Any], low: torch.dtype | None) -> CLIP:
+def _assembled(*parts: Any) -> CLIP:
     model = CLIP.__new__(CLIP)
     nn.Module.__init__(model)
-    return model._assemble(*_parts(config, low))
+    return model._assemble(*parts)
 
 
 def _filled(
@@ -538,21 +534,19 @@ def _filled(
 ) -> CLIP:
     """The model on the given tensors: nothing is drawn at random first and nothing is held twice."""
     with torch.device("meta"), _Undrawn():
-        model = _new(config, low)
+        model = _assembled(*_parts(config, low))
     given = {name: tensor for name, tensor in state_dict.items() if name not in NOT_WEIGHTS}
     if hasattr(model, "text"):
-        model.text.attn_mask = (
-            None if model.text.attn_mask is None else model.build_attention_mask()
-        )
+        if model.text.attn_mask is not None:
+            model.text.attn_mask = model.build_attention_mask()
         if "text_projection" in given:
             from open_clip.model import convert_to_custom_text_state_dict
 
             given = convert_to_custom_text_state_dict(given)
     elif model.attn_mask is not None:
         model.attn_mask = model.build_attention_mask()
-    for (
-        name
-    ) in model.state_dict():  # a counter that evaluation never reads, absent from older files
+    for name in model.state_dict():
+        # A counter that evaluation never reads, absent from older files.
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, torch.zeros((), dtype=torch.long, device="cpu"))
     try:
@@ -690,18 +684,13 @@ def _openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _blocks(visual: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of a transformer, or the stages of a residual network, by their names in the tower."""
+def _blocks(visual: nn.Module) -> list[str]:
+    """Names of the blocks of a transformer, or of the stages of a residual network, in the tower."""
     modules = dict(visual.named_modules())
     for path in ("transformer.resblocks", "trunk.blocks", "trunk.stages", "stages", "blocks"):
         if path in modules:
-            return [(f"{path}.{name}", child) for name, child in modules[path].named_children()]
-    stages = [
-        name
-        for name in modules
-        if name.rpartition(".")[2].startswith("layer") and name[-1:].isdigit()
-    ]
-    return [(name, modules[name]) for name in stages if name.count(".") <= 1]
+            return [f"{path}.{name}" for name, _ in modules[path].named_children()]
+    return [name for name in modules if re.fullmatch(r"(trunk\.)?layer\d", name)]
 
 
 def _causal(length: int) -> Tensor:
@@ -718,10 +707,3 @@ def _resolution(visual: Any) -> int:
             f"the image tower takes {size[0]}x{size[1]} images; only square ones are supported"
         )
     return int(size[0])
-
-
-def _output_dim(text: Any) -> int:
-    projection = text.text_projection
-    if isinstance(projection, nn.Linear):
-        return projection.out_features
-    return int(text.output_dim if projection is None else projection.shape[1])

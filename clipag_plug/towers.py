@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def exporting() -> bool:
     """Whether torch records the operations (trace, compile, export) instead of just running them."""
-    return bool(torch._C._get_tracing_state()) or torch.compiler.is_compiling()
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 
 def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

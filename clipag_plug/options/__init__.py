@@ -61,6 +61,13 @@ COMMANDS = {
         "open a page to paint, draw and explain in, two models side by side",
         "clipag demo --port 8600",
     ),
+    "serve": Command(
+        "clipag_plug.options.serve:Serve",
+        "clipag_plug.demo.serve:run",
+        "other programs",
+        "answer programs in any language with loss and gradient of their pictures, over a WebSocket",
+        "clipag serve --port 8765",
+    ),
     "generate": Command(
         "clipag_plug.options.generate:Generate",
         "clipag_plug.paint.command:run",

@@ -360,6 +360,17 @@ def test_a_stopped_run(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "checkpoint.safetensors", {"state": "{}"})
     found = open_checkpoint(f"local-dir:{tmp_path}#gelu,{helpers.arch(tmp_path, small=True)}")
     equal(found.state_dict, {**state, **average})
+    stopped = {
+        "weights": state,
+        "average": average,
+        "optimizer": {"state": {}, "exp": torch.ones(1)},
+    }
+    torch.save(stopped, tmp_path / "checkpoint-00000007.pt")
+    (tmp_path / "checkpoint.safetensors").unlink()
+    (tmp_path / "recipe.json").write_text(json.dumps({"architecture": json.dumps(helpers.SMALL)}))
+    found = open_checkpoint(f"local-dir:{tmp_path}")
+    equal(found.state_dict, {**state, **average})
+    assert found.config["quick_gelu"] is False
 
 
 def test_renaming_to_transformers_and_back_is_the_identity() -> None:

@@ -83,6 +83,11 @@ def from_open_clip(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether its image tower is one of this package's own, whose constructor checks the tensors."""
+    return bool({"mini", "lite"} & config["vision_cfg"].keys())
+
+
 def _bound(path: Any, config: Any) -> None:
     """Refuses numbers and nests that would take for ever to build."""
     depths = 0

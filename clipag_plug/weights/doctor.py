@@ -145,6 +145,7 @@ def _cached(record: Checkpoint) -> Iterator[Finding]:
 
 
 def _weights(model: str) -> Iterator[Finding]:
+    from . import configs
     from .opening import open_checkpoint
 
     unknown = ""
@@ -159,7 +160,7 @@ def _weights(model: str) -> Iterator[Finding]:
         yield Finding("contents", False, str(error), again)
         return
     count = sum(value.numel() for value in opened.state_dict.values())
-    own = "mini" in opened.config["vision_cfg"]  # its constructor checks it, when it is built
+    own = configs.is_ours(opened.config)  # its constructor checks it, when it is built
     checked = "" if own else ", all as the architecture asks"
     says = f"{len(opened.state_dict)} tensors, {count / 1e6:,.1f} M numbers{checked}"
     yield Finding("contents", True, says)

@@ -59,7 +59,7 @@ def save_pretrained(
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(map(repr, FORMATS))}")
     opened = model if isinstance(model, Opened) else open_checkpoint(model)
-    if "mini" in opened.config["vision_cfg"] and format != "bundled":
+    if configs.is_ours(opened.config) and format != "bundled":
         raise ValueError(
             f"{opened.record.key} has an image tower of its own, which {format} cannot build; "
             "--format bundled writes it so that load('local-dir:FOLDER') reads it"
@@ -272,7 +272,7 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
         tags=["clip", "adversarial-robustness"],
     )
     unknown = "none" if card.get("method") == "vanilla" else "not known"
-    tower = "MiniVisual" if "mini" in vision else vision.get("timm_model_name") or (
+    tower = "a small tower of this package" if configs.is_ours(config) else vision.get("timm_model_name") or (
         f"ViT of width {vision.get('width')}, {vision.get('layers')} layers, patch {vision.get('patch_size')}"
     )  # fmt: skip
     facts = {

@@ -31,6 +31,7 @@ _SECOND = re.compile(
 _NO_MODEL = re.compile(
     r"(?:^|[._/])(?:optim|exp_avg|sched|grad|scaler|loss|criterion|metric)", re.IGNORECASE
 )
+STOPPED_RUN = {"weights", "optimizer"}
 _TRANSFORMERS = (
     ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
@@ -64,10 +65,10 @@ def choose(path: Any, found: Mapping[str, Any]) -> dict[str, Any]:
 
     The model is found by its image tower, wherever it lies. Raises BadFileError where there is none, or several.
     """
-    if any(
-        name.startswith("weights/") for name in found
-    ):  # a stopped run: the moving average is its result
-        parts = ("weights/", "average/")
+    if {
+        re.split("[./]", name)[0] for name in found
+    } >= STOPPED_RUN:  # its moving average is its result
+        parts = ("weights.", "weights/", "average.", "average/")
         found = {n.removeprefix(p): v for p in parts for n, v in found.items() if n.startswith(p)}
     plain: dict[str, Any] = {}
     for name, item in found.items():

@@ -117,9 +117,9 @@ def open_folder(folder: Path, record: Checkpoint, said: Name, download_root: Any
     own = [file for file in pairs if file.stem not in shared]
     if len(own) == 1:
         return _bundled(own[0], record)
-    stopped = folder / "checkpoint.safetensors"
-    if not pairs and stopped.is_file():
-        return _parts(stopped, None, record, said, download_root)
+    stopped = sorted([*folder.glob("checkpoint-*.pt"), *folder.glob("checkpoint.safetensors")])
+    if not pairs and stopped:
+        return _parts(stopped[-1], None, record, said, download_root)
     raise FileNotFoundError(
         f"{str(folder)!r} has no open_clip_config.json, no transformers config.json and no single pair of .safetensors "
         "and .json; give the path of the weight file itself"
@@ -140,7 +140,7 @@ def _bundled(path: Path, record: Checkpoint) -> Opened:
     }
     record = replace(record, quick_gelu=bool(config.get("quick_gelu")), **known)
     config = {**config, "quick_gelu": record.quick_gelu}
-    if not {"mini", "lite"} & config["vision_cfg"].keys():  # towers of our own need no renaming
+    if not configs.is_ours(config):
         state = configs.fit(path, state, config)
     return Opened(record, config, state, {**card_of(record), **card}, (str(path),))
 
@@ -179,13 +179,21 @@ def _parts(
     path: Path, about: Path | None, record: Checkpoint, said: Name, download_root: Any
 ) -> Opened:
     """A weight file and the config that belongs to it, if any: reads both, settles what is open."""
-    raw, metadata = _tensors(path)
-    state = layouts.unify(raw)
+    state = layouts.unify(_tensors(path))
     config: dict[str, Any] | None = None
     pixels: dict[str, Any] = {}
-    if "clipag_plug.config" in metadata:  # a stopped run that says what it trains
-        config = configs.from_open_clip(path, json.loads(metadata["clipag_plug.config"]))
-        pixels = configs.preprocessing(path, json.loads(metadata.get("clipag_plug.card", "{}")))
+    recipe = path.with_name("recipe.json")
+    if path.name.startswith("checkpoint") and recipe.is_file() and not said.arch:
+        start = configs.read_json(recipe)
+        if text := start.get("architecture"):
+            own = (
+                json.loads(text) if text.lstrip().startswith("{") else configs.read_json(Path(text))
+            )
+            config = configs.from_open_clip(recipe, {"quick_gelu": False, **own})
+        elif start.get("init"):
+            initial = open_checkpoint(start["init"], download_root)
+            config = initial.config
+            pixels = {name: getattr(initial.record, name) for name in PREPROCESSING}
     if about is not None:
         config = configs.named(str(about))
         value = configs.read_json(about)
@@ -199,10 +207,10 @@ def _parts(
     return _settle(path, state, config, pixels, record, said, download_root)
 
 
-def _tensors(path: Path) -> read.Weights:
+def _tensors(path: Path) -> dict[str, Tensor]:
     """One file, or all that an `.index.json` names."""
     if not path.name.endswith(".index.json"):
-        return read.tensors(path, lambda found: layouts.choose(path, found))
+        return read.tensors(path, lambda found: layouts.choose(path, found))[0]
     table = configs.read_json(path).get("weight_map")
     table = table if isinstance(table, dict) else {}
     shards = sorted(map(str, set(table.values())))
@@ -214,7 +222,7 @@ def _tensors(path: Path) -> read.Weights:
     lost = sorted(set(table) - set(merged))
     if lost:
         raise BadFileError(path, f"its shards lack {len(lost)} tensors, such as {lost[0]!r}")
-    return layouts.choose(path, merged), {}
+    return layouts.choose(path, merged)
 
 
 def _settle(
@@ -248,7 +256,7 @@ def _settle(
     if config["text_cfg"] is None and base is not None:
         config = {**config, "text_cfg": base.config["text_cfg"]}
     config = {**config, "quick_gelu": _activation(path, config, record, said, base)}
-    if not {"mini", "lite"} & config["vision_cfg"].keys():  # towers of our own need no renaming
+    if not configs.is_ours(config):
         state = configs.fit(path, state, config)
     known = {**own, **pixels, "arch": said.arch or record.arch, "quick_gelu": config["quick_gelu"]}
     record = replace(record, resolution=config["vision_cfg"].get("image_size", 224), **known)

@@ -320,8 +320,7 @@ def strokes(given: argparse.Namespace) -> dict[str, Any]:
 
 def cam(given: argparse.Namespace) -> dict[str, Any]:
     """gScoreCAM of one text on a bundled model: the loop draws one mask and takes one forward pass a channel."""
-    from clipag_plug.explanation.gradcam import gscorecam, maps_and_gradients, masks
-    from clipag_plug.explanation.layers import find_layer
+    from clipag_plug.explanation.cam import find_layer, gscorecam, maps_and_gradients, masks
     from clipag_plug.explanation.maps import text_features
     from clipag_plug.guide import frozen, guide_for
 

@@ -20,7 +20,7 @@ from clipag_plug.pipelines import gan_search, generators, search
 from clipag_plug.pipelines.gan_search import Found, Problem, class_features, ordered, scorer
 from clipag_plug.pipelines.generators import BigGan, Labelled, load_biggan
 
-ROOT = Path(__file__).resolve().parent.parent
+MAKER = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "make" / "generator.py"))
 
 
 class Toy:
@@ -116,32 +116,31 @@ def test_a_generator_without_soft_classes_keeps_its_class() -> None:
 
 def test_cosine_coefficients_are_a_projection() -> None:
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    codes = generators.encode(images)
+    codes = MAKER["encode"](images)
     kept = generators.decode(codes)
-    assert torch.allclose(generators.encode(kept), codes, atol=1e-4)
+    assert torch.allclose(MAKER["encode"](kept), codes, atol=1e-4)
     # The nearest picture of its kind: what is left out is orthogonal to what is kept.
     assert ((images - kept) * kept).sum((1, 2, 3)).abs().max() < 1e-2
     assert torch.allclose(codes.square().sum(1), kept.square().sum((1, 2, 3)), rtol=1e-4)
     flat = torch.tensor([0.2, -0.4, 0.6]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
-    assert torch.allclose(generators.decode(generators.encode(flat)), flat, atol=1e-4)
+    assert torch.allclose(generators.decode(MAKER["encode"](flat)), flat, atol=1e-4)
 
 
 def test_fitting_finds_prototypes_and_the_spread_around_them() -> None:
-    maker = runpy.run_path(str(ROOT / "benchmarks" / "make" / "generator.py"))
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     points = centres.repeat(50, 1) + 0.1 * torch.randn(150, 2, generator=generator)
-    found, rest = maker["kmeans"](points, 3, torch.Generator().manual_seed(1))
+    found, rest = MAKER["kmeans"](points, 3, torch.Generator().manual_seed(1))
     assert torch.cdist(centres, found).amin(1).max() < 0.1
     assert float(rest.std()) == pytest.approx(0.1, rel=0.2)
     levels = torch.tensor([40, 200])[torch.arange(40) % 2].view(-1, 1, 1, 1)
     images = (levels + torch.randint(-9, 9, (40, 64, 64, 3), generator=generator)).to(torch.uint8)
-    model = maker["fit"](images, torch.arange(40) % 2, ["dark", "bright"], prototypes=2, rank=4)
+    model = MAKER["fit"](images, torch.arange(40) % 2, ["dark", "bright"], prototypes=2, rank=4)
     drawn = model(model.latents(6, generator), one_hot(torch.arange(6) % 2, 2)) / 2 + 0.5
     assert torch.allclose(drawn[0::2].mean((1, 2, 3)), torch.tensor(40 / 255), atol=0.03)
     assert torch.allclose(drawn[1::2].mean((1, 2, 3)), torch.tensor(200 / 255), atol=0.03)
     with pytest.raises(ValueError, match="'dark' has 20 photographs; 30 needed"):
-        maker["fit"](images, torch.arange(40) % 2, ["dark", "bright"], prototypes=30)
+        MAKER["fit"](images, torch.arange(40) % 2, ["dark", "bright"], prototypes=30)
 
 
 def test_the_bundled_generator_is_small_and_depends_on_its_class(tmp_path: Path) -> None:
@@ -155,7 +154,9 @@ def test_the_bundled_generator_is_small_and_depends_on_its_class(tmp_path: Path)
     assert float((one - other).abs().mean()) > 0.05
     apart = torch.cat([generator(z[i : i + 1], one_hot(labels, 202)[i : i + 1]) for i in range(2)])
     assert torch.allclose(apart, one, atol=1e-5)
-    read = generators.PrototypeGenerator.load(generator.save(tmp_path / "again.safetensors"))
+    read = generators.PrototypeGenerator.load(
+        MAKER["save"](generator, tmp_path / "again.safetensors")
+    )
     assert torch.equal(read(z, one_hot(labels, 202)), one) and read.classes == generator.classes
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="no generator"):

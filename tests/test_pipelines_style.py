@@ -17,7 +17,7 @@ from clipag_plug.paint import Guide
 from clipag_plug.pipelines import clipstyler, loading, style
 from clipag_plug.pipelines.autoencoder import Shape, VQModel
 from clipag_plug.pipelines.style import Styling
-from clipag_plug.pipelines.stylenets import UNet, VggContent, padded
+from clipag_plug.pipelines.stylenets import UNet, VggContent, content_network, padded
 from clipag_plug.weights.registry import FetchError
 
 QUICK: dict[str, Any] = {"size": "48", "crop_size": 32, "crops": 3, "steps": 3, "device": "cpu"}
@@ -169,11 +169,10 @@ def test_unet_keeps_any_size() -> None:
     assert torch.equal(padded(image)[..., :21, :30], image)
 
 
-def test_vgg_layers_are_those_of_torchvision() -> None:
+def test_vgg_layers_are_the_published_ones(tmp_path: Path) -> None:
     from torchvision.models import vgg
 
     layers = vgg.make_layers(vgg.cfgs["E"])
-    content = VggContent({f"features.{key}": value for key, value in layers.state_dict().items()})
     image = torch.rand(1, 3, 40, 40)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     x = (image - mean) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -182,30 +181,29 @@ def test_vgg_layers_are_those_of_torchvision() -> None:
         x = layer(x)
         if name in ("21", "31"):
             wanted[name] = x  # the in-place ReLU behind 21 rectifies it
-    found = content(image)
+    found = VggContent(layers)(image)
     assert torch.allclose(found[0], wanted["21"]) and torch.allclose(found[1], wanted["31"])
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="VGG19"):
-        VggContent({})
+        content_network("vgg19", torch.device("cpu"), str(tmp_path / "other.pth"))
 
 
-def test_downloads_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = loading.Weight("a net", "net.pth", ("https://one/x", "https://two/x"), None, "abc")
+def test_a_download_has_two_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fake(url: str, target: Path, **_: Any) -> str:
         asked.append(url)
+        if len(asked) == 1:
+            raise FetchError("gone")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(b"1")
-        return "abcd" if "two" in url else "ffff"
+        return "abcd"
 
     monkeypatch.setattr(loading, "fetch", fake)
-    path = loading.obtain(weight, str(tmp_path))
-    assert path.read_bytes() == b"1" and asked == list(weight.sources)
-    assert loading.obtain(weight, str(tmp_path)) == path and len(asked) == 2
-    wrong = loading.Weight("a net", "other.pth", ("https://one/x",), None, "abc")
-    with pytest.raises(FetchError, match="ffff, not abc"):
-        loading.obtain(wrong, str(tmp_path))
-    assert not list(tmp_path.glob("other.pth*[!k]"))
+    path = loading.obtain(str(tmp_path))
+    assert path.read_bytes() == b"1" and asked == list(loading.SOURCES)
+    assert loading.obtain(str(tmp_path)) == path and len(asked) == 2
+    assert loading.Trust(tmp_path).get(loading.IMAGENET)
 
 
 def test_autoencoder_files(tmp_path: Path) -> None:

@@ -9,16 +9,26 @@ leading directions are kept.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipag_plug.pipelines.generators import SIDE, PrototypeGenerator, encode
+from clipag_plug.files import write_atomically
+from clipag_plug.pipelines.generators import (
+    LIMITS,
+    SIDE,
+    PrototypeGenerator,
+    colours,
+    cosines,
+    kept,
+)
 from clipag_plug.train.data import read_shards
 from clipag_plug.vocabulary import bundled_vocabulary
 
@@ -78,6 +88,22 @@ def kmeans(points: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     return centres, points - centres[nearest]
 
 
+def encode(images: Tensor) -> Tensor:
+    """Pictures (n, 3, 64, 64) in [-1, 1] as the kept cosine coefficients (n, K), brightness first."""
+    planes = torch.einsum("dc,nchw->ndhw", colours().to(images), images)
+    basis = cosines().to(images)
+    spectrum = basis @ planes @ basis.T
+    return torch.cat([spectrum[:, plane, kept(limit)] for plane, limit in enumerate(LIMITS)], dim=1)
+
+
+def save(model: PrototypeGenerator, path: Path) -> Path:
+    """Writes a generator as fp16 safetensors."""
+    named = {"prototypes": model.prototypes, "factor": model.factor, "scale": model.scale}
+    half = {name: tensor.half().contiguous() for name, tensor in named.items()}
+    about = {"classes": json.dumps(model.classes, ensure_ascii=False)}
+    return write_atomically(path, lambda name: save_file(half, name, about))
+
+
 def main() -> None:
     """Reads the photographs and writes the generator."""
     parser = argparse.ArgumentParser(
@@ -90,7 +116,7 @@ def main() -> None:
     photos = read_shards(given.data, SIDE)
     images, labels = torch.as_tensor(photos.images), torch.as_tensor(photos.labels)
     fitted = fit(images, labels, bundled_vocabulary().class_names, seed=given.seed)
-    print(fitted.save(given.output), given.output.stat().st_size)
+    print(save(fitted, given.output), given.output.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -19,25 +19,12 @@ class Search(Picture):
         "bundled",
         "bundled, a .safetensors file of its kind, biggan:biggan-deep-256 or biggan:FOLDER",
     )
-    method: str = option(
-        "random",
-        "random draws; evolve the best ones; or refine the best ones of half the budget by gradients",
-        choices=METHODS,
-    )
+    method: str = option("random", "draws alone; or evolve, or refine the best", choices=METHODS)
     k: int = option(10, "classes nearest to the prompt that are drawn from; 0 for all", low=0)
     budget: int = option(100, "pictures to make in all", low=1)
-    size: int = option(
-        448,
-        "side of the written picture, resampled from the generator's own; 0 for that",
-        low=0,
-        high=8192,
-    )
+    size: int = option(448, "side of the picture, resampled; 0: as made", low=0, high=8192)
     template: str = option("An image of {}", "text of a class, from which the nearest are found")
-    range: str = option(
-        "correct",
-        "what the model is shown: pictures as it was trained on, or the generator's [-1, 1] as they are",
-        choices=RANGES,
-    )
+    range: str = option("correct", "what is scored: pictures in [0, 1], or [-1, 1]", choices=RANGES)
     truncation: float = option(0.3, "spread of the generator's noise", low=1e-3, high=1)
     population: int = option(16, "evolve: pictures kept from generation to generation", low=2)
     mutation: float = option(0.3, "evolve: standard deviation added to z", low=0)

@@ -9,29 +9,17 @@ from .base import option
 from .generate import parse_size
 from .picture import PER_PRESET, Picture
 
+MODES, FEATURES = ("network", "pixels"), ("mini", "vgg19")
 # CLIPStyler (Kwon & Ye 2022): the defaults of its published script for one picture.
-_PAPER: dict[str, Any] = {
-    "side": 512,
-    "steps": 201,
-    "lr": 5e-4,
-    "crops": 64,
-    "crop_size": 128,
-    "patch": 9000.0,
-    "direction": 500.0,
-    "content": 150.0,
-    "tv": 2e-3,
-    "residual": False,
-    "finish": True,
-}
+_PAPER: dict[str, Any] = {"side": 512, "steps": 201, "lr": 5e-4, "crops": 64, "crop_size": 128}
+_PAPER |= {"patch": 9000.0, "direction": 500.0, "content": 150.0, "tv": 2e-3}
+_PAPER |= {"residual": False, "finish": True}
 _DEMO: dict[str, Any] = {**_PAPER, "side": 64, "steps": 120, "lr": 5e-3, "crops": 16}
 _DEMO |= {"crop_size": 32, "tv": 1.0, "residual": True, "finish": False}
 # By preset, then by mode. Pixels need a larger step; in `demo`, more smoothness and more hold on the content too.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"network": _PAPER, "pixels": {**_PAPER, "lr": 0.01}},
-    "demo": {
-        "network": {**_DEMO, "content": 50.0, "tv": 0.3},
-        "pixels": {**_DEMO, "lr": 0.02},
-    },
+    "demo": {"network": {**_DEMO, "content": 50.0, "tv": 0.3}, "pixels": {**_DEMO, "lr": 0.02}},
 }
 
 
@@ -40,18 +28,10 @@ class Style(Picture):
     """A picture in a style that a sentence describes (CLIPStyler, Kwon & Ye 2022)."""
 
     image: str | None = option(None, "picture whose content is kept", short="-i")
-    mode: str = option(
-        "network",
-        "optimise a network for this picture, or its pixels",
-        choices=("network", "pixels"),
-    )
+    mode: str = option("network", "what is optimised for this picture", choices=MODES)
     preset: str = option("paper", "settings to start from", choices=tuple(PRESETS), short="-p")
     source: str = option("a Photo", "what the picture is before, in words; '' for nothing")
-    features: str = option(
-        "mini",
-        "network that measures content; vgg19 is the published one and a download",
-        choices=("mini", "vgg19"),
-    )
+    features: str = option("mini", "what measures content; vgg19: a download", choices=FEATURES)
     vgg: str | None = option(None, "file of torchvision's VGG19, instead of the download")
     size: str | None = option(
         None,
@@ -72,12 +52,8 @@ class Style(Picture):
     threshold: float = option(0.7, "patches with a loss below it count as done", low=0, high=2)
     distortion: float = option(0.5, "of a patch's perspective", low=0, high=1)
     width: int = option(16, "of the network's first level", low=1)
-    residual: bool | None = option(
-        None, "the network changes the picture, else it makes one anew" + PER_PRESET
-    )
-    finish: bool | None = option(
-        None, "raise the contrast at the end, as the published script does" + PER_PRESET
-    )
+    residual: bool | None = option(None, "the network changes the picture, else makes one anew")
+    finish: bool | None = option(None, "raise the contrast at the end, as the published script")
 
     def __post_init__(self) -> None:
         super().__post_init__()

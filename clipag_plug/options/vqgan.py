@@ -9,20 +9,13 @@ from .base import option
 from .generate import parse_size
 from .picture import PER_PRESET, Picture
 
+BACKENDS = ("own", "taming")
 CUTS = ("latest", "original", "updated", "pooling", "moved", "plain")
 # VQGAN+CLIP (Crowson et al. 2022) with the defaults of its most used script, nerdyrodent/VQGAN-CLIP. `style` is that
 # script's advice for changing a given picture. Its size is 512 where there is a large GPU and 256 without one.
-_PAPER: dict[str, Any] = {
-    "steps": 501,
-    "optimizer": "adam",
-    "lr": 0.1,
-    "cuts": 32,
-    "cut_method": "latest",
-    "cut_power": 1.0,
-    "init": "codes",
-    "init_weight": 0.0,
-    "size": "",
-}
+_PAPER: dict[str, Any] = {"steps": 501, "optimizer": "adam", "lr": 0.1, "cuts": 32}
+_PAPER |= {"cut_method": "latest", "cut_power": 1.0, "init": "codes", "init_weight": 0.0}
+_PAPER |= {"size": ""}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "style": {**_PAPER, "steps": 81, "optimizer": "adamw", "lr": 0.25},
@@ -41,19 +34,13 @@ class Vqgan(Picture):
 
     preset: str = option("paper", "settings to start from", choices=tuple(PRESETS), short="-p")
     autoencoder: str = option(
-        "vqgan-mini", "vqgan-mini (in the package), imagenet-f16-16384 (a download), or a file"
+        "vqgan-mini", "vqgan-mini, imagenet-f16-16384 (a download), or a file"
     )
     config: str | None = option(None, "the .yaml or .json that belongs to such a file")
-    backend: str = option(
-        "own",
-        "autoencoder's code: the package's, or taming-transformers",
-        choices=("own", "taming"),
-    )
+    backend: str = option("own", "whose code: ours, or taming-transformers'", choices=BACKENDS)
     size: str | None = option(None, "side or WIDTHxHEIGHT in pixels" + PER_PRESET)
     image: str | None = option(None, "picture to start from")
-    init: str | None = option(
-        None, "start without one: random codes, or noise pixels", choices=("codes", "noise")
-    )
+    init: str | None = option(None, "start without one", choices=("codes", "noise"))
     init_weight: float | None = option(None, "pull of the codes towards zero" + PER_PRESET, low=0)
     steps: int | None = option(None, "updates" + PER_PRESET, low=1)
     optimizer: str | None = option(None, "update rule", choices=("adam", "adamw", "rmsprop"))

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..files import sha256, write_text
 from ..images import contact_sheet, read_recipe, write_animation, write_image
 from ..options.generate import PRESENTATION, Generate
+from ..pipelines.run import Stop, progress
 from ..runs import ROOT, new_run
 from .loop import Synthesis, Synthesizer
 from .objective import NotFiniteError
@@ -28,8 +30,8 @@ _TRAJECTORY = 3  # the paper's figure 3 shows the start, one picture on the way 
 
 
 def run(options: Generate) -> int:
-    """Draws, writes and returns the exit code: 0, or 130 after Ctrl-C, 1 after a failure of the model on the
-    way; in both cases the best pictures so far are written. ValueError for what cannot be done, before drawing."""
+    """Draws, writes and returns the exit code: 0; 130 after Ctrl-C, 143 after SIGTERM, 1 after a failure of the model
+    on the way: then the best pictures so far are written. ValueError for what cannot be done, before drawing."""
     recipe: dict[str, Any] = {}
     if options.replay:
         recipe = read_recipe(options.replay)
@@ -41,13 +43,14 @@ def run(options: Generate) -> int:
     elif options.animation or is_folder(options.output):
         frames = frames or _FRAMES
     drawing = Synthesizer(dataclasses.replace(options, frames=frames))
-    code = draw(drawing, recipe.get("stopped_after"))
-    results = drawing.results()
-    if recipe and len(results) > 1 and options.prompts == recipe["options"]["prompts"]:
-        results = results[recipe["index"] : recipe["index"] + 1]
-    if not options.output:
-        options.output = str(new_run(results[0].prompt, results[0].seed))
-    paths = [str(path) for path in write_results(options, results)]
+    with Stop() as signals:
+        code = draw(drawing, recipe.get("stopped_after"), signals)
+        results = drawing.results()
+        if recipe and len(results) > 1 and options.prompts == recipe["options"]["prompts"]:
+            results = results[recipe["index"] : recipe["index"] + 1]
+        if not options.output:
+            options.output = str(new_run(results[0].prompt, results[0].seed))
+        paths = [str(path) for path in write_results(options, results)]
     painted = [
         {name: getattr(each, name) for name in ("prompt", "seed", "loss", "steps")}
         for each in results
@@ -57,22 +60,18 @@ def run(options: Generate) -> int:
     return code
 
 
-def draw(drawing: Synthesizer, stop: int | None = None) -> int:
-    """Runs to the end, or to step `stop`, with a bar on a terminal; returns the exit code."""
-    from tqdm.auto import tqdm
-
-    hidden = drawing.options.quiet or not sys.stderr.isatty()
+def draw(drawing: Synthesizer, stop: int | None = None, signals: Stop | None = None) -> int:
+    """Runs to the end, to step `stop` or to a signal, with a bar on a terminal; returns the exit code."""
+    signals = signals or Stop()
     try:
-        with tqdm(total=drawing.steps, file=sys.stderr, disable=hidden, unit="step") as bar:
-            for step in drawing:
-                bar.set_postfix_str(f"loss {step.losses.mean():.4f}", refresh=False)
-                bar.update()
-                if step.index + 1 == stop:
-                    break
+        for step in progress(drawing, drawing.steps, hidden=drawing.options.quiet):
+            signals(step)
+            if step.index + 1 == stop:
+                break
     except KeyboardInterrupt:
-        done = len(drawing.losses)
+        signals.holding, done = True, len(drawing.losses)
         log.warning("interrupted after %d of %d steps: the best so far is kept", done, len(drawing))
-        return 130
+        return 128 + (signals.asked or signal.SIGINT)
     except NotFiniteError as error:
         log.warning("%s", error)
         return 1

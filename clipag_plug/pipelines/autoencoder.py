@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(shape.in_channels, shape.ch, 3, 1, 1)
+        self.conv_in = conv(shape.in_channels, shape.ch)
         self.down = nn.ModuleList()
         width = shape.ch
         for level, times in enumerate(shape.ch_mult):
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
             self.down.append(stage)
         self.mid = Middle(width)
         self.norm_out = norm(width)
-        self.conv_out = nn.Conv2d(width, shape.z_channels, 3, 1, 1)
+        self.conv_out = conv(width, shape.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.num_resolutions = len(shape.ch_mult)
         width, last = shape.ch * shape.ch_mult[-1], self.num_resolutions - 1
-        self.conv_in = nn.Conv2d(shape.z_channels, width, 3, 1, 1)
+        self.conv_in = conv(shape.z_channels, width)
         self.mid = Middle(width)
         stages: list[nn.Module] = []
         for level in reversed(range(self.num_resolutions)):
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
         self.norm_out = norm(width)
-        self.conv_out = nn.Conv2d(width, shape.out_ch, 3, 1, 1)
+        self.conv_out = conv(width, shape.out_ch)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -170,19 +170,19 @@ class Stage(nn.Module):
         ends = [width_in, *[width] * blocks]
         self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(ends, ends[1:]))
         self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[index](x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
+        change = self.downsample or self.upsample
+        return change(x) if change else x
 
 
-class Middle(nn.Module):
+class Middle(nn.Sequential):
     """A block, attention, and a block."""
 
     def __init__(self, width: int) -> None:
@@ -191,10 +191,6 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(width)
         self.block_2 = ResnetBlock(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
-        return out
-
 
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut."""
@@ -202,9 +198,9 @@ class ResnetBlock(nn.Module):
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = norm(width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, 1, 1)
+        self.conv1 = conv(width_in, width)
         self.norm2 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1)
+        self.conv2 = conv(width, width)
         if width_in != width:
             self.nin_shortcut = nn.Conv2d(width_in, width, 1)
 
@@ -243,6 +239,11 @@ class Resample(nn.Module):
         x = F.pad(x, (0, 1, 0, 1)) if self.down else F.interpolate(x, scale_factor=2.0)
         out: Tensor = self.conv(x)
         return out
+
+
+def conv(width_in: int, width: int) -> nn.Conv2d:
+    """3x3, the side kept."""
+    return nn.Conv2d(width_in, width, 3, 1, 1)
 
 
 def norm(width: int) -> nn.GroupNorm:

@@ -83,9 +83,8 @@ class Searching(Run):
             self.problem = Problem(
                 generator, score, labels, options.seed, options.batch, guide.device
             )
-            self._batches = batches(self.problem, options)
+            self.steps, self._batches = batches(self.problem, options)
             self._seen = [next(self._batches)]
-        self.steps = steps_of(options)
         self.losses.append(-self.found().score)
 
     def found(self) -> Found:
@@ -150,8 +149,7 @@ class Problem:
 
 @dataclass
 class Found:
-    """scores (budget,) in the order in which the pictures were made; of the best its output in [-1, 1], z and class
-    weights."""
+    """A search's best picture: output (3, S, S) in [-1, 1], z and class weights. scores: (budget,), of all."""
 
     scores: Tensor
     output: Tensor
@@ -180,7 +178,7 @@ class Found:
 
 def solve(problem: Problem, options: Search) -> Found:
     """A whole search."""
-    return found(problem, list(batches(problem, options)))
+    return found(problem, list(batches(problem, options)[1]))
 
 
 def found(problem: Problem, seen: Sequence[Batch]) -> Found:
@@ -192,23 +190,17 @@ def found(problem: Problem, seen: Sequence[Batch]) -> Found:
     return Found(scores, output, z[best], y[best])
 
 
-def batches(problem: Problem, options: Search) -> Iterator[Batch]:
-    """The batches of the method that the options name; `budget` pictures in all."""
+def batches(problem: Problem, options: Search) -> tuple[int, Iterator[Batch]]:
+    """How many batches there are, and they, by the method that the options name; `budget` pictures in all."""
+    budget, count = options.budget, math.ceil(options.budget / options.batch)
     if options.method == "evolve":
-        return evolve(problem, options.budget, options.population, options.mutation)
+        count = math.ceil(budget / options.population)
+        return count, evolve(problem, budget, options.population, options.mutation)
     if options.method == "refine":
-        return refine(problem, options.budget, options.bases, options.rate)
-    return random(problem, options.budget)
-
-
-def steps_of(options: Search) -> int:
-    """How many batches that are."""
-    if options.method == "evolve":
-        return math.ceil(options.budget / options.population)
-    drawn, steps, _ = shares(options.budget, options.bases)
-    if options.method == "refine":
-        return math.ceil(drawn / options.batch) + steps
-    return math.ceil(options.budget / options.batch)
+        drawn, steps, _ = shares(budget, options.bases)
+        count = math.ceil(drawn / options.batch) + steps
+        return count, refine(problem, budget, options.bases, options.rate)
+    return count, random(problem, budget)
 
 
 def random(problem: Problem, budget: int) -> Iterator[Batch]:

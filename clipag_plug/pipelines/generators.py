@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from ..files import write_atomically
 
 SIDE = 64  # pixels of the generator in the package
 SHARPNESS = 4.0  # of the softmax over prototypes: with it one of them mostly has it all
@@ -26,25 +23,17 @@ class Generator(Protocol):
     """A class-conditional generator, as `pipelines.search` takes one.
 
     name: for the recipe. classes: names of its labels. dim_z: length of z. soft: class weights take gradients.
+    latents: draws (n, dim_z) of z. Called, it makes pictures (n, 3, S, S) in [-1, 1] of z and class weights (n, C).
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    classes: list[str]
+    dim_z: int
+    soft: bool
 
-    @property
-    def classes(self) -> Sequence[str]: ...
+    def latents(self, count: int, generator: torch.Generator) -> Tensor: ...
 
-    @property
-    def dim_z(self) -> int: ...
-
-    @property
-    def soft(self) -> bool: ...
-
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` draws (n, dim_z) of z."""
-
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        """Pictures (n, 3, S, S) in [-1, 1] of z (n, dim_z) and class weights y (n, C), one-hot for a class."""
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor: ...
 
 
 class Labelled:
@@ -58,22 +47,18 @@ class Labelled:
         name: for the recipe.
     """
 
-    soft = False
-
     def __init__(
-        self,
-        network: Callable[[Tensor, Tensor], Tensor],
-        dim_z: int,
-        classes: Sequence[str],
-        name: str = "sagan",
+        self, network: Any, dim_z: int, classes: Sequence[str], name: str = "sagan"
     ) -> None:
         self.network, self.dim_z, self.classes, self.name = network, dim_z, list(classes), name
+        self.soft = False
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.dim_z, generator=generator)
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.network(z, y.argmax(dim=1))
+        labelled: Tensor = self.network(z, y.argmax(dim=1))
+        return labelled
 
 
 class BigGan:
@@ -86,8 +71,7 @@ class BigGan:
     Raises: ValueError for a truncation out of range or another number of names.
     """
 
-    soft = True
-    name = "biggan"
+    name, soft = "biggan", True
 
     def __init__(
         self, network: Any, *, truncation: float = 0.4, classes: Sequence[str] | None = None
@@ -122,28 +106,25 @@ class BigGan:
         return self
 
 
-@dataclass
 class PrototypeGenerator:
     """The generator in the package: a class's prototypes mixed by z, and noise of one covariance, in a cosine basis.
 
     z is a selector (P), whose softmax mixes the prototypes, then a residual (R). The prototypes are k-means centroids
     of photographs; benchmarks/make/generator.py fits them.
 
-    prototypes (C, P, K), factor (R, K) of the covariance, scale (K,) of the coefficients: float32. truncation: how far
-    the residual goes, 1 for the photographs' own spread.
+    Args:
+        prototypes: (C, P, K). factor: (R, K), of the covariance. scale: (K,), of the coefficients. All float32.
+        classes: names in the order of the labels.
     """
 
-    prototypes: Tensor
-    factor: Tensor
-    scale: Tensor
-    classes: list[str]
-    truncation: float = 0.3
-    name: str = "bundled"
-    soft: bool = True
+    name, soft = "bundled", True
+    truncation = 0.3  # how far the residual goes, 1 for the photographs' own spread
 
-    @property
-    def dim_z(self) -> int:
-        return self.prototypes.shape[1] + self.factor.shape[0]
+    def __init__(
+        self, prototypes: Tensor, factor: Tensor, scale: Tensor, classes: list[str]
+    ) -> None:
+        self.prototypes, self.factor, self.scale = prototypes, factor, scale
+        self.classes, self.dim_z = classes, prototypes.shape[1] + factor.shape[0]
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.dim_z, generator=generator)
@@ -159,18 +140,9 @@ class PrototypeGenerator:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the generator as fp16 safetensors, atomically."""
-        from safetensors.torch import save_file
-
-        named = {"prototypes": self.prototypes, "factor": self.factor, "scale": self.scale}
-        half = {name: tensor.half().contiguous().cpu() for name, tensor in named.items()}
-        about = {"classes": json.dumps(self.classes, ensure_ascii=False)}
-        return write_atomically(path, lambda name: save_file(half, name, about))
-
     @classmethod
     def load(cls, path: str | Path) -> PrototypeGenerator:
-        """Reads what `save` wrote. Raises FileNotFoundError, or ValueError where the file is another."""
+        """Reads a file. Raises: FileNotFoundError, or ValueError where the file holds something else."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -231,16 +203,8 @@ def load_biggan(name: str, truncation: float = 0.4) -> BigGan:
     return BigGan(BigGAN.from_pretrained(name), truncation=truncation)
 
 
-def encode(images: Tensor) -> Tensor:
-    """Pictures (n, 3, 64, 64) in [-1, 1] as the kept cosine coefficients (n, K), brightness first."""
-    planes = torch.einsum("dc,nchw->ndhw", colours().to(images), images)
-    basis = cosines().to(images)
-    spectrum = basis @ planes @ basis.T
-    return torch.cat([spectrum[:, plane, kept(limit)] for plane, limit in enumerate(LIMITS)], dim=1)
-
-
 def decode(coefficients: Tensor) -> Tensor:
-    """The inverse of `encode` on what it keeps; values may leave [-1, 1]."""
+    """Pictures (n, 3, 64, 64) of cosine coefficients (n, K), brightness first; values may leave [-1, 1]."""
     basis = cosines().to(coefficients)
     spectrum = coefficients.new_zeros(len(coefficients), 3, SIDE, SIDE)
     masks = [kept(limit) for limit in LIMITS]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,62 +14,32 @@ from ..weights.read import tensors as read_file
 from ..weights.registry import FetchError
 from .autoencoder import NO_LOSS, Shape, VQModel
 
-
-@dataclass(frozen=True)
-class Weight:
-    """A published file. digest: the start of its SHA-256 as its publisher states it; empty: nobody states one, and the
-    first download is recorded and demanded of every later one."""
-
-    name: str
-    file: str
-    sources: tuple[str, ...]
-    size: int | None = None
-    digest: str = ""
-
-
-VGG19 = Weight(
-    "VGG19 of torchvision",
-    "vgg19-dcbb9e9d.pth",
-    ("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
-    574_673_361,
-    "dcbb9e9d",
-)
-IMAGENET = Weight(
-    "imagenet-f16-16384",
-    "vqgan_imagenet_f16_16384.ckpt",
-    (
-        "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/files/?p=%2Fckpts%2Flast.ckpt&dl=1",
-        "https://github.com/mehdidc/feed_forward_vqgan_clip/releases/download/0.1/vqgan_imagenet_f16_16384.ckpt",
-    ),
+IMAGENET = "imagenet-f16-16384"
+FILE = "vqgan_imagenet_f16_16384.ckpt"
+SOURCES = (  # nobody states its SHA-256: the first download is recorded and demanded of every later one
+    "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/files/?p=%2Fckpts%2Flast.ckpt&dl=1",
+    f"https://github.com/mehdidc/feed_forward_vqgan_clip/releases/download/0.1/{FILE}",
 )
 
 
-def obtain(weight: Weight, download_root: str | None = None) -> Path:
-    """The file in the cache, downloaded where it is missing. Raises: FetchError where it cannot be had."""
+def obtain(download_root: str | None = None) -> Path:
+    """The published VQGAN of ImageNet, downloaded where it is missing. Raises: FetchError where it cannot be had."""
     folder = root(download_root)
-    path = folder / weight.file
+    path, trust, failures = folder / FILE, Trust(folder), []
     if path.is_file():
         return path
-    trust, failures = Trust(folder), []
     with lock(path):
-        for source in weight.sources:
+        for source in SOURCES:
             part = path.with_name(f"{path.name}.download")
-            seen = None if weight.digest else trust.get(weight.name)
             try:
-                digest = fetch(source, part, name=weight.name, size=weight.size, seen=seen)
+                digest = fetch(source, part, name=IMAGENET, size=None, seen=trust.get(IMAGENET))
             except FetchError as error:
                 failures.append(str(error))
                 continue
-            if not digest.startswith(weight.digest):
-                part.unlink()
-                failures.append(f"{source} has SHA-256 {digest}, not {weight.digest}...")
-                continue
-            if not weight.digest:
-                trust.put(weight.name, digest, part.stat().st_size)
-            part.replace(path)
-            return path
+            trust.put(IMAGENET, digest, part.stat().st_size)
+            return part.replace(path)
     raise FetchError(
-        f"{weight.name} could not be had: {'; '.join(failures)}; or put the file at {str(path)!r}"
+        f"{IMAGENET} could not be had: {'; '.join(failures)}; or put the file at {str(path)!r}"
     )
 
 
@@ -110,25 +78,21 @@ def load_autoencoder(name: str, config: str | None = None, backend: str = "own")
 
 def _described(name: str, config: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`model.params` and state dict."""
+    if name == IMAGENET:
+        return Shape(n_embed=16384).params(), read_tensors(obtain())
     if name == "vqgan-mini":
-        folder = resources.files("clipag_plug.bundled")
-        with resources.as_file(folder.joinpath("vqgan-mini.safetensors")) as path:
-            tensors = read_tensors(path)
-        text = folder.joinpath("vqgan-mini.json").read_text(encoding="utf-8")
-        return json.loads(text)["params"], tensors
-    if name == IMAGENET.name:
-        return Shape(n_embed=16384).params(), read_tensors(obtain(IMAGENET))
+        with resources.as_file(resources.files("clipag_plug.bundled")) as folder:
+            path = folder / f"{name}.safetensors"
+            return _params(path.with_suffix(".json")), read_tensors(path)
     if not Path(name).is_file():
         raise FileNotFoundError(
-            f"no autoencoder {name!r}; give vqgan-mini, {IMAGENET.name}, or the path of a file"
+            f"no autoencoder {name!r}; give vqgan-mini, {IMAGENET}, or the path of a file"
         )
     beside = [Path(name).with_suffix(suffix) for suffix in (".yaml", ".json")]
-    found = [Path(config)] if config else [path for path in beside if path.is_file()]
-    if not found or not found[0].is_file():
+    found = [path for path in ([Path(config)] if config else beside) if path.is_file()]
+    if not found:
         raise FileNotFoundError(
-            f"config {config!r} does not exist"
-            if config
-            else f"{name!r} has no .yaml or .json of its name beside it; add --config FILE"
+            f"{name!r} needs its .yaml or .json; give an existing --config FILE"
         )
     return _params(found[0]), read_tensors(Path(name))
 
@@ -140,16 +104,13 @@ def _params(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
         values = values.get("model", values)
         params: dict[str, Any] = values["params"]
-        params["ddconfig"]
+        target = values.get("target", "VQModel")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{str(path)!r} is no config of a VQGAN: model.params is missing ({error})"
         ) from error
-    target = values.get("target", "VQModel")
     if target.rpartition(".")[2] != "VQModel":
-        raise ValueError(
-            f"{str(path)!r} describes a {target}; accepted: taming.models.vqgan.VQModel"
-        )
+        raise ValueError(f"{str(path)!r} describes a {target}; accepted: VQModel of taming")
     return params
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -71,12 +72,14 @@ def files(options: Any, models: Sequence[str]) -> dict[str, list[Path]]:
 
 def check_files(targets: dict[str, list[Path]], overwrite: bool) -> None:
     """Raises: ValueError for a file that is no picture of ours, and does not lie in a run folder beside one."""
-    everything = [path for paths in targets.values() for path in paths]
-    for path in everything:
+    taken, ours = [], []
+    for path in (path for paths in targets.values() for path in paths):
         if path.parent.is_file():
             raise ValueError(f"--output {str(path.parent)!r} is a file; give a .png or a folder")
-    taken = [path for path in everything if path.exists()]
-    ours = [path for path in taken if has_recipe(path)]
+        if path.exists():
+            taken.append(path)
+            with contextlib.suppress(ValueError, OSError):
+                ours += [path] if read_recipe(path) else []
     others = [path for path in taken if path not in ours]
     if others and not overwrite and not (ours and "recipe" in targets):
         raise ValueError(
@@ -84,14 +87,6 @@ def check_files(targets: dict[str, list[Path]], overwrite: bool) -> None:
         )
     for path in taken:
         log.info("%s is replaced", path)
-
-
-def has_recipe(path: Path) -> bool:
-    """Whether a file is a picture of ours."""
-    try:
-        return bool(read_recipe(path))
-    except (ValueError, OSError):
-        return False
 
 
 def write(works: Sequence[Any], targets: dict[str, list[Path]]) -> list[Path]:

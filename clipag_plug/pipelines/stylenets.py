@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .loading import VGG19, obtain, read_tensors
+from .loading import read_tensors
 
 FARTHEST = 10.0  # change of a residual network, in logits, that is passed on as it is
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VGG19 was trained
-VGG_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512)
 
 
 class UNet(nn.Module):
@@ -88,27 +87,17 @@ def padded(images: Tensor) -> Tensor:
 
 
 class VggContent(nn.Module):
-    """conv4_2 and conv5_2 of VGG19, rectified: the published code means the convolutions, whose results the in-place
-    ReLUs after them overwrite. weights: a state dict of torchvision."""
+    """conv4_2 and conv5_2 of VGG19 (Simonyan & Zisserman 2015), rectified: the published code means the convolutions,
+    whose results the in-place ReLUs after them overwrite. features: those of torchvision's `vgg19`."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
+    def __init__(self, features: nn.Sequential) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        width = 3
-        for new in VGG_WIDTHS:
-            layers += [nn.Conv2d(width, new, 3, 1, 1), nn.ReLU()] if new else [nn.MaxPool2d(2)]
-            width = new or width
-        self.features = nn.Sequential(*layers)
-        mine = self.features.state_dict()
-        kept = {name: weights.get(f"features.{name}", torch.empty(0)) for name in mine}
-        if any(kept[name].shape != mine[name].shape for name in mine):
-            raise ValueError("the file does not hold torchvision's VGG19; give vgg19-dcbb9e9d.pth")
-        self.features.load_state_dict(kept)
+        self.features = features
 
     def forward(self, images: Tensor) -> list[Tensor]:
         mean, std = (images.new_tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
         middle = self.features[:23]((images - mean) / std)
-        return [middle, self.features[23:](middle)]
+        return [middle, self.features[23:32](middle)]
 
 
 class MiniContent(nn.Module):
@@ -144,14 +133,23 @@ def content_network(name: str, device: torch.device, weights: str | None = None)
     Args:
         name: "vgg19", the published one, or "mini", a bundled tower.
         weights: a file with VGG19's, instead of the download.
-    Raises: FetchError or FileNotFoundError where they cannot be had, ValueError where they are another's.
+    Raises: OSError where they cannot be had, ValueError where the file is another's.
     """
+    network: nn.Module
     if name == "vgg19":
-        if weights and not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"weights {weights!r} do not exist; leave --vgg out to fetch them"
-            )
-        network: nn.Module = VggContent(read_tensors(Path(weights) if weights else obtain(VGG19)))
+        from torchvision.models import VGG19_Weights, vgg19
+
+        if weights:
+            model = vgg19()
+            try:
+                model.load_state_dict(read_tensors(Path(weights)))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{weights!r} does not hold torchvision's VGG19; give vgg19-dcbb9e9d.pth"
+                ) from error
+        else:
+            model = vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
+        network = VggContent(model.features)
     else:
         from .. import clip
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 from torch.nn import functional as F
 
 from ..augment import cutouts
@@ -22,11 +22,7 @@ from ..paint.starts import fitted
 from .loading import load_autoencoder
 from .run import Artwork, Run, command, descend, guides, options_of, perform
 
-OPTIMIZERS: dict[str, Any] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
+OPTIMIZERS: Any = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop}
 
 
 def vqgan_clip(

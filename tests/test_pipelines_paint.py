@@ -95,9 +95,9 @@ def test_first_step_of_clipdraw_equals_a_transcription(tiny_clip: Any, normalize
             similar = torch.cosine_similarity(texts[negative : negative + 1], features[n : n + 1])
             loss = loss + 0.3 * similar.sum()
     loss.backward()
-    assert float(ours.detach()) == pytest.approx(float(loss.detach()), abs=1e-4)
+    assert float(ours.detach()) == pytest.approx(float(loss.detach()), abs=5e-4)
     for path, twin_path in zip(run.points, points):
-        assert torch.allclose(path.grad, twin_path.grad, atol=2e-4)  # type: ignore[arg-type]
+        assert torch.allclose(path.grad, twin_path.grad, atol=5e-4)  # type: ignore[arg-type]
 
 
 class _Replace(torch.autograd.Function):

@@ -280,7 +280,7 @@ STANDINS = {  # what the real programs take
     ),
     "painterly_rendering.py": ARGPARSE.format(
         "parser.add_argument('target')\nparser.add_argument('--num_paths', type=int)\n"
-        "parser.add_argument('--clip_model_name', default='RN101')"
+        "parser.add_argument('--clip_model_name', default='RN101')\nparser.add_argument('--output_dir', required=True)"
     ),
     "optimization/run_optimization.py": "import criteria\n"
     + ARGPARSE.format("parser.add_argument('--description')"),

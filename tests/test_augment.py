@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipag_plug.augment import PARTS, Views, axis_weights, fit, resample
+from clipag_plug.augment import PARTS, Views, axis_weights, fit, resample, training_crops
 
 EVERY = ", ".join(name for name, part in PARTS.items() if not part.boxes)
 
@@ -135,3 +135,20 @@ def test_bad_policy(policy: str, message: str) -> None:
 def test_no_parts_is_the_picture_itself() -> None:
     assert Views("none").parts == []
     assert torch.equal(Views("")(pictures(1), 2, 20), pictures(1).repeat(2, 1, 1, 1))
+
+
+def test_training_crops_are_the_boxes_that_their_numbers_say() -> None:
+    images = pictures(2, 16, 16)
+    whole = training_crops(
+        images, 16, 1.0, True, torch.tensor([[0.3, 0.3], [0.9, 0.1], [0.5, 0.5], [0.4, 0.6]])
+    )
+    assert torch.allclose(whole[0], images[0].flip(-1), atol=1e-6)
+    assert torch.allclose(whole[1], images[1], atol=1e-6)
+    # A quarter of the area, at the right end of x and the left end of y.
+    numbers = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.9, 0.9]])
+    corner = training_crops(images, 16, 0.25, True, numbers)
+    wanted = F.interpolate(images[:, :, :8, 8:], size=16, mode="bilinear")
+    assert torch.allclose(corner[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], atol=1e-5)
+    assert torch.equal(corner, training_crops(images, 16, 0.25, False, numbers))
+    reduced = training_crops(images, 8, 1.0, False, numbers)
+    assert torch.allclose(reduced, F.avg_pool2d(images, 2), atol=1e-5)

@@ -18,6 +18,7 @@ from clipag_plug.explanation.scores import (
     spearman,
     ssim,
 )
+from clipag_plug.options.explain import Explain
 
 
 def quarter(count: int = 1, side: int = 8) -> Tensor:
@@ -127,3 +128,10 @@ def test_agreement_falls_as_noise_grows() -> None:
         (values == 1).all() or torch.allclose(values.double(), torch.ones(4).double())
         for values in agreement(heat, heat).values()
     )
+
+
+@pytest.mark.parametrize("second", ["other.PNG", "photos/dog.jpeg", "a.b.webp"])
+def test_a_second_picture_is_no_text(second: str) -> None:
+    with pytest.raises(ValueError, match="is a second picture, and explain takes one"):
+        Explain("photo.jpg", ["a dog", second])
+    assert Explain("photo.jpg", ["a dog", "the end.", "png"]).texts[1:] == ["the end.", "png"]

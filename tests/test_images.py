@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from clipag_plug.files import write_atomically
-from clipag_plug.images import contact_sheet, read_image, read_recipe, write_animation, write_image
+from clipag_plug.files import sha256, slug, write_atomically, write_text
+from clipag_plug.images import (
+    contact_sheet,
+    read_image,
+    read_recipe,
+    resize,
+    write_animation,
+    write_image,
+)
 
 RECIPE = {"prompt": "une forêt 🌲", "options": {"steps": 3, "lr": 0.05}}
 
@@ -68,6 +77,29 @@ def test_nothing_is_left_by_a_failure(tmp_path: Path) -> None:
         write_image(tmp_path / "no" / "a.png", levels())
     with pytest.raises(ValueError, match=".png"):
         write_image(tmp_path / "a.jpg", levels())
+
+
+def test_files_are_made_hashed_and_named(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "deep" / "a.txt", "ä", parents=True)
+    assert path.read_bytes() == "ä".encode() and path.stat().st_mode & 0o400
+    assert sha256(path) == sha256("ä".encode()) == hashlib.sha256("ä".encode()).hexdigest()
+    with pytest.raises(ValueError, match="is a folder"):
+        write_text(tmp_path / "deep", "")
+    assert slug("openai/ViT-B/32") == "openai-ViT-B-32"
+    assert slug("eine Füchsin!_1", keep="") == "eine-Füchsin-1"
+
+
+def test_resize_averages_where_it_reduces_and_stays_in_range() -> None:
+    images = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    assert resize(images, (12, 16)) is images
+    assert torch.allclose(resize(images, (6, 8), "area"), F.avg_pool2d(images, 2))
+    stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
+    for mode in ("bicubic", "bilinear"):
+        assert (resize(stripes, (64, 16), mode) - 0.5).abs().max() < 0.1
+    edge = resize((images > 0.5).float(), 37)
+    assert edge.shape == (1, 3, 37, 37) and edge.min() == 0 and edge.max() == 1
+    wanted = F.interpolate(images, (24, 32), mode="bilinear", align_corners=False)
+    assert torch.equal(resize(images, (24, 32), "bilinear"), wanted)
 
 
 def test_sheet_holds_its_pictures() -> None:

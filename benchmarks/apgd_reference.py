@@ -43,7 +43,7 @@ class Victim:
 
     def __init__(self, name: str, images: int) -> None:
         self.model = clip.load(name, device="cpu")[0].requires_grad_(False)
-        self.prompts = class_prompts(self.model, bundled_vocabulary())
+        self.prompts = class_prompts(self.model, bundled_vocabulary().class_names)
         self.photos = bundled_photos()
         self.count = min(images, len(self.photos))
         with torch.no_grad():

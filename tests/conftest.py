@@ -17,6 +17,8 @@ from torch import Tensor
 
 from clipag_plug.model import CLIP, build
 
+pytest_plugins = ["train_helpers"]
+
 TINY: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},

@@ -232,16 +232,17 @@ def test_zero_shot_agrees_with_the_trainers_own_evaluation(
     finished: tuple[Path, Path, list[engine.Done]], trio: dict[str, CLIP]
 ) -> None:
     from clipag_plug.train.data import Photos
-    from clipag_plug.train.evaluate import ZeroShot
+    from clipag_plug.train.evaluate import Validation
 
     sample = bundled_photos()
     rows = tasks.spread(sample.labels, 6)
     held = Photos(sample.images[rows].permute(0, 2, 3, 1).numpy(), [""] * 6, sample.labels[rows])
     held.select = lambda index: sample.pixels(rows[index], 32)  # type: ignore[method-assign]
-    expected = ZeroShot(held, bundled_vocabulary(), 32, 1.5, "l2", 6, steps=2)(trio["plain"])
+    names = bundled_vocabulary().class_names
+    expected = Validation(held, names, 32, 1.5, "l2", 6, steps=2)(trio["plain"])
     record = finished[2][0].record
-    assert record.metrics["clean_top1"]["value"] == pytest.approx(expected.clean)
-    assert record.metrics["robust_top1"]["value"] == pytest.approx(expected.robust)
+    assert record.metrics["clean_top1"]["value"] == pytest.approx(expected["clean"])
+    assert record.metrics["robust_top1"]["value"] == pytest.approx(expected["robust"])
 
 
 def test_samples_are_spread_over_classes_without_a_pattern() -> None:

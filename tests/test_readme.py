@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.make import bundle
 from clipag_plug import cli
-from clipag_plug.train import bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,10 +77,10 @@ def check_arguments(words: list[str]) -> None:
     if words[0] == "torchrun":
         words = ["python", *words[words.index("-m") :]]
     if words[0] == "python":
-        assert words[1] == "-m" and words[2].startswith("clipag_plug")
-        if words[2] == "clipag_plug.train.bundle":
-            bundle.make_parser().parse_args(words[3:])
+        if words[1] == "benchmarks/make/bundle.py":
+            bundle.make_parser().parse_args(words[2:])
             return
+        assert words[1] == "-m" and words[2].startswith("clipag_plug")
         words = ["clipag", *words[2].split(".")[1:], *words[3:]]
     assert words[0] == "clipag", words
     try:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.make.bundle import read_mean
 from clipag_plug.model import build
-from clipag_plug.train.bundle import read_mean
 from clipag_plug.train.state import save_model
 
 CONFIG = {

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import prepared
 from train_data_helpers import encoded, flat, numbered, write_tar
+from train_helpers import prepared
 
+from clipag_plug.train.command import train
 from clipag_plug.train.data import Batches, open_data
 from clipag_plug.train.decode import pixels
-from clipag_plug.train.running import run
 from clipag_plug.train.tally import CAUSES, BadSample, Tally
 from clipag_plug.vocabulary import bundled_vocabulary
 
@@ -131,7 +131,7 @@ def test_trains_to_the_end_and_counts_by_kind(mixed, where, tmp_path_factory, tm
             assert stream[index].images.isfinite().all()
     else:
         trainer.batches = stream
-        run(trainer, tmp_path / "run")
+        train(trainer, tmp_path / "run")
         assert trainer.index == steps
         assert all(bool(weight.isfinite().all()) for weight in trainer.weights.values())
     assert stream.tally.counts() == dict(sorted(expected.items(), key=lambda i: (-i[1], i[0])))

@@ -26,7 +26,7 @@ def test_recipes_are_whole(name: str) -> None:
     options = recipe(name)
     assert options.name == name and options.output == f"runs/{name}"
     assert options.samples >= options.batch_size * options.accumulation
-    assert options.text == "frozen"
+    assert options.text == "frozen" and options.precision in ("fp32", "bf16")
     text = (FOLDER / f"{name}.toml").read_text()
     assert f"--recipe {name} " in text, "the comment says how to run it"
 
@@ -49,6 +49,9 @@ def test_recipes_of_the_paper(name, start, norm, eps) -> None:
     assert options.accumulation == 10
     assert options.batch_size * options.accumulation * GPUS == BATCH
     assert (options.objective, options.clean_weight) == ("contrastive", 0)
+    assert (options.decay, options.duplicates, options.flip) == ("open_clip", "negative", False)
+    adam = (0.999, 1e-8) if "convnext" in start else (0.98, 1e-6)
+    assert (options.beta1, options.beta2, options.adam_eps) == (0.9, *adam)
 
 
 @pytest.mark.parametrize("name", ["fare", "tecoa"])
@@ -56,6 +59,10 @@ def test_recipes_of_the_peers(name) -> None:
     options = recipe(name)
     assert (options.objective, options.attack_objective) == (name, name)
     assert (options.norm, options.attack_steps, options.momentum) == ("linf", 10, 0.9)
+    assert (options.momentum_form, options.decay, options.flip) == ("normalized", "all", False)
+    assert (options.beta1, options.beta2, options.adam_eps) == (0.9, 0.999, 1e-8)
+    if name == "tecoa":
+        assert options.prompts == ["This is a photo of a {}"] and not options.articles
     assert options.eps * options.step_ratio == pytest.approx(1 / 255)
     assert options.samples // options.batch_size == 20_000
     assert options.warmup * 20_000 == pytest.approx(1_400)

@@ -9,25 +9,29 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_train import ARCHITECTURE, one_batch, options, prepared, shard  # noqa: F401
-from test_train_passes import RESNET, VIT, architecture
 from torch.nn import functional as F
+from train_helpers import (
+    MINI,
+    RESNET,
+    VIT,
+    architecture,
+    as_one,
+    differ,
+    gradients,
+    options,
+    prepared,
+)
 
+from clipag_plug import losses
 from clipag_plug.model import CLIP
 from clipag_plug.train import setup
+from clipag_plug.train.command import train
 from clipag_plug.train.data import open_data
-from clipag_plug.train.running import run
-from clipag_plug.train.state import save_model
-from clipag_plug.train.teachers import TextTeacher, geometry, open_image_teacher
-from clipag_plug.train.text import TextFeatures
-from clipag_plug.train.textual import learn_geometry
+from clipag_plug.train.lessons import TextFeatures, learn_geometry
+from clipag_plug.train.state import read_model, save_model
+from clipag_plug.train.teachers import Ensemble, TextTeacher, geometry, open_image_teacher
 
 WORDS = ["a red cat", "a dog", "the tall old tree", "a boat on the sea", "two birds", "a horse"]
-
-
-def config(text: dict, vision: dict = VIT, **rest) -> str:
-    given = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    return json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": given | text, **rest})
 
 
 def shifted(self: CLIP, texts, truncate: bool = False) -> torch.Tensor:
@@ -50,22 +54,24 @@ def test_texts_are_read_by_the_models_own_tokenizer(monkeypatch, text, trained) 
     if "pool_type" in text:
         monkeypatch.setattr(CLIP, "tokenize", shifted)
     torch.manual_seed(0)
-    config_ = json.loads(config(text, custom_text=text.get("pool_type") == "last"))
-    model = setup.build(config_, None)
+    given = architecture(VIT, {"width": 32, **text}, custom_text=text.get("pool_type") == "last")
+    model = setup.build(json.loads(given), None)
     found = TextFeatures(model, trained)(WORDS)
     expected = torch.cat([model.encode_text(model.tokenize([word])) for word in WORDS])
     assert torch.allclose(found, expected, atol=1e-5)
     assert float(torch.pdist(F.normalize(found, dim=-1)).min()) > 1e-3, "captions differ"
 
 
-def test_mean_and_std_are_the_models_in_training_result_and_export(shard, tmp_path) -> None:  # noqa: F811
+def test_mean_and_std_are_the_models_in_training_result_and_export(shard, tmp_path) -> None:
     from clipag_plug.clip import load
 
     pixels = {"preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}}
     asked = options(
-        shard, tmp_path, architecture=json.dumps({"model_cfg": json.loads(ARCHITECTURE), **pixels})
+        shard,
+        tmp_path,
+        architecture=json.dumps({"model_cfg": json.loads(architecture()), **pixels}),
     )
-    trainer, made, card = setup.prepare(asked)
+    trainer, made, card, _ = setup.prepare(asked)
     assert (trainer.model.mean, trainer.model.std) == ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
     save_model(tmp_path / "run", trainer.result(), made, card)
     again = prepared(shard, tmp_path, architecture="", init=str(tmp_path / "run"))
@@ -77,13 +83,13 @@ def test_mean_and_std_are_the_models_in_training_result_and_export(shard, tmp_pa
         (images - images.new_tensor(model.mean).view(3, 1, 1))
         / images.new_tensor(model.std).view(3, 1, 1)
     )
-    assert torch.allclose(trainer._encode(images), shown, atol=1e-6)
+    assert torch.allclose(trainer.encode(images), shown, atol=1e-6)
 
 
-@pytest.mark.parametrize("vision", [json.loads(ARCHITECTURE)["vision_cfg"], VIT, RESNET], ids=str)
+@pytest.mark.parametrize("vision", [MINI, VIT, RESNET], ids=str)
 @pytest.mark.parametrize("groups", [0, 2])
 def test_a_locked_image_tower_stays_while_the_text_tower_learns(
-    shard,  # noqa: F811
+    shard,
     tmp_path,
     vision,
     groups,
@@ -93,14 +99,12 @@ def test_a_locked_image_tower_stays_while_the_text_tower_learns(
         lock_image_unlocked_groups=groups, samples=16, resolution=vision.get("mini", vision)["image_size"],
     )  # fmt: skip
     before = {n: v.clone() for n, v in trainer.model.state_dict().items()}
-    run(trainer, tmp_path)
+    train(trainer, tmp_path)
     moved = {n for n, v in trainer.result().items() if not torch.equal(v, before[n])}
     image = {name for name in moved if name.startswith("visual.")}
     assert "token_embedding.weight" in moved and bool(image) == bool(groups)
     locked = {n for n in before if n.startswith("visual.") and n not in image}
     assert any("conv1" in name for name in locked), "the stem stays, its statistics too"
-    with pytest.raises(ValueError, match="nothing trains"):
-        prepared(shard, tmp_path, image="frozen", text="frozen")
 
 
 def test_text_teachers_are_stored_vectors_or_an_encoder_of_transformers(tmp_path) -> None:
@@ -157,7 +161,7 @@ def test_a_text_tower_learns_the_geometry_of_its_teacher(tmp_path, linear) -> No
     )
     teacher = TextTeacher(str(tmp_path / "v.npz"), "cpu")
     torch.manual_seed(0)
-    model = setup.build(json.loads(config({})), None)
+    model = setup.build(json.loads(architecture(VIT, {"width": 32})), None)
     visual = {n: v.clone() for n, v in model.visual.state_dict().items()}
 
     def distance() -> float:
@@ -229,7 +233,7 @@ def test_image_teachers_see_their_own_size_mean_and_std(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["kl", "head", "features"])
-def test_a_step_under_teachers_in_parts_is_the_whole_one(shard, tmp_path, kind) -> None:  # noqa: F811
+def test_a_step_under_teachers_in_parts_is_the_whole_one(shard, tmp_path, kind) -> None:
     """Gradients of the tower, of the linear maps, and of the texts."""
     np.savez(tmp_path / "v.npz", texts=np.array(["a thing"]), vectors=np.ones((1, 8)))
     given = {
@@ -248,24 +252,11 @@ def test_a_step_under_teachers_in_parts_is_the_whole_one(shard, tmp_path, kind) 
         torch.manual_seed(1)
         for weight in trainer.heads.parameters():
             torch.nn.init.normal_(weight, std=0.05)
-    merged = one_batch(split, 3)
-    fixed = {"__getitem__": lambda self, i: merged, "matches": split.batches.matches}
-    whole.batches = type("Fixed", (), fixed)()
-    found = []
-    for trainer in (whole, split):
-        for module in trainer.model.modules():
-            module.training = False
-        trainer.model.train = lambda mode=True: None
-        trainer.optimizer.step = lambda: None
-        trainer.step()
-        found.append({n: p.grad for n, p in trainer.weights.items() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
+    as_one(whole, split, 3)
     heads = {n for n in split.weights if n.startswith("heads.")}
+    found = gradients(whole), gradients(split)
     assert bool(heads) == (kind != "kl") and heads <= found[0].keys()
-    for name, gradient in found[0].items():
-        assert float((gradient - found[1][name]).norm() / gradient.norm().clamp_min(1e-6)) < 1e-4, (
-            name
-        )
+    assert differ(*found) < 1e-4
     assert not [name for name in split.result() if "heads" in name]
 
 
@@ -285,3 +276,87 @@ def test_sources_have_captions_of_their_own(tmp_path) -> None:
     assert photos.texts == ["plain", "an emoji of an owl"]
     with pytest.raises(ValueError, match="::caption"):
         open_data([f"{tmp_path / 'a.csv'}::colour=red"], 16)
+
+
+def made(count: int, size: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def folders(shard, tmp_path_factory) -> list[Path]:
+    """A model, two with its text tower and other image towers, and a stranger: run folders."""
+    place = tmp_path_factory.mktemp("teachers")
+    config = json.loads(architecture())
+    models = [setup.build(config, None, name=str(seed)) for seed in range(4)]
+    for seed, model in enumerate(models):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.05 * made(1, weight.numel(), seed).view_as(weight))
+        if 0 < seed < 3:
+            first = models[0].state_dict()
+            text = {n: w for n, w in first.items() if not n.startswith("visual.")}
+            model.load_state_dict(text, strict=False)
+        save_model(place / str(seed), model.state_dict(), config, {"name": str(seed)})
+    return [place / str(seed) for seed in range(4)]
+
+
+def model_of(folder: Path):
+    config, _, weights = read_model(folder)
+    return setup.build(config, weights, name=folder.name).eval()
+
+
+def test_teachers_say_the_mean_of_their_unit_features(folders) -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, second = map(model_of, folders[1:3])
+    found = Ensemble([first, second], model_of(folders[0]))(images)
+    each = [F.normalize(m.encode_image(m.normalize(images)), dim=-1) for m in (first, second)]
+    assert torch.allclose(found, (each[0] + each[1]) / 2, atol=1e-6)
+    assert not found.requires_grad and not any(p.requires_grad for p in first.parameters())
+
+
+def test_another_text_tower_cannot_teach(folders) -> None:
+    with pytest.raises(ValueError, match="--teachers '3' reads texts otherwise"):
+        Ensemble([model_of(folders[3])], model_of(folders[0]))
+
+
+def taught(shard, tmp_path, folders, **changes):
+    given = {
+        "architecture": "",
+        "init": str(folders[0]),
+        "teachers": [str(folder) for folder in folders[1:3]],
+        "bank": True,
+        "flip": False,
+        "crop": 1.0,
+    }
+    return prepared(shard, tmp_path, **{**given, **changes})
+
+
+def test_a_step_in_parts_learns_from_teachers_as_a_whole_one(shard, tmp_path, folders) -> None:
+    whole = taught(shard, tmp_path, folders, batch_size=24, attack_steps=0)
+    split = taught(shard, tmp_path, folders, batch_size=8, accumulation=3, attack_steps=0)
+    alone = taught(shard, tmp_path, folders, batch_size=24, attack_steps=0, teachers=[])
+    for trainer in (whole, alone):
+        as_one(trainer, split, 3)
+    expected = gradients(whole)
+    assert differ(expected, gradients(split)) < 1e-4 and differ(expected, gradients(alone)) > 1e-2
+
+
+def test_a_pupil_comes_to_say_what_its_teachers_say(shard, tmp_path, folders) -> None:
+    for steps in (0, 1):
+        trainer = taught(
+            shard, tmp_path, folders, distil=20.0, attack_steps=steps, samples=320, lr=3e-2
+        )
+        images = torch.cat([trainer.batches[i].images for i in range(3)])
+        trainer.model.eval()
+        wanted = trainer.references["taught"](images)
+
+        def apart(trainer=trainer, images=images, wanted=wanted) -> float:
+            trainer.model.eval()
+            with torch.no_grad():
+                own = trainer.model.encode_image(trainer.model.normalize(images))
+            text = trainer.text(trainer.batches.bank(0)[0])
+            return float(losses.trades(own, wanted, text, trainer.model.logit_scale.exp()).mean())
+
+        before = apart()
+        train(trainer, tmp_path)
+        assert apart() < 0.7 * before

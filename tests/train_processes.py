@@ -9,9 +9,7 @@ from typing import Any
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["torch.distributed", "open_clip", "clipag_plug.train.command", "clipag_plug.train.setup"]
-)
+FORK.set_forkserver_preload(["torch.distributed", "open_clip", "clipag_plug.train.command"])
 
 
 def train(arguments: list[str]) -> None:

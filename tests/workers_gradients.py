@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from test_train import gradients, prepared
+from train_helpers import gradients, prepared
 
 from clipag_plug.train.distributed import connect, disconnect
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..files import sha256
 from ..model import CLIP
 from ..train.evaluate import PROMPTS
-from ..train.text import TextFeatures
+from ..train.lessons import TextFeatures
 from ..vocabulary import sentence
 
 BATCH = 256

@@ -8,6 +8,7 @@ import difflib
 import json
 import types
 import typing
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,6 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: st
             parser.add_argument(field.name, type=item, metavar=meta.get("metavar"), **keywords)
             continue
         names = [flag(field.name)] + ([meta["short"]] if meta.get("short") else [])
+        if item is float:
+            item = number
         if item is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
@@ -157,6 +160,14 @@ def from_arguments(
     values = read_recipe(recipe) if recipe else {}
     values.update({key: value for key, value in vars(arguments).items() if key in names})
     return cls.from_dict(values)
+
+
+def number(text: str) -> float:
+    """`0.5` or `4/255`."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError as error:
+        raise ValueError(str(error)) from error
 
 
 def _item_type(kind: Any) -> tuple[Any, bool]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
-from .base import Options, option
+from .base import Options, flag, option
 
-OBJECTIVES = ("contrastive", "image_to_text", "cosine", "fare", "tecoa")
+OBJECTIVES = ("contrastive", "image_to_text", "sigmoid", "cosine", "fare", "tecoa")
 ATTACK_OBJECTIVES = (*OBJECTIVES, "kl")
-NORMS = ("l2", "linf")
-EPS_SPACES = ("pixel", "normalized")
-KEEP = ("auto", "memory", "disk")
-PRECISIONS = ("fp32", "bf16", "fp16")
-ATTACKS = ("pgd", "apgd")
-TEXT_MODES = ("train", "frozen")
-SCHEDULES = ("cosine", "constant")
-OPTIMIZERS = ("adamw", "muon")
-IMAGE_TEACHER_LOSSES = ("kl", "head", "features")
-TEXT_TEACHER_LOSSES = ("linear", "similarity")
+MODES = ("train", "frozen")
+DECAYS = ("matrices", "open_clip", "all")
+EVERY = r"(\d+\.?\d*|\.\d+)(s|min|ep|)"  # seconds, minutes, passes over the data, or images
 
 
 @dataclass
@@ -26,240 +22,207 @@ class Train(Options):
 
     data: list[str] = option(
         [],
-        "training data: WebDataset shards, tables, folders, hf:NAME, pipe:COMMAND or synthetic:COUNT, each with "
-        "@SHARE behind it where they are to be mixed by shares",
+        "WebDataset shards, tables, folders, hf:NAME, pipe:COMMAND or synthetic:COUNT; each may end in @SHARE, and in "
+        "::caption=COLUMN or ::template=TEXT before that",
         short="-d",
     )
-    validation: list[str] = option(
-        [], "held-out shards for accuracy; none switches the evaluation off"
-    )
+    validation: list[str] = option([], "held-out data of the same kinds; none: no evaluation")
     captions: str = option(
         "text",
-        "caption of a sample: its own text, or words of the bundled vocabulary by its class",
+        "a sample's own text, or words for its class from the class names",
         choices=("text", "vocabulary"),
     )
-    group_share: float = option(
-        0.2, "share of vocabulary captions that use a group word such as 'dog'", low=0, high=1
+    class_names: str = option(
+        "",
+        "names of the classes: a file with one class a line (synonyms parted by commas), imagenet, or bundled; empty: "
+        "the data's own (folders, WordNet numbers, data sets), and bundled for --captions vocabulary without any",
     )
-    image_column: str = option("", "column of a table that holds images; empty: the usual names")
-    caption_column: str = option("", "column of a table that holds captions; likewise")
-    label_column: str = option("", "column of a table that holds class numbers; likewise")
-    memory: float = option(
-        4.0, "GB of decoded images to hold; larger data is decoded when a batch needs it", low=0
+    prompts: list[str] = option(
+        ["a photo of a {}", "a picture of a {}", "an image of a {}", "{}"],
+        "sentences whose mean text feature stands for a class in tecoa and in evaluations",
     )
-    shuffle: int = option(
-        2000, "samples that are mixed where data can only be read in order", low=1
+    articles: bool = option(True, "fit the article before a class name: 'an orange'")
+    group_share: float = option(0.2, "share of captions with a group word, as 'dog'", low=0, high=1)
+    duplicates: str = option(
+        "positive",
+        "what an equal caption of another image is to an image; open_clip: negative",
+        choices=("positive", "negative"),
     )
-    decoders: int = option(
-        2, "threads that decode what is not in memory, one batch ahead; 0 does without", low=0
-    )
-    max_bad_fraction: float = option(
-        0.05, "share of the samples that may be unusable before the run stops", low=0, high=1
-    )
+    image_column: str = option("", "column of images in a table; empty: the usual names")
+    caption_column: str = option("", "column of captions in a table; empty: the usual names")
+    label_column: str = option("", "column of class numbers in a table; empty: the usual names")
+    memory: float = option(4.0, "GB of decoded images to hold; the rest is decoded on use", low=0)
+    shuffle: int = option(2000, "samples that are mixed where data is read in order", low=1)
+    decoders: int = option(2, "threads that decode one batch ahead; 0: none", low=0)
+    max_bad_fraction: float = option(0.05, "share of bad samples that stops a run", low=0, high=1)
 
-    init: str = option(
-        "", "model to start from: any name that load() takes; empty starts from scratch"
-    )
-    architecture: str = option(
-        "", "JSON model config to build from scratch, a file path or the text itself"
-    )
-    grow: int = option(
-        1,
-        "train at this multiple of a mini tower's internal side, starting as the same function",
-        low=1,
-    )
-    text: str = option(
-        "frozen", "train the text tower too, or keep it bit-identical", choices=TEXT_MODES
-    )
-    image: str = option(
-        "train", "train the image tower, or lock it while the text tower learns", choices=TEXT_MODES
-    )
+    init: str = option("", "model to start from, by any name that load() takes; or a run's folder")
+    architecture: str = option("", "model config (JSON text or file) for a start from scratch")
+    grow: int = option(1, "multiple of a mini tower's internal side to train at", low=1)
+    text: str = option("frozen", "train the text tower, or keep it bit-identical", choices=MODES)
+    image: str = option("train", "train the image tower, or lock it (LiT)", choices=MODES)
     lock_image_unlocked_groups: int = option(
-        0,
-        "with --image frozen: groups of layers that train all the same, counted from the output",
-        low=0,
+        0, "with --image frozen: last groups of layers that train nevertheless", low=0
     )
+    patch_dropout: float = option(0.0, "share of patches that a ViT drops", low=0, high=0.99)
+    train_scale: bool = option(False, "train the logit scale although the text tower is frozen")
     text_steps: int = option(
         0,
-        "steps of the text tower's own training before any image is seen, under --text-teacher or on "
-        "--captions vocabulary",
+        "steps of the text tower alone beforehand: under --text-teacher, or on class names",
         low=0,
     )
     composing_steps: int = option(
-        0,
-        "steps that then teach the text tower captions of several parts: two subjects, colours, brightness; likewise",
-        low=0,
+        0, "steps beforehand that teach the text tower two subjects, colours, brightness", low=0
     )
-    train_scale: bool = option(False, "train the logit scale although the text tower is frozen")
 
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)
     attack_objective: str = option(
         "image_to_text",
-        "inner loss that the attack raises: the texts of the micro-batch are its negatives. kl is that of the TRADES "
-        "paper, the divergence from the clean image's distribution over texts; it needs a random start",
+        "inner loss, over the texts of the micro-batch; kl is that of TRADES and needs a random start",
         choices=ATTACK_OBJECTIVES,
     )
     bank: bool = option(
-        False,
-        "let the image-to-text half also see one caption of every vocabulary class: the negatives of a large batch "
-        "at a small one; needs a frozen text tower, whose features are constants",
+        False, "more negatives of the image-to-text half: a caption of every class (frozen text)"
     )
     attributes: float = option(
-        0.0,
-        "weight of a loss that tells the colours of an image's subject and background, and its brightness, from "
-        "captions of its class; needs a frozen text tower that was taught them, and --captions vocabulary",
-        low=0,
+        0.0, "weight of telling colours and brightness from captions of the own class", low=0
     )
     teachers: list[str] = option(
-        [],
-        "models with the same text tower whose mean view of the clean images is learned beside the captions; any names "
-        "that load() takes, or run folders",
+        [], "models with the same text tower whose view of the clean images is learned"
     )
-    distil: float = option(
-        1.0,
-        "weight of that: cross-entropy with their distribution over the bank, the class prompts or the captions",
-        low=0,
-    )
+    distil: float = option(1.0, "weight of cross-entropy with their mean distribution", low=0)
     image_teacher: str = option(
-        "",
-        "classifier or encoder that sees the clean images: timm:NAME[@FILE], torchvision:NAME[@FILE] or any name that "
-        "load() takes",
+        "", "teacher of clean images: timm:NAME[@FILE], torchvision:NAME[@FILE] or a name of load()"
     )
     image_teacher_loss: str = option(
         "kl",
-        "kl: its softmax over classes against the model's over their names; head: against that of a linear map trained "
-        "along; features: squared distance of the features",
-        choices=IMAGE_TEACHER_LOSSES,
+        "kl: its classes against their names' texts; head: against a linear map trained along; features: distance",
+        choices=("kl", "head", "features"),
     )
     image_teacher_classes: str = option(
-        "", "file of the classes' names, one a line; empty: ImageNet's, of a timm model of 1,000"
+        "", "file of its class names, one a line; empty: ImageNet's"
     )
     image_teacher_weight: float = option(1.0, "factor on that loss", low=0)
     text_teacher: str = option(
-        "",
-        "text encoder whose geometry the text tower learns: a folder or name of transformers, or stored vectors "
-        "(.npz with texts and vectors, or .safetensors)",
+        "", "teacher of texts: a folder or name of transformers, or .npz or .safetensors of vectors"
     )
     text_teacher_loss: str = option(
         "linear",
-        "linear: cosine through a linear map trained along; similarity: the matrix of cosine similarities",
-        choices=TEXT_TEACHER_LOSSES,
+        "linear: cosine through a linear map trained along; similarity: the matrix of cosines",
+        choices=("linear", "similarity"),
     )
-    text_teacher_texts: str = option(
-        "",
-        "file of texts for --text-steps, one a line; empty: those that the stored vectors are of",
-    )
+    text_teacher_texts: str = option("", "file of texts for --text-steps, one a line")
     text_teacher_weight: float = option(
-        0.0,
-        "factor on that loss over the captions of a step, beside the objective; needs --text train",
-        low=0,
+        0.0, "factor on that loss over the captions of every step; needs --text train", low=0
     )
-    clean_weight: float = option(
-        0.0, "weight of the same loss on the clean images, added to the adversarial one", low=0
-    )
+    clean_weight: float = option(0.0, "weight of the loss on the clean images beside it", low=0)
     trades: float = option(
         0.0,
-        "weight of KL(clean || attacked) over the texts; the outer loss is then that of the clean images (TRADES)",
+        "weight of KL(clean || attacked); the outer loss is then that of the clean images",
         low=0,
     )
-    norm: str = option("l2", "ball of the attack", choices=NORMS)
-    eps: float = option(1.5, "radius in [0, 1] pixel units at the model's input resolution", low=0)
+
+    norm: str = option("l2", "ball of the attack", choices=("l2", "linf"))
+    eps: float = option(
+        1.5,
+        "radius in [0, 1] pixel units at the model's input resolution; 4/255 is understood",
+        low=0,
+    )
     eps_space: str = option(
         "pixel",
-        "units of eps: [0, 1] pixels, or pixels divided by the normalisation's standard deviations",
-        choices=EPS_SPACES,
+        "units of eps: pixels in [0, 1], or divided by the normalisation's std",
+        choices=("pixel", "normalized"),
     )
-    eps_ramp: float = option(
-        0.0, "share of the run over which eps grows from 0 to its value", low=0, high=1
-    )
+    eps_ramp: float = option(0.0, "share of the run over which eps grows from 0", low=0, high=1)
     attack_steps: int = option(5, "PGD steps; 0 trains without an attack", low=0)
     step_ratio: float = option(0.0, "PGD step as a multiple of eps; 0 means 2.5 / steps", low=0)
     random_start: bool = option(True, "start the attack at a random point of the ball")
-    attack: str = option(
-        "pgd", "how the inner loss is raised; apgd chooses its own steps", choices=ATTACKS
-    )
-    momentum: float = option(
-        0.0, "decay of the PGD direction's running sum; RobustVLM trains with 0.9", low=0, high=1
+    attack: str = option("pgd", "apgd chooses its own steps", choices=("pgd", "apgd"))
+    momentum: float = option(0.0, "decay of the PGD direction's running sum", low=0, high=1)
+    momentum_form: str = option(
+        "sum",
+        "the sum itself runs on, or (RobustVLM) its direction",
+        choices=("sum", "normalized"),
     )
     best: bool = option(False, "keep each image's PGD iterate of highest loss, not the last one")
 
-    resolution: int = option(
-        0,
-        "side of the training images; 0 is the model's input resolution. A smaller one suits "
-        "models that reduce internally; an L2 eps shrinks in proportion",
-        low=0,
-    )
-    crop: float = option(
-        0.56, "smallest share of the area that a random crop keeps", low=0.01, high=1
-    )
-    flip: bool = option(True, "mirror half of the images")
+    resolution: int = option(0, "side of the training images; 0: the model's input", low=0)
+    crop: float = option(0.56, "smallest share of the area that a crop keeps", low=0.01, high=1)
+    flip: bool = option(False, "mirror half of the images")
     decode_side: int = option(
         0,
-        "side of the square that photographs are decoded to, of which crops are taken; 0 is so much that the smallest "
-        "crop is not enlarged. Their own side suits photographs that are no larger than the training images",
+        "side of the square photographs are decoded to; 0: the smallest crop is not enlarged",
         low=0,
     )
 
-    samples: int = option(0, "images to train on in all (with repetition); required", low=0)
+    samples: int = option(0, "images to train on in all, with repetition; or give --epochs", low=0)
+    epochs: float = option(0.0, "passes over the data instead of --samples", low=0)
     batch_size: int = option(128, "images in a micro-batch", low=2)
-    accumulation: int = option(
-        1, "micro-batches in an optimiser step; they share their negatives", low=1
-    )
+    accumulation: int = option(1, "micro-batches in a step; they share their negatives", low=1)
     keep: str = option(
         "auto",
-        "where the adversarial images of a step's micro-batches wait for the second pass: memory, disk (a file in the "
-        "run's folder), or disk above 256 MB",
-        choices=KEEP,
+        "where adversarial images wait for the second pass: auto is on disk above 256 MB",
+        choices=("auto", "memory", "disk"),
     )
     optimizer: str = option(
-        "adamw",
-        "what takes the steps: muon is Muon for the kernels of convolutions without a bias and AdamW for the rest",
-        choices=OPTIMIZERS,
+        "adamw", "muon: Muon for kernels of convolutions, AdamW besides", choices=("adamw", "muon")
     )
     lr: float = option(2e-5, "peak learning rate", low=0)
-    muon_lr: float = option(
-        0.03, "length of Muon's largest step, as a share of the kernel's norm", low=0
+    muon_lr: float = option(0.03, "Muon's largest step, as a share of the kernel's norm", low=0)
+    weight_decay: float = option(1e-4, "decoupled weight decay", low=0)
+    decay: str = option(
+        "matrices",
+        "what decays: matrices without embeddings, what open_clip decays, or all",
+        choices=DECAYS,
     )
-    weight_decay: float = option(1e-4, "decoupled weight decay of matrices and kernels", low=0)
+    beta1: float = option(0.9, "first AdamW decay", low=0, high=1)
     beta2: float = option(0.98, "second AdamW decay", low=0, high=1)
+    adam_eps: float = option(1e-6, "AdamW's epsilon", low=0)
     warmup: float = option(0.05, "share of the run that warms the learning rate up", low=0, high=1)
-    schedule: str = option("cosine", "learning rate after the warm-up", choices=SCHEDULES)
+    schedule: str = option(
+        "cosine", "after the warm-up", choices=("cosine", "constant", "const-cooldown")
+    )
+    cooldown: float = option(0.1, "share of the run in which const-cooldown ends", low=0, high=1)
     clip_norm: float = option(0.0, "largest gradient norm; 0 does not clip", low=0)
     ema: float = option(
-        0.0,
-        "decay of the moving average of the weights that is kept as the result; 0 switches it off",
-        low=0,
-        high=1,
+        0.0, "decay of the average of the weights that is the result", low=0, high=1
     )
-
-    precision: str = option(
-        "fp32", "number format of the encoder; weights and losses stay in fp32", choices=PRECISIONS
-    )
-    checkpointing: bool = option(
-        False,
-        "recompute a transformer's activations on the way back: less memory, a third more time",
-    )
+    precision: str = option("fp32", "format of the encoder", choices=("fp32", "bf16", "fp16"))
+    checkpointing: bool = option(False, "recompute activations: less memory, a third more time")
     compile: bool = option(False, "compile the image encoder with torch.compile")
 
     output: str = option("runs/train", "folder of the run", short="-o")
     name: str = option("", "name in the exported model's card; empty is the folder's name")
     resume: str = option(
         "",
-        "continue: latest, from the folder's checkpoint, or from the start where it has none yet; or the path of a "
-        "checkpoint or of a run's folder",
+        "continue: latest (a start where there is none), a checkpoint or a folder",
         bare="latest",
     )
-    tensorboard: bool = option(False, "also log to TensorBoard, in the folder; needs tensorboard")
-    save_every: float = option(300.0, "seconds between checkpoints", low=0)
-    evaluate_every: float = option(600.0, "seconds between evaluations", low=0)
-    evaluate_images: int = option(1000, "held-out images in an evaluation during the run", low=1)
+    save_every: str = option("300s", "between checkpoints: 300s, 5min, 1ep, or 50000 images")
+    keep_last: int = option(1, "checkpoints to keep, the newest", low=1)
+    remote: str = option("", "fsspec address that checkpoints and results are copied to")
+    evaluate_every: str = option("600s", "between evaluations, likewise")
+    evaluate_images: int = option(1000, "held-out images of an evaluation, drawn at random", low=1)
+    tensorboard: bool = option(False, "also log to TensorBoard, in the folder")
+    wandb: str = option("", "also log to this project of Weights & Biases")
     seed: int = option(0, "seed of the weights, the order, the crops and the attack", short="-s")
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     quiet: bool = option(False, "no progress on stderr", short="-q")
 
     def __post_init__(self) -> None:
-        given: object = self.resume
-        if isinstance(given, bool):  # what recipes of earlier versions say
-            self.resume = "latest" if given else ""
+        eps: Any = self.eps
+        self.eps = float(Fraction(eps)) if isinstance(eps, str) else eps  # as a recipe may say
         super().__post_init__()
+        for name in ("save_every", "evaluate_every"):
+            if not re.fullmatch(EVERY, getattr(self, name)):
+                raise ValueError(
+                    f"{flag(name)} is {getattr(self, name)!r}; give seconds (300s), minutes (5min), passes over the "
+                    "data (1ep) or images (50000)"
+                )
+        if self.norm == "linf" and self.eps_space == "pixel" and self.eps > 1:
+            raise ValueError(
+                f"--eps is {self.eps:g} with --norm linf; it is in [0, 1] pixel units: give --eps {self.eps:g}/255"
+            )
+        if self.samples and self.epochs:
+            raise ValueError("--samples and --epochs are both given; give one of them")

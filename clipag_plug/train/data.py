@@ -7,8 +7,8 @@ crops and captions it. What the items may be is described in `sources`, what is 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class Data:
 
     feeds: list[Feed]
     shares: list[float]
+    names: list[str] = field(default_factory=list)  # of the classes, where the sources have them
 
     @property
     def photos(self) -> Photos | None:
@@ -86,7 +87,7 @@ def open_data(
     size: int,
     *,
     need_text: bool = True,
-    classes: int = 0,
+    classes: int | Callable[[list[str]], int] = 0,
     columns: Columns | None = None,
     memory: float = 4.0,
     shuffle: int = 2000,
@@ -95,14 +96,16 @@ def open_data(
     """The data that the items of --data name; see `sources` for their syntax.
 
     size: side of the stored square, of which crops are taken. need_text: a sample without a caption is bad.
-    classes: where it is not 0, a sample without a class below it is bad. memory: gigabytes of decoded pixels to hold;
+    classes: where it is not 0, a sample without a class below it is bad; may be found from the sources' class names.
+    memory: gigabytes of decoded pixels to hold;
     what is larger is decoded when a batch needs it. shuffle: samples that a stream mixes. seed: of synthetic
     images; the order is up to `Batches`.
     Raises ValueError, FileNotFoundError or ImportError where the data cannot be had.
     """
-    items, decoder = parse(specs), Decoder(size, need_text, classes)
-    columns = columns or Columns()
+    items, columns = parse(specs), columns or Columns()
     opened = [open_sources(item.spec, size, columns, seed) for item in items]
+    names = class_names([source for sources in opened for source in sources])
+    decoder = Decoder(size, need_text, classes if isinstance(classes, int) else classes(names))
     if items[0].share is None:
         opened = [[source for sources in opened for source in sources]]
     feeds: list[Feed] = []
@@ -111,7 +114,19 @@ def open_data(
         if isinstance(feed, MemoryFeed):
             memory -= feed.photos.images.nbytes / 1e9
         feeds.append(feed)
-    return Data(feeds, [item.share or 1.0 for item in items][: len(feeds)])
+    return Data(feeds, [item.share or 1.0 for item in items][: len(feeds)], names)
+
+
+def class_names(sources: Sequence[Any]) -> list[str]:
+    """The names of the classes by number, where sources have them. Raises ValueError where two number otherwise."""
+    found = [list(source.classes) for source in sources if getattr(source, "classes", None)]
+    for names in found:
+        if names != found[0]:
+            raise ValueError(
+                f"two items of --data have different classes: {found[0][:3]} and {names[:3]}; give them the same "
+                "folders, or captions"
+            )
+    return found[0] if found else []
 
 
 def _feed(sources: list[Source], decoder: Decoder, memory: float, shuffle: int) -> Feed:
@@ -138,6 +153,7 @@ def read_shards(patterns: Sequence[str], size: int) -> Photos:
     photos = in_memory(sources, decoder, float("inf"))
     if photos is None:  # cannot be: there is no limit
         raise RuntimeError("data without a limit of memory was not read")
+    photos.names = class_names(sources)
     return photos
 
 
@@ -148,6 +164,7 @@ class Batches:
     one process with a batch of N * W gets for the same index: shuffle, crops, captions and all.
     A bad sample's place is taken by the next good one of the whole batch of all workers; it is counted in `tally`.
     decoders: threads for data that is not in memory; with one or more the next batch is prepared ahead.
+    duplicates: equal captions describe each other's images.
     max_bad_fraction: more bad samples than that are a ValueError, once CHECKED_FROM samples (or all) were seen.
     """
 
@@ -166,6 +183,7 @@ class Batches:
         attributes: bool = False,
         max_bad_fraction: float = 1.0,
         decoders: int = 0,
+        duplicates: bool = True,
     ) -> None:
         rank, world = worker
         if not 0 <= rank < world:
@@ -176,7 +194,7 @@ class Batches:
         self.batch_size, self.size, self.worker = batch_size, size, worker
         self.crop, self.flip, self.seed = crop, flip, seed
         self.vocabulary, self.group_share = vocabulary, group_share
-        self.attributes = attributes
+        self.attributes, self.duplicates = attributes, duplicates
         self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
         self.per_epoch = self.mixture.per_epoch
         self.loader = Loader(self.mixture, (rank * batch_size, batch_size), decoders)
@@ -206,8 +224,10 @@ class Batches:
         Several images of one class share a batch; without this they would be each other's negatives.
         """
         if self.vocabulary is None:
-            numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
-            codes = torch.tensor([numbers[word] for word in words])
+            first = {word: place for place, word in reversed(list(enumerate(words)))}
+            codes = torch.arange(len(words))
+            if self.duplicates:
+                codes = torch.tensor([first[word] for word in words])
             return Matches(codes, codes)
         covers = torch.zeros(len(words), len(self.vocabulary.names), dtype=torch.bool)
         for row, word in enumerate(words):

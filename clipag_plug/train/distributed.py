@@ -2,8 +2,7 @@
 
 The workers of `torchrun` share a batch: each encodes and attacks its own images, sees every feature, and computes
 its rows of the loss. The features' gradients are summed, then the weights', which gives those of the one big batch.
-The collectives a step needs are few and small (the features) but for that last sum, so a plain all-reduce behind the
-backward pass does; wrapping the model (DDP) would repeat it for every micro-batch.
+Wrapping the model (DDP) would repeat that last sum for every micro-batch.
 """
 
 from __future__ import annotations
@@ -53,21 +52,25 @@ class Workers:
         dist.all_gather_object(found, mine)
         return found
 
-    def sum_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Replaces the `.grad` of each weight by its sum over the workers, in buckets of one dtype."""
-        if self.size == 1:
-            return
-        _sum_all([weight.grad for weight in weights if weight.grad is not None])
+    def lists(self, mine: list[Any]) -> list[Any]:
+        """Everybody's items, by rank."""
+        return [item for each in self.objects(mine) for item in each]
+
+    def sum_all(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by its sum over the workers."""
+        if self.size > 1:
+            waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+            for each in waiting:
+                each.wait()
 
     def average_buffers(self, module: torch.nn.Module) -> None:
         """Averages floating-point buffers: the running statistics of batch normalisation, which each worker
         gathers from its own micro-batches, as gradient accumulation does."""
-        if self.size == 1:
-            return
-        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-        _sum_all(buffers)
-        for buffer in buffers:
-            buffer /= self.size
+        if self.size > 1:
+            buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+            self.sum_all(buffers)
+            for buffer in buffers:
+                buffer /= self.size
 
     def any(self, *mine: bool) -> list[bool]:
         """Whether each of them holds for any worker."""
@@ -76,37 +79,6 @@ class Workers:
         flags = torch.tensor([float(flag) for flag in mine], device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return [bool(flag) for flag in flags]
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
-            dist.barrier()
-
-
-BUCKET = 25 * 2**20  # bytes: few calls, and no second copy of all gradients
-
-
-def _sum_all(tensors: list[Tensor]) -> None:
-    """Replaces each tensor by its sum over the workers, in buckets of one dtype."""
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.flatten() for tensor in bucket])
-        dist.all_reduce(flat)
-        pieces = flat.split([tensor.numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            tensor.copy_(piece.view_as(tensor))
-
-
-def _buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and (size > BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel() * tensor.element_size()
-    if bucket:
-        yield bucket
 
 
 def connect(device: str = "") -> Workers:
@@ -119,8 +91,8 @@ def connect(device: str = "") -> Workers:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if size == 1:
         return Workers(device=kind)
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local)
         kind = f"cuda:{local}"
     if not dist.is_initialized():

@@ -28,6 +28,7 @@ class Photos:
     labels: Tensor
     skipped: dict[str, int] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)  # of the classes, where the source has them
 
     def __len__(self) -> int:
         return len(self.images)

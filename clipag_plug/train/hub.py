@@ -22,6 +22,8 @@ class Rows:
         if isinstance(dataset.features[self.image], Image):
             # As stored: decoding is ours, so that a broken image is counted and does not raise.
             dataset = dataset.cast_column(self.image, Image(decode=False))
+        label = dataset.features[self.label] if self.label else None
+        self.classes = list(getattr(label, "names", None) or [])
         kept = [column for column in (self.image, self.caption, self.label) if column]
         self.dataset = dataset.select_columns(kept)
 

@@ -93,6 +93,14 @@ def _item(spec: str) -> Item:
     return Item(match[1], float(match[2]))
 
 
+def check_paths(specs: Sequence[str]) -> None:
+    """Raises FileNotFoundError for an item that names files which are not there, before anything slow begins."""
+    for spec in (item.spec for item in parse(specs)):
+        base = spec.split("::")[0]
+        if base.partition(":")[0] not in ("pipe", "hf", "synthetic"):
+            expand([base])
+
+
 def open_sources(spec: str, size: int, columns: Columns, seed: int) -> list[Source]:
     """The sources that one item names. size: side of synthetic images.
 
@@ -132,6 +140,11 @@ class TemplatedStream:
 
     def __init__(self, source: Any, templates: list[str]) -> None:
         self.source, self.templates = source, templates
+
+    @property
+    def classes(self) -> list[str]:
+        """Of the source."""
+        return list(getattr(self.source, "classes", []))
 
     @property
     def bad(self) -> dict[str, str]:

@@ -1,121 +1,150 @@
-"""Checkpoints of a run: written whole or not at all, and enough to continue as if never stopped."""
+"""The folder of a run: its lock, its checkpoints, what a resumed run may change, and the trained model."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CHECKPOINT = "checkpoint.safetensors"
-OLDER = "checkpoint.pt"  # of versions before; still read
+from ..files import write_atomically, write_text
+from ..options.base import flag
+from ..options.train import Train
+
+CHECKPOINTS = "checkpoint-*.pt"
+# Options that a resumed run may change, and that then take effect; any other has to be what it was.
+FREE = {
+    *("samples", "epochs", "batch_size", "accumulation", "lr", "muon_lr", "weight_decay", "beta1"),
+    *("beta2", "adam_eps", "warmup", "schedule", "cooldown", "clip_norm", "ema", "precision"),
+    *("checkpointing", "compile", "keep", "memory", "decoders", "max_bad_fraction", "validation"),
+    *("evaluate_every", "evaluate_images", "save_every", "keep_last", "remote", "tensorboard"),
+    *("wandb", "threads", "device", "quiet", "output", "name", "resume"),
+}
 
 
-def save_state(folder: Path, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Writes `checkpoint.safetensors` in one atomic replacement: no pickle, and any tool can read what is in it.
-
-    rest: "optimizer", a state dict; tensors and dicts of tensors; and plain values, which are kept as JSON. A tensor
-    of a dict is stored as DICT/NAME, one of the optimiser as optimizer/NUMBER/NAME.
-    """
-    tensors = {f"weights/{name}": value for name, value in weights.items()}
-    plain: dict[str, Any] = {}
-    for name, value in rest.items():
-        if name == "optimizer":
-            plain["groups"] = value["param_groups"]
-            for number, fields in value["state"].items():
-                tensors |= {f"optimizer/{number}/{field}": t for field, t in fields.items()}
-        elif isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values()):
-            tensors |= {f"{name}/{key}": v for key, v in value.items()}
-        else:
-            plain[name] = value
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"format": "pt", "state": json.dumps(plain)}
-    replace_file(folder / CHECKPOINT, lambda path: save_file(tensors, str(path), metadata))
-    (folder / OLDER).unlink(missing_ok=True)
+def claim(folder: Path, resume: bool) -> FileLock:
+    """The folder for one run at a time; the lock goes with the process. ValueError where another is or was in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run trains in {str(folder)!r}; choose another --output"
+        ) from None
+    for path in (*folder.glob(".*.tmp*"), *folder.glob(".tmp??????")):
+        path.unlink(missing_ok=True)  # what a killed process was writing
+    used = [name for name in ("log.csv", "model.safetensors") if (folder / name).exists()]
+    if not resume and (used or find(folder) is not None):
+        lock.release()
+        raise ValueError(
+            f"{str(folder)!r} holds an earlier run; continue it with --resume latest, or choose another --output"
+        )
+    return lock
 
 
-def find_state(where: Path) -> Path | None:
-    """The checkpoint that a path means: itself, or the one in a run's folder; None where there is none."""
-    paths = [where] if where.is_file() else [where / CHECKPOINT, where / OLDER]
-    return next((path for path in paths if path.is_file()), None)
+def find(where: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest in a run's folder; None where there is none."""
+    return where if where.is_file() else max(where.glob(CHECKPOINTS), default=None)
 
 
-def load_state(where: Path) -> dict[str, Any]:
-    """The state saved at a path or in a folder. Raises FileNotFoundError where there is none, ValueError where the
-    file is none."""
-    path = find_state(where)
+def load(where: Path) -> dict[str, Any]:
+    """The state saved at a path or in a folder. FileNotFoundError where there is none, ValueError for another file."""
+    path = find(where)
     if path is None:
         raise FileNotFoundError(
             f"nothing to resume: {str(where)!r} is no checkpoint and no folder with one; "
             "leave --resume out to start"
         )
-    if path.suffix == ".pt":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        if "state" not in metadata:
-            raise ValueError(
-                f"{str(path)!r} holds weights and no state of a run; start from it with --init, or give --resume a "
-                f"{CHECKPOINT}"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    state = json.loads(metadata["state"])
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            number, field = rest.split("/")
-            optimizer.setdefault(int(number), {})[field] = value
-        elif rest:
-            state.setdefault(kind, {})[rest] = value
-        else:
-            state[kind] = value
-    groups = state.pop("groups")
-    return {**state, "optimizer": {"state": optimizer, "param_groups": groups}}
-
-
-def _opened(path: Path) -> Any:
     try:
-        return safe_open(str(path), "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is no checkpoint that can be read: {error}") from error
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state["options"], state["optimizer"]
+    except Exception as error:  # torch raises many types for what is no checkpoint
+        raise ValueError(
+            f"{str(path)!r} is no checkpoint of a run ({type(error).__name__}); start from weights with --init"
+        ) from error
+    return state
+
+
+def changed(before: dict[str, Any], options: Train) -> list[str]:
+    """What a resumed run does otherwise, as `lr 1 -> 2`. ValueError names what may not change."""
+    now = options.to_dict()
+    names = [name for name in now if name in before and now[name] != before[name]]
+    for name in names:
+        if name not in FREE:
+            raise ValueError(
+                f"{flag(name)} is {now[name]!r} and was {before[name]!r} in the checkpoint; a resumed run keeps it: "
+                "give the same, or start a new run with --init"
+            )
+    silent = {"resume", "output", "quiet"}
+    return [f"{name} {before[name]} -> {now[name]}" for name in names if name not in silent]
+
+
+def save(folder: Path, state: dict[str, Any], keep: int, remote: str = "") -> None:
+    """Writes a checkpoint whole or not at all, then removes all but the newest `keep`."""
+    path = folder / CHECKPOINTS.replace("*", f"{state['index']:08d}")
+    _write(path, lambda name: torch.save(state, name))
+    for old in sorted(folder.glob(CHECKPOINTS))[:-keep]:
+        old.unlink()
+    upload(remote, path)
+
+
+def _write(path: Path, write: Any) -> None:
+    try:
+        write_atomically(path, write, parents=True)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{path.name} could not be written to {str(path.parent)!r} ({error}); free some space and go on with "
+            "--resume latest"
+        ) from error
+
+
+def upload(remote: str, *paths: Path) -> None:
+    """Copies files to an fsspec address, where one is given."""
+    if remote:
+        import fsspec  # type: ignore[import-untyped]
+
+        system, root = fsspec.core.url_to_fs(remote)
+        system.makedirs(root, exist_ok=True)
+        for path in paths:
+            system.put(str(path), f"{root.rstrip('/')}/{path.name}")
 
 
 def save_model(
-    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], card: dict[str, Any]
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    card: dict[str, Any],
+    remote: str = "",
 ) -> None:
-    """Writes the trained model: `model.safetensors` and `model.json` with its config and card."""
+    """Writes `model.safetensors` and `model.json` with config and card; where open_clip can build the towers, its
+    `open_clip_model.safetensors` (the same file) and `open_clip_config.json` besides."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    replace_file(folder / "model.safetensors", lambda path: save_file(tensors, str(path)))
-    text = json.dumps({"config": config, "card": card}, indent=1)
-    replace_file(folder / "model.json", lambda path: path.write_text(text, encoding="utf-8"))
+    paths = [folder / "model.safetensors", folder / "model.json"]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(paths[0], lambda name: save_file(tensors, name))
+    write_text(paths[1], json.dumps({"config": config, "card": card}, indent=1))
+    if not {"mini", "lite"} & config["vision_cfg"].keys():
+        paths += [folder / "open_clip_model.safetensors", folder / "open_clip_config.json"]
+        paths[2].unlink(missing_ok=True)
+        try:
+            os.link(paths[0], paths[2])
+        except OSError:  # a file system without links
+            shutil.copyfile(paths[0], paths[2])
+        preprocess = {"interpolation": "bicubic", "resize_mode": "shortest"}
+        preprocess |= {n: card[n] for n in ("mean", "std", *preprocess) if n in card}
+        whole = {"model_cfg": config, "preprocess_cfg": preprocess}
+        write_text(paths[3], json.dumps(whole, indent=1))
+    upload(remote, *paths)
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Config, card and weights that `save_model` wrote."""
     data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return data["config"], data["card"], load_file(str(folder / "model.safetensors"))
-
-
-def sweep(folder: Path) -> None:
-    """Removes what a killed process was writing in the folder of the run, here or in safetensors (`.tmpAbC123`)."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
-        path.unlink(missing_ok=True)
-
-
-def replace_file(path: Path, write: Any) -> None:
-    """Calls `write(temporary)` and moves the result to `path`, so that no half-written file has the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
 import torch
-from test_train import ARCHITECTURE, gradients, one_batch, prepared, shard  # noqa: F401
 from torch.nn import functional as F
+from train_helpers import ARCHITECTURE, TEXT, prepared
 
 from clipag_plug.losses import attributes as colours
 from clipag_plug.losses.attributes import ATTRIBUTES, KINDS, Attribute, amounts
 from clipag_plug.model import build
 from clipag_plug.options.train import Train
 from clipag_plug.train import setup
-from clipag_plug.train.composing import WEIGHT, _Kept, free_directions, teach_compositions
-from clipag_plug.train.described import Described
+from clipag_plug.train.lessons import (
+    SCALE,
+    TextFeatures,
+    free_directions,
+    spread_classes,
+    teach_compositions,
+)
+from clipag_plug.train.terms import Targets, extra
 from clipag_plug.vocabulary import Vocabulary, bundled_vocabulary
 
 RED, BLUE = colours.NAMES.index("red"), colours.NAMES.index("blue")
@@ -61,7 +66,9 @@ def test_the_loss_is_the_cross_entropy_within_the_own_class() -> None:
     shares = torch.rand(5, 24, generator=generator)
     for kind in KINDS:
         shares[:, kind] /= shares[:, kind].sum(1, keepdim=True)
-    described = Described(captions, own, shares, 0.5)
+    same = torch.eye(5, dtype=torch.bool)
+    told = {"captions": captions, "own": own, "amounts": shares}
+    targets = Targets(features, same, scale, Train(attributes=0.5), **told)
     expected = []
     for row in range(5):
         parts = []
@@ -70,10 +77,10 @@ def test_the_loss_is_the_cross_entropy_within_the_own_class() -> None:
             scores = scale * F.cosine_similarity(features[row][None], texts)
             parts.append(F.cross_entropy(scores[None], shares[row, kind][None]))
         expected.append(0.5 * sum(parts) / 3)
-    assert torch.allclose(described.loss(features, scale), torch.stack(expected), atol=1e-5)
-    assert torch.allclose(
-        described[slice(1, 3)].loss(features[1:3], scale), torch.stack(expected)[1:3], atol=1e-5
-    )
+    assert torch.allclose(extra(features, targets), torch.stack(expected), atol=1e-5)
+    some = slice(1, 3)
+    part = extra(features[some], targets.of(some))
+    assert torch.allclose(part, torch.stack(expected)[some], atol=1e-5)
 
 
 def test_free_directions_avoid_what_is_there_and_stay_within_reach() -> None:
@@ -89,69 +96,40 @@ def test_free_directions_avoid_what_is_there_and_stay_within_reach() -> None:
         free_directions(taken, projection, 7)
 
 
-def test_a_lesson_teaches_compositions_and_keeps_the_rest() -> None:
+def words_of(model, words: list[str]) -> torch.Tensor:
+    return F.normalize(TextFeatures(model, trained=False)([f"a {word}" for word in words]), dim=-1)
+
+
+def test_lessons_spread_classes_and_teach_compositions() -> None:
     torch.manual_seed(0)
-    config = setup.read_config(ARCHITECTURE)
-    config["embed_dim"] = 64
-    config["text_cfg"] |= {"width": 64, "heads": 4, "layers": 2}
-    model = build(config, None, name="x")
-    whole = bundled_vocabulary()
-    few = Vocabulary(whole.names[:6], {"thing": (0, 1)})
-    setup.train_text(model, few, 8)
-    before = _Kept(model, few.words)
+    text = TEXT | {"width": 64, "heads": 4, "layers": 2}
+    model = build({**setup.json.loads(ARCHITECTURE), "embed_dim": 64, "text_cfg": text}, None)
+    few = Vocabulary(bundled_vocabulary().names[:6], {"thing": (0, 1)})
     visual = {n: p.clone() for n, p in model.visual.state_dict().items()}
+    fresh = words_of(model, few.class_names)
+    spread_classes(model, few, 12)
+    known = words_of(model, few.class_names)
+    mean = [float((f @ f.T - torch.eye(6)).mean()) for f in (fresh, known)]
+    assert mean[1] < mean[0] - 0.1
+    assert float(model.logit_scale.exp()) == pytest.approx(SCALE, rel=1e-5)
     losses: list[float] = []
     teach_compositions(model, few, 24, lr=1e-2, report=lambda step, loss: losses.append(loss))
-    after = _Kept(model, few.words)
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-    assert float((before.features * after.features).sum(1).mean()) > 0.95
+    assert float((known * words_of(model, few.class_names)).sum(1).mean()) > 0.9
     assert all(torch.equal(visual[n], p) for n, p in model.visual.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
-    assert 0 < WEIGHT < 1
 
 
-def test_a_step_in_parts_tells_attributes_as_a_whole_one(shard, tmp_path) -> None:  # noqa: F811
-    told = {"attributes": 0.7, "attack_steps": 0, "flip": False, "crop": 1.0}
-    whole = prepared(shard, tmp_path, batch_size=24, **told)
-    split = prepared(shard, tmp_path, batch_size=8, accumulation=3, **told)
-    plain = prepared(shard, tmp_path, batch_size=24, **{**told, "attributes": 0.0})
-    assert plain.batches[0].attributes is None
-    merged = one_batch(split, 3)
-    for trainer in (whole, plain):
-        fixed = {"__getitem__": lambda self, i: merged, "matches": split.batches.matches}
-        trainer.batches = type("Fixed", (), fixed)()
-    merged_plain = dataclasses.replace(merged, attributes=None)
-    plain.batches = type("Fixed", (), {**fixed, "__getitem__": lambda self, i: merged_plain})()
-    expected, got, without = gradients(whole), gradients(split), gradients(plain)
-    for name in expected:
-        scale = expected[name].norm().clamp_min(1e-6)
-        assert float((expected[name] - got[name]).norm() / scale) < 1e-4, name
-        assert float((expected[name] - without[name]).norm() / scale) > 1e-2, name
-
-
-def test_attributes_need_a_vocabulary_and_a_frozen_text_tower(shard, tmp_path) -> None:  # noqa: F811
-    with pytest.raises(ValueError, match="--attributes needs --text frozen"):
-        prepared(shard, tmp_path, captions="text", attributes=1.0)
-    with pytest.raises(ValueError, match="--composing-steps needs --captions vocabulary"):
-        prepared(shard, tmp_path, captions="text", composing_steps=2)
-
-
-def test_a_resumed_run_has_the_lesson_of_its_checkpoint(shard, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_resumed_run_has_the_lesson_of_its_checkpoint(shard, tmp_path, monkeypatch) -> None:
     wide = ARCHITECTURE.replace('"width": 16', '"width": 32').replace(
         '"embed_dim": 16', '"embed_dim": 32'
     )
     given = {"architecture": wide, "text_steps": 2, "composing_steps": 2}
     first = prepared(shard, tmp_path, **given)
     first.step()
-    first.save(tmp_path)
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("a resumed run was taught again")
-
-    monkeypatch.setattr(setup, "train_text", never)
-    monkeypatch.setattr(setup, "teach_compositions", never)
-    again = prepared(shard, tmp_path, **given, resume="latest", seed=5)
+    monkeypatch.setattr(setup, "teach", lambda *_: pytest.fail("a resumed run was taught again"))
+    asked = first.options
+    again = setup.prepare(asked, None, first.state()).trainer
     for name, value in first.model.state_dict().items():
         if not name.startswith("visual.") and name != "logit_scale":
             assert torch.equal(value, again.model.state_dict()[name]), name
-    assert Train().composing_steps == 0

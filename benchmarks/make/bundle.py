@@ -1,4 +1,4 @@
-"""`python -m clipag_plug.train.bundle RUN [RUN ...] --validation SHARD`: packs a run, or the mean of several."""
+"""`python benchmarks/make/bundle.py RUN [RUN ...] --validation SHARD`: packs a run, or the mean of several."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import CLIP, build
-from ..vocabulary import bundled_vocabulary
-from ..weights.export import write_bundled
-from .data import read_shards
-from .evaluate import ZeroShot
-from .state import read_model
+import clipag_plug.bundled
+from clipag_plug.model import CLIP, build
+from clipag_plug.train.data import read_shards
+from clipag_plug.train.evaluate import Validation
+from clipag_plug.train.state import read_model
+from clipag_plug.vocabulary import bundled_vocabulary
+from clipag_plug.weights.export import write_bundled
 
-FOLDER = Path(__file__).resolve().parent.parent / "bundled"
+FOLDER = Path(clipag_plug.bundled.__path__[0])
 ROLES = {
     "clip-mini": "Vanilla guide: a small CLIP trained without an attack.",
     "clipag-mini": "Robust guide: clip-mini's image tower fine-tuned adversarially, its text tower frozen.",
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m clipag_plug.train.bundle", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/make/bundle.py", description=__doc__)
     parser.add_argument(
         "runs",
         type=Path,
@@ -97,10 +98,10 @@ def read_mean(runs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], dict[st
 def measure(model: CLIP, validation: list[str], images: int) -> dict[str, float]:
     """Zero-shot top-1 (percent) of 202 classes on held-out photographs at 224x224, clean and under PGD-20, L2 1.5."""
     photos = read_shards(validation, 64)
-    found = ZeroShot(
-        photos, bundled_vocabulary(), 224, 1.5, "l2", images, steps=20, batch_size=100
-    )(model)
-    return {"clean": round(100 * found.clean, 1), "l2 1.5": round(100 * found.robust, 1)}
+    names = bundled_vocabulary().class_names
+    photos.texts = [""] * len(photos)
+    found = Validation(photos, names, 224, 1.5, "l2", images, steps=20, batch_size=100)(model)
+    return {"clean": round(100 * found["clean"], 1), "l2 1.5": round(100 * found["robust"], 1)}
 
 
 def describe(

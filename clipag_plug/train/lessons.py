@@ -1,0 +1,282 @@
+"""The text tower in training: features of captions, and what it can learn alone before any image is seen."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import losses
+from ..losses.attributes import ATTRIBUTES, KINDS
+from ..model import CLIP
+from ..vocabulary import TEMPLATES, Vocabulary, sentence
+from .teachers import TextTeacher, geometry
+
+CACHE_LIMIT = 200_000  # sentences; at 512 floats each about 400 MB
+CHUNK, LENGTH_CLASS = 64, 11  # seven length classes up to CLIP's 77 tokens
+SCALE = 20.0  # logit scale that the image tower starts with
+SOFT_SCALE = 8.0  # of the spreading: the lower, the longer close classes go on repelling each other
+WEIGHT = 0.7  # of an attribute's direction beside the subject's unit feature
+RELATIONS = ("and", "on", "in", "with", "next to", "in front of", "over", "near", "under", "behind")
+Report = Callable[[int, float], None]
+
+
+class TextFeatures:
+    """Captions (list of N) -> raw features (N, D).
+
+    A frozen tower encodes each distinct caption once; its features are constants. When the cache is full the oldest
+    captions go first. A tower that trains gets a graph.
+    """
+
+    def __init__(self, model: CLIP, trained: bool) -> None:
+        self.model, self.trained = model, trained
+        self._cache: dict[str, Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return self._encode(texts) if self.trained else self._cached(texts)
+
+    @torch.no_grad()
+    def _cached(self, texts: list[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        for chunk, tokens in self._fixed_shapes(new):
+            features = self.model.encode_text(tokens.to(self.model.logit_scale.device)).float()
+            self._cache.update(zip(chunk, features.clone().unbind(), strict=False))
+        features = torch.stack([self._cache[text] for text in texts])
+        while len(self._cache) > CACHE_LIMIT:
+            del self._cache[next(iter(self._cache))]
+        return features
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        distinct = list(dict.fromkeys(texts))
+        place = {text: row for row, text in enumerate(distinct)}
+        tokens = self.model.tokenize(distinct, truncate=True)
+        tokens = tokens[:, : int(self._lengths(tokens).max())]
+        device = self.model.logit_scale.device
+        features: Tensor = self.model.encode_text(tokens.to(device)).float()
+        return features[torch.tensor([place[text] for text in texts], device=device)]
+
+    def _fixed_shapes(self, texts: list[str]) -> Iterator[tuple[list[str], Tensor]]:
+        """Captions in padded chunks of one shape per length class.
+
+        Rounding depends on the shape of a batch. With fixed shapes a caption's features do not depend on which
+        captions it was first met with, so a resumed run computes the same ones as the run that it continues.
+        """
+        if not texts:
+            return
+        tokens = self.model.tokenize(texts, truncate=True)
+        classes = (self._lengths(tokens) + LENGTH_CLASS - 1) // LENGTH_CLASS
+        for length in classes.unique().tolist():
+            rows = (classes == length).nonzero()[:, 0]
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK]
+                padded = torch.cat([chunk, chunk[:1].expand(CHUNK - len(chunk))])
+                cut = min(length * LENGTH_CLASS, tokens.shape[1])
+                yield [texts[int(row)] for row in chunk], tokens[padded, :cut]
+
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """Tokens up to and with the end of the text, behind which a causal tower that reads out there sees nothing;
+        for any other tower all of them."""
+        model = self.model
+        if not model._is_causal or model.text_pool_type not in ("argmax", "eos"):
+            return torch.full((len(tokens),), tokens.shape[1])
+        ends = (tokens == model.text_eos_id) if model.text_pool_type == "eos" else tokens
+        return ends.int().argmax(dim=-1) + 1
+
+
+def lower(
+    model: CLIP,
+    loss_of_step: Callable[[], Tensor],
+    steps: int,
+    lr: float,
+    report: Report,
+    more: Sequence[nn.Parameter] = (),
+) -> None:
+    """Lowers a loss by the weights of the text tower, and of `more`, and leaves the model frozen.
+
+    loss_of_step: the next step's loss, a scalar. lr: the peak, after 20 steps; then a cosine to zero. report hears
+    each step and its loss.
+    """
+    weights = [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_"))]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW([*weights, *more], lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        loss = loss_of_step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        report(step, loss.item())
+    model.requires_grad_(False)
+
+
+def learn_geometry(
+    model: CLIP,
+    teacher: TextTeacher,
+    texts: list[str],
+    steps: int,
+    *,
+    linear: bool = True,
+    batch: int = 256,
+    lr: float = 1e-3,
+    seed: int = 0,
+    report: Report = lambda step, loss: None,
+) -> None:
+    """Trains the text tower alone towards the geometry of a frozen encoder's vectors; see `teachers.geometry`.
+
+    linear: through a linear map, thrown away afterwards; else by the similarities within a batch. ValueError without
+    texts.
+    """
+    if not texts:
+        raise ValueError(
+            "--text-steps under --text-teacher needs texts; give --text-teacher-texts FILE with one a line"
+        )
+    encode, rng, head = TextFeatures(model, trained=True), random.Random(seed), None
+    if linear:
+        head = nn.Linear(int(model.visual.output_dim), teacher.width, bias=False)
+        head = head.to(model.logit_scale.device)
+
+    def loss() -> Tensor:
+        chosen = rng.sample(texts, min(batch, len(texts)))
+        return geometry(encode(chosen), teacher(chosen), head).mean()
+
+    lower(model, loss, steps, lr, report, [] if head is None else list(head.parameters()))
+
+
+def spread_classes(
+    model: CLIP,
+    vocabulary: Vocabulary,
+    steps: int,
+    *,
+    lr: float = 2e-3,
+    seed: int = 0,
+    report: Report = lambda step, loss: None,
+) -> None:
+    """Trains the text tower alone: captions of one class together, those of different classes apart.
+
+    Each step writes two captions for every class, with names and templates drawn afresh. A fresh text tower gives all
+    captions nearly the same feature, and image and text towers that start together keep the classes in a few
+    dimensions for a long time; spread apart first, the classes are as far from each other as a classifier's weights.
+    A group word follows the mean of its classes, which are constants to it: pulled by their groups, classes of one
+    group would end up close together. Leaves the logit scale at `SCALE`.
+    """
+    encode, rng, count = (
+        TextFeatures(model, trained=True),
+        random.Random(seed),
+        len(vocabulary.names),
+    )
+
+    def caption(word: str) -> str:
+        return sentence(word, rng.choice(TEMPLATES))
+
+    def loss() -> Tensor:
+        first, second = (
+            encode([caption(vocabulary.sample_word(c, rng, 0.0)) for c in range(count)])
+            for _ in range(2)
+        )
+        same = torch.eye(count, dtype=torch.bool, device=first.device)
+        apart = losses.contrastive(first, second, SOFT_SCALE, same)
+        if not vocabulary.groups:
+            return apart
+        members = torch.zeros(len(vocabulary.groups), count, device=first.device)
+        for row, group in enumerate(vocabulary.groups.values()):
+            members[row, list(group)] = 1
+        groups = encode([caption(word) for word in vocabulary.groups])
+        return apart + losses.cosine(groups, members @ F.normalize(second.detach(), dim=-1)).mean()
+
+    lower(model, loss, steps, lr, report)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(SCALE))
+
+
+def teach_compositions(
+    model: CLIP,
+    vocabulary: Vocabulary,
+    steps: int,
+    *,
+    lr: float = 3e-3,
+    seed: int = 0,
+    size: int = 64,
+    report: Report = lambda step, loss: None,
+) -> None:
+    """Trains the text tower alone, towards the features that captions of several parts should have.
+
+    A caption of two subjects gets the sum of their unit features, one with an attribute the subject's plus a
+    direction of the attribute, where no subject has anything; captions of one subject keep what they have. So image
+    towers that know the subjects go on knowing them, and composing is not left to chance. A step: 2 `size` captions of
+    one subject, `size` each with an attribute of its own, with one of its background besides, and of two subjects.
+    Raises ValueError for a text tower without a last matrix or with too few dimensions.
+    """
+    words = vocabulary.words
+    rows = {(w, t): row for row, (w, t) in enumerate((w, t) for w in words for t in TEMPLATES)}
+    plain = TextFeatures(model, trained=False)([sentence(w, t) for w, t in rows])
+    before = F.normalize(plain, dim=-1)
+
+    def kept(captions: list[tuple[str, str]]) -> Tensor:
+        return before[[rows[caption] for caption in captions]]
+
+    projection = model.text_projection
+    if not isinstance(projection, Tensor):
+        raise ValueError("the lesson needs a text tower that ends in a matrix; this one does not")
+    subjects = kept([(word, "a {}") for word in words])
+    directions = free_directions(subjects, projection.detach(), len(ATTRIBUTES))
+    encode, rng = TextFeatures(model, trained=True), random.Random(seed)
+
+    def loss() -> Tensor:
+        alone = [(rng.choice(words), rng.choice(TEMPLATES)) for _ in range(2 * size)]
+        texts, aims = [sentence(w, t) for w, t in alone], [kept(alone)]
+        described = [rng.choice(words) for _ in range(2 * size)]
+        marks = torch.zeros(len(described), len(directions), device=directions.device)
+        for place, word in enumerate(described):
+            mark = rng.randrange(len(ATTRIBUTES))
+            if place < size:
+                marks[place, mark] = WEIGHT
+                texts.append(ATTRIBUTES[mark].caption(word, rng))
+                continue
+            subject, behind = (rng.randrange(kind.start, kind.stop) for kind in KINDS[:2])
+            marks[place, [subject, behind]] = WEIGHT
+            texts.append(ATTRIBUTES[behind].caption(f"{ATTRIBUTES[subject].name} {word}", rng))
+        aims.append(kept([(word, "a {}") for word in described]) + marks @ directions)
+        pairs = [(rng.choice(words), rng.choice(words)) for _ in range(size)]
+        for first, second in pairs:
+            relation, start = rng.choice(RELATIONS), rng.choice(TEMPLATES)
+            texts.append(f"{sentence(first, start)} {relation} {sentence(second, 'a {}')}")
+        ends = [kept([(pair[side], "a {}") for pair in pairs]) for side in (0, 1)]
+        return losses.cosine(encode(texts), torch.cat([*aims, ends[0] + ends[1]])).mean()
+
+    lower(model, loss, steps, lr, report)
+
+
+def free_directions(features: Tensor, projection: Tensor, count: int) -> Tensor:
+    """Orthonormal directions (count, D) that the tower can reach and in which the unit features (N, D) have least.
+
+    projection (W, D): the tower's last matrix; a tower narrower than its features reaches W of D dimensions alone.
+    Raises ValueError where that are fewer than `count`.
+    """
+    reach = torch.linalg.qr(projection.double().T).Q  # (D, min(W, D))
+    if count > reach.shape[1]:
+        raise ValueError(f"{count} directions asked for; the text tower reaches {reach.shape[1]}")
+    inside = features.double() @ reach
+    vectors = torch.linalg.eigh(inside.T @ inside).eigenvectors  # ascending
+    return (reach @ vectors[:, :count]).T.to(features)
+
+
+@torch.no_grad()
+def silence_unknown_tokens(model: CLIP, vocabulary: Vocabulary) -> None:
+    """Zeroes the embedding of every token that no caption of the vocabulary uses.
+
+    Such rows never receive a gradient, so they stay zero: a word that the model was not taught adds nothing to a
+    prompt, where a random row would add noise. The zero rows cost no space in the packed file either.
+    """
+    # The tokeniser works word by word, so words and templates need not be crossed.
+    texts = [sentence(word, template) for word in ("orange", "lemon") for template in TEMPLATES]
+    used = torch.unique(model.tokenize([*texts, *vocabulary.words], truncate=True).long())
+    keep = torch.zeros(model.token_embedding.weight.shape[0], 1)
+    keep[used] = 1
+    keep[0] = 0  # padding behind the end-of-text token, which a causal tower never reads
+    model.token_embedding.weight.mul_(keep.to(model.token_embedding.weight.device))

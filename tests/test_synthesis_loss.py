@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from clipag_plug.guide import Guide, frozen
 from clipag_plug.options.generate import Generate
 from clipag_plug.paint import Synthesizer, synthesize
-from clipag_plug.paint.objective import Target, parse_prompt
+from clipag_plug.paint.objective import Target, layer_readout, parse_prompt
 from clipag_plug.vocabulary import bundled_vocabulary, sentence
 
 
@@ -177,3 +178,85 @@ def test_fp16_scaling_backs_off_when_it_overflows(tiny_clip: Any) -> None:
     _, _, gradient = again.objective(again.canvas, again.generators)
     assert again.objective.scale < 2.0**40
     assert F.cosine_similarity(wanted.flatten(), gradient.flatten(), dim=0) > 0.98
+
+
+def unit(target: Target, features: torch.Tensor) -> torch.Tensor:
+    return target.losses(F.normalize(features, dim=-1), slice(0, 1))
+
+
+def test_distance_and_atanh_are_their_formulas(tiny_clip: Any, tmp_path: Any) -> None:
+    guide, seen = (
+        Guide(tiny_clip),
+        torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0)),
+    )
+    parts = [("a fox", 2.0), ("snow", -0.5)]
+    texts, rows = guide.texts(["a fox", "snow"]), F.normalize(seen[0], dim=-1)
+    near = rows @ texts.T
+    away = torch.cdist(rows, texts)
+    for kind, each in (("distance", away), ("atanh", -torch.atanh(near)), ("cosine", 1 - near)):
+        target = Target.of(guide, [parts], 0.0, kind)
+        wanted = 2 * each[:, 0] - 0.5 * each[:, 1]
+        assert torch.allclose(unit(target, seen)[0], wanted, atol=1e-5)
+    like = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = 1 - rows @ guide.features(like[None])[0]
+    assert torch.allclose(unit(Target.of(guide, [[]], like=like), seen)[0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["", ":5", ":row.npy", ":whole.npy"])
+def test_a_layer_can_be_the_target(
+    tiny_clip: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide, layer = Guide(tiny_clip), "visual.transformer.resblocks.1"
+    seen: list[torch.Tensor] = []
+    hook = tiny_clip.get_submodule(layer).register_forward_hook(lambda m, i, out: seen.append(out))
+    views = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    guide.features(views)
+    hook.remove()
+    out = seen[0].detach()
+    out = out if out.shape[0] == 3 else out.transpose(0, 1)  # tokens first, as in OpenAI's towers
+    assert out.shape == (3, 17, 64)
+    row, whole = torch.rand(64), torch.rand(out.shape[1:])
+    np.save("row.npy", row.numpy())
+    np.save("whole.npy", whole.numpy())
+    wanted = {
+        "": -out.square().mean((1, 2)),
+        ":5": -out[..., 5].mean(1),
+        ":row.npy": -(out @ row).mean(1),
+        ":whole.npy": -(out * whole).sum((1, 2)),
+    }[what]
+    assert torch.allclose(layer_readout(guide, layer + what)(views), wanted, rtol=1e-4)
+    run = synthesize([], model=tiny_clip, target=layer + what, steps=4, views=0, lr=0.02)
+    assert (
+        run[0].losses[-1] < run[0].losses[0] and run[0].recipe["options"]["target"] == layer + what
+    )
+    own = synthesize([], model=tiny_clip, readout=lambda x: x.mean((1, 2, 3)), steps=3, views=0)
+    assert own[0].losses[-1] < own[0].losses[0]
+    for bad in ("visual.nothing", f"{layer}:64", f"{layer}:red"):
+        with pytest.raises(ValueError, match="--target"):
+            synthesize([], model=tiny_clip, target=bad, steps=1, views=1)
+
+
+@pytest.mark.parametrize("weight", ["tv", "tv4", "anchor"])
+def test_penalties_equal_their_formulas(tiny_clip: Any, weight: str) -> None:
+    options = Generate(prompts=[PROMPT], init="noise", views=1, steps=1, grid=0)
+    plain, more = (
+        Synthesizer(options.replace(**extra), tiny_clip) for extra in ({}, {weight: 3.0})
+    )
+    for run in (plain, more):
+        run.canvas.values = run.canvas.values * 0.9
+    (base, _, slope), (total, _, steeper) = (
+        r.objective(r.canvas, r.generators) for r in (plain, more)
+    )
+    x = more.canvas.values.clone().requires_grad_(True)
+    down, across = x[:, :, 1:] - x[:, :, :-1], x[..., 1:] - x[..., :-1]
+    slanted = [x[:, :, 1:, 1:] - x[:, :, :-1, :-1], x[:, :, 1:, :-1] - x[:, :, :-1, 1:]]
+    value = {
+        "tv": lambda: down.abs().mean() + across.abs().mean(),
+        "tv4": lambda: sum(s.square().sum((2, 3)).sqrt().mean() for s in (down, across, *slanted)),
+        "anchor": lambda: (x - more.canvas.start).square().mean(),
+    }[weight]()
+    (wanted,) = torch.autograd.grad(3 * value, x)
+    assert float(total - base) == pytest.approx(3 * float(value.detach()), rel=1e-3, abs=1e-6)
+    assert torch.allclose(steeper - slope, wanted, atol=1e-5)

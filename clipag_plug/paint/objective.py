@@ -332,14 +332,23 @@ def layer_readout(guide: Guide, target: str) -> Callable[[Tensor], Tensor]:
     if what.endswith(".npy"):
         direction = torch.from_numpy(np.load(what)).float().to(guide.device)
 
-    def readout(views: Tensor) -> Tensor:
+    def respond(views: Tensor) -> Tensor:
         seen: list[Tensor] = []
         hook = layers[name].register_forward_hook(lambda module, given, out: seen.append(out))
         try:
             guide.features(views)
         finally:
             hook.remove()
-        out = seen[0].float()
+        return seen[0].float()
+
+    # Some towers keep their tokens before the batch: the axis that grows with the views is theirs.
+    with torch.no_grad():
+        blank = [torch.zeros(n, 3, guide.side, guide.side, device=guide.device) for n in (2, 3)]
+        shapes = [respond(views).shape for views in blank]
+    batch = [two != three for two, three in zip(*shapes)].index(True)
+
+    def readout(views: Tensor) -> Tensor:
+        out = respond(views).movedim(batch, 0)
         if direction is not None and direction.shape == out.shape[1:]:
             return -(out * direction).flatten(1).sum(1)
         rows = (

@@ -160,7 +160,7 @@ def perform(port: str, prompt: str, model: Any, seed: int) -> Artwork:
     """The picture of one pipeline under one model."""
     settings: dict[str, Any] = {"model": model, "preset": "demo", "seed": seed}
     if port == "clipdraw":
-        return clipdraw(prompt, **settings)[0]
+        return clipdraw(prompt, size=0, **settings)[0]
     if port == "vqgan":
         return vqgan_clip(prompt, **settings)[0]
     return clipstyler(prompt, photograph(), **settings)[0]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from clipag_plug.bench.__main__ import main as bench  # noqa: E402
-from clipag_plug.bench.__main__ import result_of  # noqa: E402
+from clipag_plug.bench.compare import result_of  # noqa: E402
 from clipag_plug.bench.report import cells  # noqa: E402
 from clipag_plug.bench.suites import read_suite  # noqa: E402
 from clipag_plug.options.base import read_recipe  # noqa: E402

@@ -134,7 +134,7 @@ def _beat(
             scores, truth = classifier(x), labels[left[rows]]
             return objective(scores, truth, left[rows]), scores.argmax(dim=1) != truth
 
-        found[left], _, beaten = run(evaluate, found[left])
+        found[left], _, beaten = run(evaluate, images[left])
         left = left[~beaten]
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attacks.pgd import NOT_FINITE
 from ..model import CLIP
 from ..options.train import Train
 from . import accumulate
@@ -211,7 +212,14 @@ class Trainer:
         std = images.new_tensor(self.model.std).view(3, 1, 1) if normalized else None
         scale = self.precision.attack_scale
         with accumulate.frozen(self.weights.values()):
-            attacked = attack_images(self.encode, images, targets, eps, generator, scale, std)
+            try:
+                attacked = attack_images(self.encode, images, targets, eps, generator, scale, std)
+            except ValueError as error:
+                if str(error) != NOT_FINITE:
+                    raise
+                return (
+                    torch.cat([images, images]) if self.needs_clean else images
+                )  # diagnosed behind it
         if not self.measured and self.index % MEASURED == 0:
             self.measured = self._measure(images, attacked, targets)
         return torch.cat([attacked, images]) if self.needs_clean else attacked

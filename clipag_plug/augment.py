@@ -12,6 +12,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class Part:
 PARTS: dict[str, Part] = {}
 
 
-def part(numbers: int, name: str = "", **kind: bool) -> Callable[..., Callable[..., Tensor]]:
+def part(numbers: int, name: str = "", **kind: Any) -> Callable[..., Callable[..., Tensor]]:
     """Registers a function as a part of view policies that needs so many random numbers per view."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -169,7 +170,7 @@ def frame(
     for length, number in ((height, u[..., 1]), (width, u[..., 2])):
         slack = (length - squares).abs() / 2 + shift * squares
         spans.append((length / 2 - squares / 2 + (2 * number - 1) * slack, squares))
-    return resample(images, *spans, side)
+    return resample(images, spans[0], spans[1], side)
 
 
 @part(2, boxes=True)
@@ -181,7 +182,7 @@ def crop(images: Tensor, u: Tensor, side: int, pixels: float = 128) -> Tensor:
         square = min(int(pixels), length)
         start = _integer(number, length - square + 1)
         spans.append((start, torch.full_like(start, square)))
-    return resample(images, *spans, side)
+    return resample(images, spans[0], spans[1], side)
 
 
 @part(1)
@@ -291,7 +292,7 @@ def gaze(
     for length, number in zip(images.shape[-2:], normal[..., 1:].unbind(-1)):
         start = 0.5 + place * number - share / 2
         spans.append((torch.minimum(start.clamp(min=0), 1 - share) * length, share * length))
-    return resample(images, *spans, side)
+    return resample(images, spans[0], spans[1], side)
 
 
 @part(2)

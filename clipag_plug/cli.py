@@ -68,7 +68,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, Options]:
         close = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {chosen!r}; {hint}")
-    command, behind = COMMANDS[chosen], []
+    command = COMMANDS[chosen]
+    behind: list[str] = []
     if command.passes_on:
         argv, behind = _split(argv, command.options)
     arguments, unknown = job_parser(chosen, "--help-all" in argv).parse_known_args(argv[1:])
@@ -148,8 +149,7 @@ def complete(options: Any) -> None:
         choices = {f.name: f.metadata.get("choices") for f in fields(command.options)}
         choices |= dict.fromkeys(("model", "models", "ensemble", "judge", "against"), models)
         for action in job._actions:  # offered, not demanded: this parser parses nothing
-            if choices.get(action.dest):
-                action.choices = [str(choice) for choice in choices[action.dest]]
+            action.choices = [str(c) for c in choices.get(action.dest) or ()] or None
     print(shtab.complete(parser, options.shell))
 
 

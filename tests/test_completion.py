@@ -86,7 +86,7 @@ SHARED = {
 }
 LETTERS = {letter: name for name, (letter, _) in SHARED.items() if letter}
 # A list of models goes by the model's letter, the bench's folder of records by the output's.
-PLURAL = {"-m": {"model", "models"}, "-o": {"output", "records"}}
+PLURAL = {"-m": {"model", "models", "module"}, "-o": {"output", "records"}}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -101,6 +101,9 @@ def test_shared_flags_and_help_are_alike_everywhere(
             assert field.name in PLURAL.get(short, {LETTERS[short]}), f"{name} {short}"
         if field.name in SHARED and not field.metadata.get("positional"):
             letter, kinds = SHARED[field.name]
+            letter = (
+                None if (name, field.name) == ("run", "model") else letter
+            )  # -m MODULE, as python's
             assert short == letter, f"clipag {name} {flag(field.name)} has the letter {short}"
             found = set(typing.get_args(hints[field.name])) or {hints[field.name]}
             assert found - {type(None)} == kinds

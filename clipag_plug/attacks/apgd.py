@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,9 +105,14 @@ def apgd_targeted(
     def objectives(scores: Tensor) -> Iterator[Objective]:
         for others in margins.likeliest_others(scores, labels, targets).unbind(dim=1):
             for _ in range(run.restarts):
-                yield lambda s, y, rows, to=others: margins.targeted_dlr(s, y, to[rows])
+                yield partial(_targeted, others)
 
     return _beat(classifier, images, labels, run, objectives)
+
+
+def _targeted(others: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """The targeted DLR loss of samples `rows`, of which each has a target in `others`."""
+    return margins.targeted_dlr(scores, labels, others[rows])
 
 
 def _beat(
@@ -130,7 +136,9 @@ def _beat(
     left = (scores.argmax(dim=1) == labels).nonzero()[:, 0]
     for objective in objectives(scores):
 
-        def evaluate(x: Tensor, rows: Tensor, objective=objective, left=left) -> Any:
+        def evaluate(
+            x: Tensor, rows: Tensor, objective: Any = objective, left: Tensor = left
+        ) -> Any:
             scores, truth = classifier(x), labels[left[rows]]
             return objective(scores, truth, left[rows]), scores.argmax(dim=1) != truth
 

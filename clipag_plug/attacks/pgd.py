@@ -8,6 +8,7 @@ sample, as a picture (3, H, W). Half precision is attacked in float32 and shown 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,11 @@ class Ball:
 
     def start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """A perturbation drawn uniformly from the ball: a uniform direction at radius eps * U^(1/d)."""
-        like = {"generator": generator, "device": images.device, "dtype": images.dtype}
+        like: dict[str, Any] = {
+            "generator": generator,
+            "device": images.device,
+            "dtype": images.dtype,
+        }
         noise = torch.randn(images.shape, **like)
         size = self.size(noise)
         radius = torch.rand(size.shape, **like) ** (size.numel() / noise.numel())
@@ -48,7 +53,10 @@ class Ball:
 
     def inside(self, images: Tensor, delta: Tensor) -> Tensor:
         """The perturbation, cut where the images would leave the valid values."""
-        return delta if self.limits is None else (images + delta).clamp(*self.limits) - images
+        if self.limits is None:
+            return delta
+        low, high = (torch.as_tensor(limit).to(images) for limit in self.limits)
+        return (images + delta).clamp(low, high) - images
 
     def rounded(self, points: Tensor, images: Tensor) -> Tensor:
         """The points in the type of the images; what rounding carries out of the ball moves back to the image."""
@@ -78,7 +86,11 @@ class LinfBall(Ball):
         return delta.clamp(-self.eps, self.eps)
 
     def start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        like = {"generator": generator, "device": images.device, "dtype": images.dtype}
+        like: dict[str, Any] = {
+            "generator": generator,
+            "device": images.device,
+            "dtype": images.dtype,
+        }
         return (2 * torch.rand(images.shape, **like) - 1) * self.eps
 
 

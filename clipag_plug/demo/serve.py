@@ -89,7 +89,10 @@ class LossServer:
                 else:
                     raise ValueError('a message is JSON with "type": "config" or "grad"')
             except WRONG as error:
-                why = {"type": "error", "message": f"{error}" or type(error).__name__}
+                why: dict[str, Any] = {
+                    "type": "error",
+                    "message": f"{error}" or type(error).__name__,
+                }
                 if picture is not None:
                     why["id"] = (given or {}).get("id")
                 await socket.send_text(json.dumps(why))
@@ -125,7 +128,7 @@ class LossServer:
 
     def check(self, data: dict[str, Any]) -> None:
         """ValueError for a grad message whose picture cannot come."""
-        sides = [data.get("w"), data.get("h")]
+        sides: list[Any] = [data.get("w"), data.get("h")]
         if not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"w and h are {sides}; they must be whole numbers of pixels")
         if sides[0] * sides[1] > self.options.pixel_limit * 1e6:

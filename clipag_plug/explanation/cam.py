@@ -105,7 +105,8 @@ def _module(visual: nn.Module, path: str) -> Any:
 
 def _probe(guide: Guide, name: str) -> Layer:
     """Shows the tower one blank image: with a batch of one, the axis of size one is the batch."""
-    module, shapes = guide.model.visual.get_submodule(name), [()]
+    module = guide.model.visual.get_submodule(name)
+    shapes: list[tuple[int, ...]] = [()]
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())

@@ -85,7 +85,11 @@ def attacked_maps(
     """
     features = text_features(guide, options.texts)
     negated = [options.negation.replace("{}", text) for text in options.texts]
-    settings = {"eps": options.eps, "steps": options.steps, "step_size": options.step_size}
+    settings: dict[str, Any] = {
+        "eps": options.eps,
+        "steps": options.steps,
+        "step_size": options.step_size,
+    }
     with frozen([guide.model]):
         images, negations = image.expand(len(features), -1, -1, -1), text_features(guide, negated)
         attacked = negation_attack(guide, images, features, negations, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ PALETTE = (
     *((227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164)),
 )
 LEGEND = ("0: nothing here speaks for the text", "1: the strongest place of each map")
-STYLE = {"margin": 8, "text": 15}
+STYLE: dict[str, Any] = {"margin": 8, "text": 15}
 
 
 def colours(values: Tensor) -> Tensor:
@@ -49,7 +50,9 @@ def fitted(picture: Tensor, cell: int) -> Tensor:
 
 def shown_maps(maps: Tensor, picture: Tensor) -> Tensor:
     """Maps (K, h, w) at the size of a picture."""
-    return resize(maps[None].cpu(), tuple(picture.shape[-2:]), "bilinear")[0].clamp(0, 1)
+    return resize(maps[None].cpu(), (picture.shape[-2], picture.shape[-1]), "bilinear")[0].clamp(
+        0, 1
+    )
 
 
 def text_sheet(
@@ -60,9 +63,8 @@ def text_sheet(
     cells = [shown, *(overlay(shown, heat) for heat in shown_maps(maps, shown))]
     names = ["picture", *texts]
     across = min(4, len(cells))
-    rows, notes = (
-        [each[i : i + across] for i in range(0, len(cells), across)] for each in (cells, names)
-    )
+    starts = range(0, len(cells), across)
+    rows, notes = [cells[i : i + across] for i in starts], [names[i : i + across] for i in starts]
     return _with_scale(contact_sheet(rows, title=title, notes=notes, **STYLE))
 
 

@@ -56,7 +56,7 @@ def explain(
         channels=channels,
         samples=samples,
     )
-    maps = rescaled(resize(maps, tuple(pictures.shape[2:]), "bilinear"))
+    maps = rescaled(resize(maps, (pictures.shape[2], pictures.shape[3]), "bilinear"))
     return maps if isinstance(image, Tensor) and image.ndim == 4 else maps[0]
 
 

@@ -34,7 +34,11 @@ NAMES = tuple(COLOURS)
 _TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
 _WHITE = (0.9505, 1.0, 1.089)  # D65
 _SPELLINGS = {"grey": ("gray",), "purple": ("violet",)}
-_BACKGROUNDS = ("{} on a {} background", "{} with a {} background", "{} against a {} background")
+_BACKGROUNDS: tuple[str, ...] = (
+    "{} on a {} background",
+    "{} with a {} background",
+    "{} against a {} background",
+)
 _BACKGROUNDS += ("{} in front of a {} background",)
 _BRIGHTNESS = {
     "bright": ("a bright photo of {}", "a bright picture of {}", "{} in bright light"),

@@ -79,7 +79,9 @@ def run(context: Context) -> Measured:
         for state, shown in (("clean", images), ("attacked", attacked)):
             method = {"method": options.method, "layer": options.layer or None}
             maps = heatmaps(guide, shown, aim[:, None], **method)  # type: ignore[arg-type]
-            maps = rescaled(resize(maps, tuple(photos.images.shape[-2:]), "bilinear"))[:, 0].cpu()
+            maps = rescaled(
+                resize(maps, (photos.images.shape[-2], photos.images.shape[-1]), "bilinear")
+            )[:, 0].cpu()
             kept[state].append(maps)
             for key, found in localisation(maps, objects).items():
                 values.setdefault(f"{state}_{key}", []).append(found)

@@ -34,8 +34,14 @@ def edges() -> set[tuple[str, str]]:
     pairs = {(room(a), room(b)) for a, others in graph().items() for b in others}
     pairs = {(a, b) for a, b in pairs if a != b and a and b}
 
-    def reach(a: str, b: str, through: set[tuple[str, str]]) -> bool:
-        return any(c == b or reach(c, b, through) for d, c in through if d == a)
+    def reach(start: str, end: str, through: set[tuple[str, str]]) -> bool:
+        seen, waiting = {start}, [start]
+        while waiting:
+            above = waiting.pop()
+            below = {d for c, d in through if c == above} - seen
+            seen |= below
+            waiting += below
+        return end in seen
 
     return {pair for pair in pairs if not reach(*pair, pairs - {pair})}
 

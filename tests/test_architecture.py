@@ -32,8 +32,7 @@ ROWS = (
 )
 RANK = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names}
 KNOW_NO_MODEL = (*ROWS[4], *ROWS[5], *ROWS[6], *ROWS[7])
-FLOORS = 19  # longest chain of imports, in files
-CIRCLES = 2  # groups of files that import each other
+FLOORS = 16  # longest chain of imports, in files; the aim is 10
 NOT_AT_THE_TOP = {
     *("open_clip", "torchvision", "timm", "matplotlib", "webdataset", "huggingface_hub", "foolbox"),
     *("torch_fidelity", "imageio", "av", "pytorch_grad_cam", "kornia", "taming", "pydiffvg"),
@@ -139,7 +138,7 @@ def test_every_row_names_a_room_that_exists() -> None:
 
 
 def test_no_circles_and_few_floors() -> None:
-    assert len(circles()) <= CIRCLES, circles()
+    assert not circles()
     assert len(longest_chain()) <= FLOORS, " -> ".join(longest_chain())
 
 

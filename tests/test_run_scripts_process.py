@@ -111,7 +111,8 @@ def test_packages_that_import_lazily(tmp_path: Path) -> None:
     assert patch is not None
     patch.undo()
     assert "clip" not in sys.modules
-    for name in ("lazy_package.stub", "lazy_package"):  # the stub would break whoever looks through the modules
+    # The stub would break whoever looks through the modules.
+    for name in ("lazy_package.stub", "lazy_package"):
         sys.modules.pop(name)
 
 

@@ -170,8 +170,8 @@ def _keys() -> list[str]:
 
 def _vocabulary(record: Any, card: dict[str, Any]) -> list[str] | None:
     """The words a small model was taught; None for a model of open vocabulary."""
-    if not record.bundled:
-        words = card.get("vocabulary")
+    words = card.get("vocabulary")
+    if isinstance(words, list) or not record.bundled:
         return list(words) if isinstance(words, list) else None
     from .vocabulary import bundled_vocabulary
 

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .lite import LiteVisual
 from .mini import MiniVisual
 from .model import OPENAI_MEAN, OPENAI_STD
+from .vocabulary import bundled_vocabulary, sentence
 
 OWN_CONTRAST = 30.0  # benchmarks/results/synthesis.md
+KIN = 0.6  # cosine from which on a known thing is no rival of a text: kinds of it, what it is a kind of, look-alikes
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,7 +64,9 @@ class Guide:
         std = std or getattr(model, "std", None) or OPENAI_STD
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
-        self.contrast = OWN_CONTRAST if isinstance(visual, MiniVisual) else 0.0
+        own = isinstance(visual, MiniVisual | LiteVisual)
+        self.contrast = OWN_CONTRAST if own else 0.0
+        self._rivals: Tensor | None = None
         self._tokenize = tokenizer or getattr(model, "tokenize", None) or _tokenize
         encode: Callable[[Tensor], Tensor] = model.encode_image
         self._encode = torch.compile(encode) if compile else encode
@@ -78,6 +83,25 @@ class Guide:
             ) from error
         with torch.no_grad():
             return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def rivals(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit features (K, D) of the things that the model knows, and which of them each text speaks of, bool (M, K).
+
+        A model with a list of what it knows (`vocabulary`) is asked for its own; any other for the classes of the
+        bundled photographs, which a text speaks of where it says their names.
+        """
+        known = getattr(self.model, "vocabulary", None)
+        listed = known and isinstance(self.model.visual, LiteVisual)
+        words = bundled_vocabulary()
+        if self._rivals is None:
+            names = known if listed else words.class_names
+            self._rivals = self.texts([sentence(name, "a {}") for name in names])
+        if listed:
+            return self._rivals, self.texts(texts) @ self._rivals.T > KIN
+        own = torch.zeros(len(texts), len(self._rivals), dtype=torch.bool, device=self.device)
+        for row, text in enumerate(texts):
+            own[row, list(words.meant(text))] = True
+        return self._rivals, own
 
     def features(self, views: Tensor, *, normalize: bool = True) -> Tensor:
         """Unit features (V, D) of views (V, 3, side, side) in [0, 1]; `normalize`: with the model's mean and std."""

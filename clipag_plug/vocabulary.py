@@ -89,6 +89,18 @@ def sentence(word: str, template: str) -> str:
     return text
 
 
+def in_template(template: str, word: str) -> str:
+    """The template with the word in `{}`, with its article in `{a}`, in its regular plural in `{s}`."""
+    article = "an" if word[:1].lower() in "aeiou" else "a"
+    ending = "s"
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        ending = "es"
+    elif word.endswith("y") and word[-2:-1] not in "aeiou":
+        word_of_many = f"{word[:-1]}ies"
+        return template.format(word, a=f"{article} {word}", s=word_of_many)
+    return template.format(word, a=f"{article} {word}", s=word + ending)
+
+
 @functools.cache
 def bundled_vocabulary() -> Vocabulary:
     """The vocabulary of the bundled pair: 202 classes of photographs."""

@@ -213,3 +213,20 @@ def test_the_step_is_the_same_from_disk(shard, tmp_path) -> None:
     common = {"accumulation": 3, "clean_weight": 0.5}
     found = [gradients(prepared(shard, tmp_path, keep=k, **common)) for k in ("memory", "disk")]
     assert differ(*found) == 0 and json.loads(architecture())["embed_dim"] == 16
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_every_image_draws_a_radius_of_its_own(norm) -> None:
+    images, text = torch.full((200, 3, 4, 4), 0.5), made(1, 48)
+    positives = torch.ones(200, 1, dtype=torch.bool)
+    asked = Train(
+        norm=norm, eps_low=0.25, attack_steps=3, random_start=True, attack_objective="cosine"
+    )
+    t = terms.Targets(text.expand(200, -1), positives, torch.tensor(10.0), asked)
+    attacked = terms.attack_images(
+        lambda x: x.flatten(1), images, t, 0.1, torch.Generator().manual_seed(0)
+    )
+    moved = (attacked - images).flatten(1)
+    sizes = moved.norm(dim=1) if norm == "l2" else moved.abs().amax(1)
+    assert 0.025 <= float(sizes.min()) < 0.03 and 0.095 < float(sizes.max()) <= 0.1 + 1e-6
+    assert 0.05 < float(sizes.mean()) < 0.075

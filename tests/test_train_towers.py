@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from clipag_plug.train.data import open_data
 from clipag_plug.train.lessons import TextFeatures, learn_geometry
 from clipag_plug.train.state import read_model, save_model
 from clipag_plug.train.teachers import Ensemble, TextTeacher, geometry, open_image_teacher
+from clipag_plug.vocabulary import in_template
 
 WORDS = ["a red cat", "a dog", "the tall old tree", "a boat on the sea", "two birds", "a horse"]
 
@@ -152,8 +154,50 @@ def bert(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("linear", [True, False])
-def test_a_text_tower_learns_the_geometry_of_its_teacher(tmp_path, linear) -> None:
+def test_stored_vectors_may_have_templates_and_things_to_draw_more_often(tmp_path) -> None:
+    vectors = np.eye(6, 8, dtype=np.float32)
+    offsets = np.zeros((2, 8), np.float32)
+    offsets[1, 7] = 1
+    np.savez(
+        tmp_path / "v.npz",
+        texts=np.array(WORDS),
+        vectors=vectors,
+        templates=np.array(["{a}", "two {s}"]),
+        offsets=offsets,
+        known=np.array([1, 2]),
+    )
+    teacher, rng = TextTeacher(str(tmp_path / "v.npz"), "cpu"), random.Random(0)
+    one = {
+        in_template("{a}", w): F.one_hot(torch.tensor(i), 8).float() for i, w in enumerate(WORDS)
+    }
+    two = {in_template("two {s}", w): (one[in_template("{a}", w)] + F.one_hot(torch.tensor(7), 8)) / 2**0.5
+           for w in WORDS}  # fmt: skip
+    known, seen = 0, set()
+    for _ in range(200):
+        texts, found = teacher.drawn(WORDS, 4, rng)
+        assert len(texts) == 4
+        assert torch.allclose(found, torch.stack([(one | two)[text] for text in texts]))
+        known += sum(
+            any(text == in_template(t, w) for t in ("{a}", "two {s}") for w in WORDS[:2])
+            for text in texts
+        )
+        seen |= set(texts)
+    assert seen == set(one | two)
+    assert abs(known / 800 - (0.5 + 0.5 * 2 / 6)) < 0.05, (
+        "half are known things, besides their share"
+    )
+
+
+def test_a_word_in_a_template_has_its_article_and_its_plural() -> None:
+    said = "{} | {a} | {s}"
+    assert in_template(said, "fox") == "fox | a fox | foxes"
+    assert in_template(said, "otter") == "otter | an otter | otters"
+    assert in_template(said, "butterfly") == "butterfly | a butterfly | butterflies"
+    assert in_template(said, "donkey") == "donkey | a donkey | donkeys"
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "similarity"])
+def test_a_text_tower_learns_the_geometry_of_its_teacher(tmp_path, kind) -> None:
     np.savez(
         tmp_path / "v.npz",
         texts=np.array(WORDS),
@@ -170,16 +214,26 @@ def test_a_text_tower_learns_the_geometry_of_its_teacher(tmp_path, linear) -> No
         return float((vectors @ vectors.T - known @ known.T).square().mean())
 
     before, seen = distance(), []
+    if kind == "cosine":
+        with pytest.raises(ValueError, match="features' size, "):
+            learn_geometry(model, teacher, WORDS, 1, kind=kind)
+        size = int(model.visual.output_dim)
+        vectors = np.random.default_rng(0).normal(size=(6, size))
+        np.savez(tmp_path / "v.npz", texts=np.array(WORDS), vectors=vectors)
+        teacher = TextTeacher(str(tmp_path / "v.npz"), "cpu")
     learn_geometry(
         model,
         teacher,
         WORDS,
         60,
-        linear=linear,
+        kind=kind,
         lr=1e-2,
         report=lambda step, loss: seen.append(loss),
     )
-    assert seen[-1] < 0.2 * seen[0] and (linear or distance() < 0.3 * before)
+    assert seen[-1] < 0.2 * seen[0] and (kind != "similarity" or distance() < 0.3 * before)
+    if kind == "cosine":
+        found = F.normalize(TextFeatures(model, False)(WORDS), dim=-1)
+        assert float((found * teacher(WORDS)).sum(1).min()) > 0.8
     assert all(torch.equal(visual[n], v) for n, v in model.visual.state_dict().items())
 
 
@@ -223,6 +277,9 @@ def test_image_teachers_see_their_own_size_mean_and_std(tmp_path) -> None:
     images = torch.rand(2, 3, pixels["input_size"][1], pixels["input_size"][1])
     mean, std = (torch.tensor(pixels[key]).view(3, 1, 1) for key in ("mean", "std"))
     assert torch.allclose(teacher(images), network((images - mean) / std), atol=1e-5)
+    small = open_image_teacher(classifier(tmp_path), False, lambda name: None, "cpu", 32)
+    reduced = F.interpolate(images, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    assert torch.allclose(small(images), network((reduced - mean) / std), atol=1e-5)
     assert teacher(torch.rand(2, 3, 20, 20)).shape == (2, 1000) and len(set(teacher.names)) > 990
     features = open_image_teacher(classifier(tmp_path), True, lambda name: None, "cpu")(images)
     assert torch.allclose(
@@ -230,6 +287,30 @@ def test_image_teachers_see_their_own_size_mean_and_std(tmp_path) -> None:
         network.forward_head(network.forward_features((images - mean) / std), pre_logits=True),
         atol=1e-5,
     )
+
+
+def test_stored_features_and_a_bank_of_texts_stand_for_the_text_tower(shard, tmp_path) -> None:
+    """The loss is the cross-entropy over the batch's captions and the file's, by the vectors that are stored."""
+    given = {"attack_steps": 0, "captions": "text", "objective": "image_to_text"}
+    texts = prepared(shard, tmp_path, **given).batches[0].texts
+    bank = ["another thing", texts[0], "a third"]
+    known = list(dict.fromkeys([*bank, *texts]))
+    size = int(prepared(shard, tmp_path, **given).model.visual.output_dim)
+    vectors = np.random.default_rng(0).normal(size=(len(known), size)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", texts=np.array(known), vectors=vectors)
+    (tmp_path / "bank.txt").write_text("\n".join([*bank, "", bank[0]]) + "\n")
+    given |= {"text_features": str(tmp_path / "v.npz"), "bank_texts": str(tmp_path / "bank.txt")}
+    trainer = prepared(shard, tmp_path, **given)
+    batch, unit = trainer.batches[0], F.normalize(torch.from_numpy(vectors), dim=-1)
+    features = F.normalize(trainer._features(batch.images, batch.texts, 0)[0], dim=-1)
+    against = [*batch.texts, *bank]
+    scores = trainer.model.logit_scale.exp() * features @ unit[[known.index(t) for t in against]].T
+    right = torch.tensor([[a == b for b in against] for a in batch.texts]).float()
+    expected = -(right / right.sum(1, keepdim=True) * scores.log_softmax(1)).sum(1).mean()
+    assert trainer.step().loss == pytest.approx(float(expected), rel=1e-5)
+    for name in ("text_features", "bank_texts"):
+        with pytest.raises(ValueError, match="--" + name.replace("_", "-") + " needs"):
+            prepared(shard, tmp_path, **{"captions": "text", "text": "train", name: given[name]})
 
 
 @pytest.mark.parametrize("kind", ["kl", "head", "features"])

@@ -8,35 +8,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import clipag_plug.bundled
+from clipag_plug.clip import tokenize
 from clipag_plug.model import CLIP, build
 from clipag_plug.train.data import read_shards
 from clipag_plug.train.evaluate import Validation
 from clipag_plug.train.state import read_model
-from clipag_plug.vocabulary import bundled_vocabulary
+from clipag_plug.vocabulary import bundled_vocabulary, in_template
 from clipag_plug.weights.export import write_bundled
 
 FOLDER = Path(clipag_plug.bundled.__path__[0])
 ROLES = {
-    "clip-mini": "Vanilla guide: a small CLIP trained without an attack.",
+    "clip-mini": "Vanilla guide: a small CLIP on a pretrained image tower, adapted without an attack.",
     "clipag-mini": "Robust guide: clip-mini's image tower fine-tuned adversarially, its text tower frozen.",
     "judge-mini": "Independent judge: vanilla, a narrower tower, another text tower and seed. It scores, never guides.",
 }
-DATA = (
+PHOTOGRAPHS = (
     "Tiny ImageNet (202 classes, 101,000 photographs of 64x64 pixels, a subset of ImageNet made for Stanford's "
-    "CS231N): for research use."
+    "CS231N): for research use"
 )
-CAN = "Single objects, animals and places named by one of its words (model.vocabulary), in the framing of a photograph"
-COLOURS = (
-    ', with a colour or on a coloured background: "a red teapot", "an orange on a blue background"'
+DRAWINGS = (
+    "8,588 drawings of 1,721 concepts: Noto Emoji (Google, Apache-2.0), Twitter Emoji (CC-BY-4.0), Fluent Emoji "
+    "(Microsoft, MIT), Firefox OS Emoji (Mozilla, Apache-2.0), Streamline Emojis (CC-BY-4.0)"
+)
+BASE = "EfficientNet-Lite0 with ImageNet-1k's weights (Apache-2.0)"
+WORDS = "its text tower learned from all-MiniLM-L6-v2 (Apache-2.0) and WordNet 3.0"
+CAN = (
+    'Single things, as "a photo of a ..." or "a cartoon of a ...": ImageNet\'s 1,000 classes and the concepts of emoji '
+    "(model.vocabulary), and what is near them in meaning."
 )
 CANNOT = (
-    "Anything else: it knows no other words (they are ignored), cannot count, place two things beside each other, "
-    "write text or follow a style, and works at {size}x{size} pixels inside, so pictures are soft. Persons, small "
-    "man-made objects and look-alike classes are its weak spots."
+    "It cannot count, place two things beside each other or write text, and works at {size}x{size} pixels inside, so "
+    "pictures are soft. Persons and look-alike classes are its weak spots."
 )
 
 
@@ -45,12 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         config, card, weights = read_mean(options.runs)
+        if options.text:
+            taught = read_model(options.text)[2]
+            weights |= {n: v for n, v in taught.items() if not n.startswith(("visual.", "logit_"))}
         key = options.key or card["name"]
+        pixels = {name: card[name] for name in ("mean", "std") if name in card}
+        known = forget_unused(weights, options.words) if options.words else []
         # Measured as it is shipped: matrices and kernels rounded to fp16.
         rounded = {n: w.half().float() if w.ndim > 1 else w.clone() for n, w in weights.items()}
-        model = build(config, rounded, name=key)
+        model = build(config, rounded, name=key, **pixels)
         results = measure(model, options.validation, options.images)
         full = describe(key, config, card["recipe"], results, options)
+        full |= pixels | ({"vocabulary": known} if known else {})
         write_bundled(options.output / key, weights, config, full, options.shares_text_with)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"bundle: error: {error}", file=sys.stderr)
@@ -70,6 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder of a finished run; of several the weights are averaged, and the card is the last one's",
     )
     parser.add_argument("--key", help="name of the bundled model [the run's name]")
+    parser.add_argument("--text", type=Path, help="run whose text tower it gets")
+    parser.add_argument("--words", type=Path, help="file of words.py that the text tower learned")
     parser.add_argument("--shares-text-with", help="bundled model whose text tower is the same")
     parser.add_argument("--validation", nargs="+", required=True, help="held-out shards")
     parser.add_argument(
@@ -95,6 +110,22 @@ def read_mean(runs: list[Path]) -> tuple[dict[str, Any], dict[str, Any], dict[st
     return config, card, mean
 
 
+def forget_unused(weights: dict[str, Tensor], words: Path) -> list[str]:
+    """Zeroes the embeddings of tokens that no text of the file has, which were never learned and would be noise; the
+    names of the things that it knows."""
+    with np.load(words) as file:
+        texts, known = file["texts"].tolist(), int(file["known"][-1])
+        templates = file["templates"].tolist()
+    said = [in_template(template, word) for template in templates for word in ("orange", "lemon")]
+    said += [in_template(template, word) for template in ("{}", "{s}") for word in texts]
+    used = torch.unique(tokenize(said, truncate=True).long())
+    unused = torch.ones(len(weights["token_embedding.weight"]), dtype=torch.bool)
+    unused[used[used > 0]] = False
+    weights["token_embedding.weight"] = weights["token_embedding.weight"].clone()
+    weights["token_embedding.weight"][unused] = 0
+    return list(dict.fromkeys(texts[:known]))
+
+
 def measure(model: CLIP, validation: list[str], images: int) -> dict[str, float]:
     """Zero-shot top-1 (percent) of 202 classes on held-out photographs at 224x224, clean and under PGD-20, L2 1.5."""
     photos = read_shards(validation, 64)
@@ -112,7 +143,7 @@ def describe(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """The model card as data, in the fields that `clipag export` prints."""
-    side = config["vision_cfg"]["mini"]["image_size"]
+    side = next(c for n, c in config["vision_cfg"].items() if isinstance(c, dict))["image_size"]
     attacked = recipe["attack_steps"] > 0
     attack = {"norm": recipe["norm"], "eps": recipe["eps"], "base": "clip-mini"} if attacked else {}
     return {
@@ -120,7 +151,9 @@ def describe(
         "description": ROLES.get(key, "A small CLIP."),
         "method": "clipag" if attacked else "vanilla",
         **attack,
-        "data": DATA,
+        "data": f"{PHOTOGRAPHS}; {DRAWINGS}. {BASE}; {WORDS}."
+        if options.words
+        else PHOTOGRAPHS + ".",
         "licence": "research use (trained on Tiny ImageNet)",
         "paper": "Ganz and Elad 2024, arXiv:2306.16805",
         "results": results,
@@ -128,7 +161,7 @@ def describe(
         "224x224 in [0, 1]",
         "history": options.history,
         "torch": torch.__version__,
-        "can_draw": f"{CAN}{COLOURS if recipe.get('attributes') else ''}.",
+        "can_draw": CAN,
         "cannot_draw": CANNOT.format(size=side),
     }
 

@@ -10,6 +10,7 @@ runs/pair/start.safetensors ...` teaches the text tower and adapts the image tow
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from clipag_plug import model as models
 from clipag_plug.weights.export import write_bundled
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the pixels that the weights were trained on
+SCALE = 30.0  # of the logits, to begin with
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
 
 
@@ -63,6 +65,8 @@ def main() -> None:
             "proj.bias": torch.zeros(targets.shape[1]),
         }
     )
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(SCALE))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     card = {
         "name": args.output.stem,

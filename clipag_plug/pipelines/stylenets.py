@@ -118,13 +118,14 @@ class MiniContent(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         visual = self.visual
-        x = visual.act(visual.bn1(visual.conv1((images - self.mean) / self.std)))
+        x = visual.act(visual.bn1(visual.conv_stem((images - self.mean) / self.std)))
         found = []
-        for stage in list(visual.stages)[:-1]:
+        for stage in visual.blocks[:5]:
             x = stage(x)
             found.append(x)
-        self.scales = self.scales or [part.detach().std() for part in found[-2:]]
-        return [part / scale for part, scale in zip(found[-2:], self.scales)]
+        chosen = found[2], found[4]  # strides of 8 and 16, as conv4_2 and conv5_2 of VGG19
+        self.scales = self.scales or [part.detach().std() for part in chosen]
+        return [part / scale for part, scale in zip(chosen, self.scales)]
 
 
 def content_network(name: str, device: torch.device, weights: str | None = None) -> nn.Module:

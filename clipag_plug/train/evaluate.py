@@ -15,6 +15,7 @@ from ..vocabulary import sentence
 from .data import Photos
 from .distributed import Workers
 from .lessons import TextFeatures
+from .teachers import TextTeacher
 
 PROMPTS = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
 
@@ -126,12 +127,17 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def class_prompts(
-    model: CLIP, names: Sequence[str], prompts: Sequence[str] = PROMPTS, articles: bool = True
+    model: CLIP,
+    names: Sequence[str],
+    prompts: Sequence[str] = PROMPTS,
+    articles: bool = True,
+    stored: TextTeacher | None = None,
 ) -> Tensor:
     """Unit features (C, D) of the classes: the mean over prompts of the unit text features (prompt ensembling).
 
-    articles: "an orange" where the prompt has "a {}"."""
-    encode, fill = TextFeatures(model, trained=False), sentence if articles else _plain
+    articles: "an orange" where the prompt has "a {}". stored: features in place of the text tower's."""
+    encode = TextFeatures(model, trained=False, stored=stored)
+    fill = sentence if articles else _plain
     each = [F.normalize(encode([fill(n, t) for n in names]), dim=-1) for t in prompts]
     return F.normalize(torch.stack(each).mean(0), dim=-1)
 

@@ -29,14 +29,16 @@ class TextFeatures:
     """Captions (list of N) -> raw features (N, D).
 
     A frozen tower encodes each distinct caption once; its features are constants. When the cache is full the oldest
-    captions go first. A tower that trains gets a graph.
+    captions go first. A tower that trains gets a graph. stored: a file's features, in place of the tower's.
     """
 
-    def __init__(self, model: CLIP, trained: bool) -> None:
-        self.model, self.trained = model, trained
+    def __init__(self, model: CLIP, trained: bool, stored: TextTeacher | None = None) -> None:
+        self.model, self.trained, self.stored = model, trained, stored
         self._cache: dict[str, Tensor] = {}
 
     def __call__(self, texts: list[str]) -> Tensor:
+        if self.stored is not None:
+            return self.stored(texts)
         return self._encode(texts) if self.trained else self._cached(texts)
 
     @torch.no_grad()
@@ -52,12 +54,17 @@ class TextFeatures:
 
     def _encode(self, texts: list[str]) -> Tensor:
         distinct = list(dict.fromkeys(texts))
-        place = {text: row for row, text in enumerate(distinct)}
         tokens = self.model.tokenize(distinct, truncate=True)
-        tokens = tokens[:, : int(self._lengths(tokens).max())]
-        device = self.model.logit_scale.device
-        features: Tensor = self.model.encode_text(tokens.to(device)).float()
-        return features[torch.tensor([place[text] for text in texts], device=device)]
+        lengths = self._lengths(tokens)
+        order = lengths.argsort(
+            stable=True
+        )  # in parts, the short ones without the long one's padding
+        device, parts = self.model.logit_scale.device, []
+        for rows in order.split(CHUNK):
+            part = tokens[rows, : int(lengths[rows].max())]
+            parts.append(self.model.encode_text(part.to(device)).float())
+        place = {distinct[row]: at for at, row in enumerate(order.tolist())}
+        return torch.cat(parts)[torch.tensor([place[text] for text in texts], device=device)]
 
     def _fixed_shapes(self, texts: list[str]) -> Iterator[tuple[list[str], Tensor]]:
         """Captions in padded chunks of one shape per length class.
@@ -121,29 +128,35 @@ def learn_geometry(
     texts: list[str],
     steps: int,
     *,
-    linear: bool = True,
+    kind: str = "linear",
     batch: int = 256,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     seed: int = 0,
     report: Report = lambda step, loss: None,
 ) -> None:
     """Trains the text tower alone towards the geometry of a frozen encoder's vectors; see `teachers.geometry`.
 
-    linear: through a linear map, thrown away afterwards; else by the similarities within a batch. ValueError without
-    texts.
+    kind: "linear", through a linear map, thrown away afterwards; "cosine", the vectors being the features' own;
+    "similarity", by the similarities within a batch. ValueError without texts, or for vectors of another size.
     """
     if not texts:
         raise ValueError(
             "--text-steps under --text-teacher needs texts; give --text-teacher-texts FILE with one a line"
         )
     encode, rng, head = TextFeatures(model, trained=True), random.Random(seed), None
-    if linear:
-        head = nn.Linear(int(model.visual.output_dim), teacher.width, bias=False)
+    size = int(model.visual.output_dim)
+    if kind == "cosine" and teacher.width != size:
+        raise ValueError(
+            f"--text-teacher-loss cosine needs vectors of the features' size, {size}; those of {teacher.name!r} have "
+            f"{teacher.width}: take linear"
+        )
+    if kind == "linear":
+        head = nn.Linear(size, teacher.width, bias=False)
         head = head.to(model.logit_scale.device)
 
     def loss() -> Tensor:
-        chosen = rng.sample(texts, min(batch, len(texts)))
-        return geometry(encode(chosen), teacher(chosen), head).mean()
+        chosen, vectors = teacher.drawn(texts, batch, rng)
+        return geometry(encode(chosen), vectors, head, direct=kind == "cosine").mean()
 
     lower(model, loss, steps, lr, report, [] if head is None else list(head.parameters()))
 

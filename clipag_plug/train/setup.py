@@ -113,9 +113,10 @@ def prepare(
         model.load_state_dict(weights, strict=False)
     else:
         teach(options, model, known if named else None, text_teacher)
+    stored = TextTeacher(options.text_features, workers.device) if options.text_features else None
     prompts = None
     if "tecoa" in objectives and known is not None:
-        prompts = class_prompts(model, known.class_names, options.prompts, options.articles)
+        prompts = class_prompts(model, known.class_names, options.prompts, options.articles, stored)
     references: dict[str, Any] = {}
     if options.teachers:
         if options.text == "train":
@@ -124,7 +125,7 @@ def prepare(
         references["taught"] = Ensemble(several, model)
     taught_classes = None
     if options.image_teacher:
-        references["said"], taught_classes = _image_teacher(options, model, workers.device)
+        references["said"], taught_classes = _image_teacher(options, model, workers.device, stored)
     trainer = Trainer(
         model,
         options,
@@ -134,6 +135,7 @@ def prepare(
         classes=taught_classes,
         references=references,
         text_teacher=text_teacher,
+        text_features=stored,
     )
     name = options.name or Path(options.output).name
     return Prepared(trainer, config, {**card, "name": name, "recipe": options.to_dict()}, evaluate)
@@ -232,9 +234,8 @@ def teach(
             texts = teacher.texts
             if options.text_teacher_texts:
                 texts = Path(options.text_teacher_texts).read_text(encoding="utf-8").splitlines()
-            linear = options.text_teacher_loss == "linear"
-            texts = [text for text in texts if text.strip()]
-            learn_geometry(model, teacher, texts, steps, linear=linear, **keywords)
+            texts, kind = [text for text in texts if text.strip()], options.text_teacher_loss
+            learn_geometry(model, teacher, texts, steps, kind=kind, **keywords)
         elif vocabulary is None:
             raise ValueError(f"--{name.replace('_', '-')} needs --captions vocabulary")
         else:
@@ -254,11 +255,17 @@ class _Lesson:
             print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
 
 
-def _image_teacher(options: Train, model: CLIP, device: str) -> tuple[ImageTeacher, Tensor | None]:
+def _image_teacher(
+    options: Train, model: CLIP, device: str, stored: TextTeacher | None = None
+) -> tuple[ImageTeacher, Tensor | None]:
     """The teacher of --image-teacher and, for its kl, the text features of its classes' names."""
     kind = options.image_teacher_loss
     teacher = open_image_teacher(
-        options.image_teacher, kind == "features", lambda name: opened(name)[0], device
+        options.image_teacher,
+        kind == "features",
+        lambda name: opened(name)[0],
+        device,
+        options.image_teacher_side,
     )
     if kind != "kl":
         return teacher, None
@@ -271,4 +278,4 @@ def _image_teacher(options: Train, model: CLIP, device: str) -> tuple[ImageTeach
             f"--image-teacher has {count} classes and {len(names)} names; give --image-teacher-classes FILE with one "
             "name a line and --text frozen, or --image-teacher-loss head"
         )
-    return teacher, class_prompts(model, names, ["a photo of a {}"])
+    return teacher, class_prompts(model, names, ["a photo of a {}"], stored=stored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import losses
 from ..model import CLIP
+from ..vocabulary import in_template
 
 PROBE = ("a photo of a dog", "an orange on a blue background")  # texts that tell text towers apart
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,11 +76,12 @@ class ImageTeacher:
 
 
 def open_image_teacher(
-    name: str, features: bool, clip: Callable[[str], CLIP], device: str
+    name: str, features: bool, clip: Callable[[str], CLIP], device: str, side: int = 0
 ) -> ImageTeacher:
     """`timm:NAME[@FILE]`, `torchvision:NAME@FILE`, or a CLIP's image tower by any name that load() takes.
 
-    features: the output in front of the classifier is wanted. clip: opens a CLIP. Without @FILE timm gets its own
+    features: the output in front of the classifier is wanted. clip: opens a CLIP. side: pixels that it sees instead of
+    its own input's. Without @FILE timm gets its own
     published weights. Raises ImportError where the library is missing, ValueError where a CLIP shall classify.
     """
     kind, _, rest = name.partition(":")
@@ -88,7 +91,7 @@ def open_image_teacher(
 
         network: Any = timm.create_model(arch, pretrained=not file, checkpoint_path=file)
         config = timm.data.resolve_model_data_config(network)
-        side, mean, std = int(config["input_size"][-1]), config["mean"], config["std"]
+        own, mean, std = int(config["input_size"][-1]), config["mean"], config["std"]
         if features:
             network.reset_classifier(0)
     elif kind == "torchvision":
@@ -98,7 +101,7 @@ def open_image_teacher(
         if file:
             state = torch.load(file, map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("state_dict", state))
-        side, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+        own, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
         if features:
             setattr(network, [child for child, _ in network.named_children()][-1], nn.Identity())
     else:
@@ -108,7 +111,7 @@ def open_image_teacher(
                 f"--image-teacher {name!r} is an encoder without classes; take --image-teacher-loss features, or "
                 "--teachers for a model with the same text tower"
             )
-        network, side, mean, std = (
+        network, own, mean, std = (
             model.visual,
             model.visual.input_resolution,
             model.mean,
@@ -116,7 +119,7 @@ def open_image_teacher(
         )
     network.eval().requires_grad_(False).to(device)
     names = _imagenet() if kind == "timm" and getattr(network, "num_classes", 0) == 1000 else []
-    return ImageTeacher(network, side, mean, std, names)
+    return ImageTeacher(network, side or own, mean, std, names)
 
 
 def _imagenet() -> list[str]:
@@ -126,57 +129,31 @@ def _imagenet() -> list[str]:
     return [info.index_to_description(index).split(",")[0] for index in range(1000)]
 
 
-@dataclass
-class Taught:
-    """What an image teacher says of N images, as a loss on the student's features of them.
-
-    said: its logits (N, C) or features (N, T). kind: "kl", softmax over classes against the student's over `texts`,
-    unit text features of the class names (C, D); "head", against those of `head`, a linear map trained along;
-    "features", squared distance (FARE, Schlarmann et al. 2024), through `head` where the sizes differ.
-    """
-
-    said: Tensor
-    kind: str
-    weight: float
-    texts: Tensor | None = None
-    head: nn.Module | None = None
-
-    def __getitem__(self, rows: slice) -> Taught:
-        """That of some of the images."""
-        return dataclasses.replace(self, said=self.said[rows])
-
-    @property
-    def width(self) -> int:
-        """Numbers that the loss of one image makes."""
-        return self.said.shape[1]
-
-    def loss(self, features: Tensor, scale: Tensor) -> Tensor:
-        """Per image (N,), weighted; KL is up to the teacher's entropy, a constant."""
-        mine = features if self.head is None else self.head(features)
-        if self.kind == "features":
-            return self.weight * losses.fare(mine, self.said)
-        if self.texts is not None:
-            mine = losses.logits(features, self.texts, scale)
-        return -self.weight * (self.said.softmax(1) * mine.log_softmax(1)).sum(1)
-
-
 class TextTeacher:
     """Unit vectors of texts by a frozen encoder: list of N texts -> (N, T).
 
     name: a folder or a hub name of transformers, as sentence-transformers' are; or a file of stored vectors: `.npz`
     with the arrays `texts` (N,) and `vectors` (N, T), or `.safetensors` with `vectors` and, as metadata, `texts`, a
-    JSON list.
+    JSON list. An `.npz` may besides have `templates` (K,), sentences with a gap for a text ("two {s}"), and `offsets`
+    (K, T), what each adds to a text's vector; and `known`, of which the last says how many of the first texts shall
+    make up half of what is drawn.
     Raises ValueError for a text that a file does not hold.
     """
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device, self._known = name, device, dict[str, Tensor]()
+        self._templates: list[tuple[str, Tensor]] = []
+        self._first_known = 0
         self._encoder: Any = None
         if name.endswith(".npz"):
             import numpy as np
 
             with np.load(name) as file:
                 texts, vectors = file["texts"].tolist(), torch.from_numpy(file["vectors"])
+                if "templates" in file:
+                    offsets = torch.from_numpy(file["offsets"]).float()
+                    self._templates = list(zip(file["templates"].tolist(), offsets, strict=True))
+                self._first_known = int(file["known"][-1]) if "known" in file else 0
         elif name.endswith(".safetensors"):
             from safetensors import safe_open
 
@@ -185,7 +162,10 @@ class TextTeacher:
         else:
             self._open(name, device)
             return
-        self._known = dict(zip(texts, F.normalize(vectors.float(), dim=-1), strict=True))
+        if len(texts) != len(vectors):
+            raise ValueError(f"{name!r} holds {len(texts)} texts and {len(vectors)} vectors")
+        for text, vector in zip(texts, F.normalize(vectors.float(), dim=-1), strict=True):
+            self._known.setdefault(text, vector)  # of equal texts the first counts
 
     def _open(self, name: str, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -208,6 +188,22 @@ class TextTeacher:
         """The texts met so far; of a file, all that it holds."""
         return list(self._known)
 
+    def drawn(
+        self, texts: Sequence[str], count: int, rng: random.Random
+    ) -> tuple[list[str], Tensor]:
+        """`count` of the texts, each in a template where the file has some, and their unit vectors (count, T)."""
+        first = min(self._first_known, len(texts))
+        half = count // 2 if 0 < first < len(texts) else 0
+        chosen = [texts[rng.randrange(first)] for _ in range(half)]
+        chosen += rng.sample(texts, min(count - half, len(texts)))
+        vectors = self(chosen)
+        if not self._templates:
+            return chosen, vectors
+        templates = [rng.choice(self._templates) for _ in chosen]
+        filled = [in_template(t, word) for (t, _), word in zip(templates, chosen, strict=True)]
+        offsets = torch.stack([offset for _, offset in templates]).to(vectors.device)
+        return filled, F.normalize(vectors + offsets, dim=-1)
+
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
@@ -229,15 +225,16 @@ def geometry(
     vectors: Tensor,
     head: nn.Module | None,
     others: tuple[Tensor, Tensor] | None = None,
+    direct: bool = False,
 ) -> Tensor:
     """How far text features (N, D) are from a teacher's unit vectors (N, T), per text (N,).
 
-    head: a linear map to the teacher's space, then 1 - cosine; without one the distance of the two matrices of cosine
-    similarities (similarity-preserving distillation, Tung and Mori 2019), to the M texts of `others`, features and
-    vectors, or to one another: the mean squared difference of a row.
+    head: a linear map to the teacher's space, then 1 - cosine; direct: that without a map. Else the distance of the
+    two matrices of cosine similarities (similarity-preserving distillation, Tung and Mori 2019), to the M texts of
+    `others`, features and vectors, or to one another: the mean squared difference of a row.
     """
-    if head is not None:
-        return losses.cosine(head(features), vectors)
+    if head is not None or direct:
+        return losses.cosine(features if head is None else head(features), vectors)
     columns, known = (features, vectors) if others is None else others
     mine = losses.logits(features, columns, 1.0)
     return (mine - vectors @ known.T).square().mean(1)

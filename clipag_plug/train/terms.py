@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import losses
 from ..attacks import apgd, pgd
+from ..attacks.pgd import BALLS, Ball, Range
 from ..losses.attributes import KINDS
 from ..options.train import Train
 from .matches import Matches
@@ -263,13 +264,29 @@ def outer_loss(features: list[Tensor], t: Targets, own: slice | None = None) -> 
         total = (attacked + options.clean_weight * clean) / (1 + options.clean_weight)
     if t.text_said is None:
         return total
+    direct = t.options.text_teacher_loss == "cosine"
     said, mine = t.text_said, slice(0, len(t.text)) if own is None else own
 
     def geometry_of(rows: slice) -> Tensor:
-        return geometry(t.text[rows], said[rows], t.text_head, (t.text, said))
+        return geometry(t.text[rows], said[rows], t.text_head, (t.text, said), direct)
 
     told = sum_of_blocks(geometry_of, mine, len(t.text)) / len(t.text)
     return total + options.text_teacher_weight * told
+
+
+def drawn_radii(norm: str, low: float, count: int, generator: torch.Generator) -> type[Ball]:
+    """A ball for `count` images whose radii and steps are eps times a number of each image's own, from `low` to 1."""
+    device = generator.device
+    share = torch.empty(count, 1, 1, 1, device=device).uniform_(low, 1, generator=generator)
+
+    class Drawn(BALLS[norm]):  # type: ignore[misc]
+        def __init__(self, eps: float, limits: Range) -> None:
+            super().__init__(eps * share, limits)
+
+        def normalise(self, gradient: Tensor) -> Tensor:
+            return share * torch.as_tensor(super().normalise(gradient))
+
+    return Drawn
 
 
 def attack_images(
@@ -292,9 +309,12 @@ def attack_images(
     def inner(x: Tensor) -> Tensor:
         return loss_scale * inner_loss(encode(x if std is None else x * unit), t)
 
+    norm: str | type[Ball] = options.norm
+    if options.eps_low < 1:
+        norm = drawn_radii(options.norm, options.eps_low, len(images), generator)
     ball: dict[str, Any] = {
         "eps": eps,
-        "norm": options.norm,
+        "norm": norm,
         "steps": options.attack_steps,
         "random_start": options.random_start,
         "generator": generator,

@@ -86,17 +86,23 @@ class Trainer:
         classes: Tensor | None = None,
         references: dict[str, Callable[[Tensor], Tensor]] | None = None,
         text_teacher: TextTeacher | None = None,
+        text_features: TextTeacher | None = None,
     ) -> None:
         self.model, self.options, self.batches = model, options, batches
         self.workers, self.prompts, self.classes = workers or Workers(), prompts, classes
         self.text_teacher = text_teacher if options.text_teacher_weight else None
         self.device = next(model.parameters()).device
         self.resolution = options.resolution or int(model.visual.input_resolution)
-        self.text = TextFeatures(model, trained=options.text == "train")
+        self.text = TextFeatures(model, options.text == "train", text_features)
         self.batch = options.batch_size * options.accumulation * self.workers.size
         samples = options.samples or round(options.epochs * (batches.mixture.length or 0))
         self.steps, self.index = samples // self.batch, 0
         _check(options, model, samples, self.batch, batches.vocabulary is not None, prompts)
+        self.bank_texts: dict[str, int] = {}  # their rows
+        if options.bank_texts:
+            lines = Path(options.bank_texts).read_text(encoding="utf-8").splitlines()
+            distinct = dict.fromkeys(line.strip() for line in lines if line.strip())
+            self.bank_texts = {text: row for row, text in enumerate(distinct)}
         self.references = dict(references or {})
         if "fare" in (options.objective, options.attack_objective):
             original = copy.deepcopy(model.visual).eval().requires_grad_(False)
@@ -251,6 +257,13 @@ class Trainer:
             captions, names = self.batches.bank(self.index)
             found.bank = self.text(captions)
             found.bank_positives = self.batches.positives(names, labels).to(text.device)
+        elif self.bank_texts:
+            found.bank = self.text(list(self.bank_texts))
+            found.bank_positives = torch.zeros(len(words), len(found.bank), dtype=torch.bool)
+            for row, word in enumerate(words):
+                if word in self.bank_texts:
+                    found.bank_positives[row, self.bank_texts[word]] = True
+            found.bank_positives = found.bank_positives.to(text.device)
         if "amounts" in rows:
             captions, own = self.batches.described(self.index, labels)
             found.captions = self.text(captions).unflatten(0, (-1, rows["amounts"].shape[1]))
@@ -417,6 +430,11 @@ def _check(
             (options.bank or options.attributes) and not (vocabulary and frozen),
             f"--{'bank' if options.bank else 'attributes'} needs --text frozen and --captions vocabulary",
         ),
+        (
+            options.bank_texts and (vocabulary or not frozen),
+            "--bank-texts needs --text frozen and --captions text",
+        ),
+        (options.text_features and not frozen, "--text-features needs --text frozen"),
         (
             options.attack_objective == "kl" and not options.random_start,
             "--attack-objective kl needs --random-start: at the clean image its gradient is zero",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from .lite import LiteVisual
 from .mini import MiniVisual
 from .model import OPENAI_MEAN, OPENAI_STD
-from .vocabulary import bundled_vocabulary, sentence
+from .vocabulary import bundled_vocabulary, sentence, unheard
+
+log = logging.getLogger(__name__)
 
 OWN_CONTRAST = 30.0  # benchmarks/results/synthesis.md
 KIN = 0.6  # cosine from which on a known thing is no rival of a text: kinds of it, what it is a kind of, look-alikes
@@ -67,12 +70,48 @@ class Guide:
         own = isinstance(visual, MiniVisual | LiteVisual)
         self.contrast = OWN_CONTRAST if own else 0.0
         self._rivals: Tensor | None = None
+        self._heard: set[str] = set()
         self._tokenize = tokenizer or getattr(model, "tokenize", None) or _tokenize
         encode: Callable[[Tensor], Tensor] = model.encode_image
         self._encode = torch.compile(encode) if compile else encode
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit features (M, D) of texts. ValueError where one is empty or too long for the model."""
+        """Unit features (M, D) of texts. ValueError where one is empty or too long for the model.
+
+        A text of which the model knows no word is said so in the log, once.
+        """
+        features = self._texts(texts)
+        for text, feature in zip(texts, features, strict=True):
+            if text not in self._heard:
+                self._heard.add(text)
+                if self._listed and (words := unheard(text)):
+                    near = ", ".join(name for name, _ in self.nearest(feature, 2))
+                    log.warning(
+                        "%s knows none of: %s; nearest: %s", self.name, ", ".join(words), near
+                    )
+        return features
+
+    def nearest(self, feature: Tensor, count: int) -> list[tuple[str, float]]:
+        """The known things nearest to a text's unit feature (D,), and their cosines."""
+        close = (self._known() @ feature).topk(count)
+        names = self._names()
+        return [(names[i], v) for v, i in zip(*(part.tolist() for part in close), strict=True)]
+
+    @property
+    def _listed(self) -> bool:
+        return bool(getattr(self.model, "vocabulary", None)) and isinstance(
+            self.model.visual, LiteVisual
+        )
+
+    def _names(self) -> list[str]:
+        return list(self.model.vocabulary) if self._listed else bundled_vocabulary().class_names
+
+    def _known(self) -> Tensor:
+        if self._rivals is None:
+            self._rivals = self._texts([sentence(name, "a {}") for name in self._names()])
+        return self._rivals
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
         if not all(text.strip() for text in texts):
             raise ValueError("a prompt is empty; write what to draw")
         try:
@@ -90,18 +129,13 @@ class Guide:
         A model with a list of what it knows (`vocabulary`) is asked for its own; any other for the classes of the
         bundled photographs, which a text speaks of where it says their names.
         """
-        known = getattr(self.model, "vocabulary", None)
-        listed = known and isinstance(self.model.visual, LiteVisual)
-        words = bundled_vocabulary()
-        if self._rivals is None:
-            names = known if listed else words.class_names
-            self._rivals = self.texts([sentence(name, "a {}") for name in names])
-        if listed:
-            return self._rivals, self.texts(texts) @ self._rivals.T > KIN
-        own = torch.zeros(len(texts), len(self._rivals), dtype=torch.bool, device=self.device)
+        known = self._known()
+        if self._listed:
+            return known, self._texts(texts) @ known.T > KIN
+        own = torch.zeros(len(texts), len(known), dtype=torch.bool, device=self.device)
         for row, text in enumerate(texts):
-            own[row, list(words.meant(text))] = True
-        return self._rivals, own
+            own[row, list(bundled_vocabulary().meant(text))] = True
+        return known, own
 
     def features(self, views: Tensor, *, normalize: bool = True) -> Tensor:
         """Unit features (V, D) of views (V, 3, side, side) in [0, 1]; `normalize`: with the model's mean and std."""

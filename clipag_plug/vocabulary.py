@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import random
 import re
@@ -22,6 +23,15 @@ TEMPLATES = (
     "this is a {}",
     "a drawing of a {}",
     "a painting of a {}",
+)
+
+# Words of a prompt that name nothing: grammar, and the kind of picture.
+SAYS_NOTHING = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the this that is are of in on at by with and or to for from near next under over behind front photo "
+        "picture photograph image drawing painting sketch cartoon emoji icon art oil pencil style close up",
+    )
 )
 
 
@@ -99,6 +109,27 @@ def in_template(template: str, word: str) -> str:
         word_of_many = f"{word[:-1]}ies"
         return template.format(word, a=f"{article} {word}", s=word_of_many)
     return template.format(word, a=f"{article} {word}", s=word + ending)
+
+
+@functools.cache
+def taught_words() -> frozenset[str]:
+    """Every word, in lower case, of the texts that the bundled text tower learned."""
+    packed = resources.files("clipag_plug.bundled").joinpath("words.txt.gz").read_bytes()
+    return frozenset(gzip.decompress(packed).decode().split())
+
+
+def unheard(text: str) -> list[str]:
+    """The words of a text that say what is on a picture, if the bundled text tower learned none of them; else none.
+
+    A plural counts as its singular. Words of grammar and of the kind of picture, as "a photo of", do not count.
+    """
+    words = [w for w in re.findall(r"[^\W\d_]+", text.lower()) if w not in SAYS_NOTHING]
+    known = any(
+        stem in taught_words()
+        for w in words
+        for stem in (w, w.removesuffix("s"), w.removesuffix("es"))
+    )
+    return [] if known else words
 
 
 @functools.cache

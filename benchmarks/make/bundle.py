@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,9 @@ def forget_unused(weights: dict[str, Tensor], words: Path) -> list[str]:
     unused[used[used > 0]] = False
     weights["token_embedding.weight"] = weights["token_embedding.weight"].clone()
     weights["token_embedding.weight"][unused] = 0
+    heard = sorted({w for text in texts for w in re.findall(r"[^\W\d_]+", text.lower())})
+    packed = gzip.compress(("\n".join(heard) + "\n").encode(), 9, mtime=0)
+    (FOLDER / "words.txt.gz").write_bytes(packed)  # what `vocabulary.taught_words` reads
     return list(dict.fromkeys(texts[:known]))
 
 

@@ -139,6 +139,13 @@ COMMANDS = {
         "write a model in another library's format",
         "clipag export clipag-mini exported --format bundled",
     ),
+    "words": Command(
+        "clipag_plug.options.weights:Words",
+        "clipag_plug.paint.command:words",
+        "models",
+        "show what a model takes words for",
+        "clipag words horse gryphon",
+    ),
     "models": Command(
         "clipag_plug.options.weights:Models",
         "clipag_plug.weights.doctor:models",

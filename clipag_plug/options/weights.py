@@ -20,6 +20,16 @@ class Models(Options):
 
 
 @dataclass
+class Words(Options):
+    """What a model makes of words: whether it was taught them, and which known things it takes them for."""
+
+    texts: list[str] = option(help="words or sentences", positional=True, metavar="TEXT")
+    model: str = option("clipag-mini", "key or file of the model", short="-m")
+    count: int = option(5, "nearest known things to show", low=1, short="-n")
+    json: bool = option(False, "print JSON instead of a table")
+
+
+@dataclass
 class Doctor(Options):
     """Checks of a model: its files, its hash, its activation, and what surrounds it."""
 

@@ -17,8 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from ..files import sha256, write_text
+from ..guide import Guide
 from ..images import contact_sheet, read_recipe, write_animation, write_image
 from ..options.generate import PRESENTATION, Generate
+from ..options.weights import Words
 from ..pipelines.run import Stop, progress
 from ..runs import ROOT, new_run
 from .loop import Synthesis, Synthesizer
@@ -27,6 +29,25 @@ from .objective import NotFiniteError
 log = logging.getLogger(__name__)
 _FRAMES = 48  # of an animation, where --frames does not say
 _TRAJECTORY = 3  # the paper's figure 3 shows the start, one picture on the way and the end
+
+
+def words(options: Words) -> int:
+    """Prints the known things nearest to each text, with their cosines."""
+    from .. import clip
+
+    guide = Guide(clip.load_model(options.model, "cpu"))
+    features = guide.texts(options.texts)
+    rows = {
+        text: guide.nearest(feature, options.count)
+        for text, feature in zip(options.texts, features, strict=True)
+    }
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    width = max(map(len, rows))
+    for text, near in rows.items():
+        print(f"{text:{width}}  " + ", ".join(f"{name} {value:.2f}" for name, value in near))
+    return 0
 
 
 def run(options: Generate) -> int:

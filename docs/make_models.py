@@ -1,7 +1,7 @@
 """Writes docs/models.md, the cards of the models in the package, from their JSON files: `python docs/make_models.py`.
 
-Their picture sheets come from `python benchmarks/pair_prompts.py`, which draws the same 24 prompts with each: preset
-`natural`, which takes the model's own choice of eight drafts.
+Their picture sheets draw the same 24 prompts with each: preset `natural`, which takes the model's own choice of eight
+drafts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PAGE = DOCS / "models.md"
 BUNDLED = DOCS.parent / "clipag_plug" / "bundled"
 # Recipes in the order in which they ran; what goes beyond them is said in the card.
 RECIPES = {
-    "clip-mini": ("clip-mini", "clip-mini-2", "clip-mini-3"),
-    "clipag-mini": ("clipag-mini", "clipag-mini-2"),
+    "clip-mini": ("clip-mini",),
+    "clipag-mini": ("clipag-mini",),
     "judge-mini": ("judge-mini-32", "judge-mini"),
 }
 HEAD = """# The models in the package
@@ -28,8 +28,8 @@ Written by `python docs/make_models.py`. Two guides to compare, and a judge that
 neither weights nor seed nor text tower with them; its image tower is a narrower one of the same kind. All three read
 224x224 pixels and reduce them inside.
 
-What they make of sixty fixed prompts, counted: [benchmarks/results/prompts.md](../benchmarks/results/prompts.md); of
-photographs and of attacks on them: [benchmarks/results/standard.md](../benchmarks/results/standard.md).
+What they make of photographs and of attacks on them:
+[benchmarks/results/standard.md](../benchmarks/results/standard.md).
 """
 
 

@@ -35,7 +35,6 @@ from clipag_plug.train.lessons import TextFeatures
         {"text": "train", "clean_weight": 0.5},
         {"text": "frozen"},
         {"text": "frozen", "trades": 2.0, "bank": True},
-        {"attack_steps": 0, "attributes": 0.7},
         {"objective": "fare", "keep": "disk"},
     ],
 )
@@ -283,8 +282,7 @@ def test_bad_input_is_one_sentence(arguments, message, capsys, tmp_path) -> None
     [
         ({"samples": 96, "accumulation": 50}, "a step takes 400"),
         ({"bank": True, "text": "train"}, "--bank needs"),
-        ({"attributes": 1.0, "captions": "text"}, "--attributes needs"),
-        ({"composing_steps": 2, "captions": "text"}, "--composing-steps needs"),
+        ({"text_steps": 2, "captions": "text"}, "--text-steps needs"),
         ({"attack_objective": "kl", "random_start": False}, "--random-start"),
         ({"objective": "sigmoid"}, "logit bias"),
         ({"image": "frozen", "text": "frozen"}, "nothing trains"),

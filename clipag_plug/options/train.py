@@ -75,9 +75,6 @@ class Train(Options):
         "steps of the text tower alone beforehand: under --text-teacher, or on class names",
         low=0,
     )
-    composing_steps: int = option(
-        0, "steps beforehand that teach the text tower two subjects, colours, brightness", low=0
-    )
 
     objective: str = option("contrastive", "outer loss", choices=OBJECTIVES)
     attack_objective: str = option(
@@ -90,9 +87,6 @@ class Train(Options):
     )
     bank_texts: str = option(
         "", "file of such negatives for --captions text, one a line (frozen text)"
-    )
-    attributes: float = option(
-        0.0, "weight of telling colours and brightness from captions of the own class", low=0
     )
     teachers: list[str] = option(
         [], "models with the same text tower whose view of the clean images is learned"

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..losses.attributes import ATTRIBUTES, amounts
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .crops import crops, draws, random_crops
 from .decode import Decoder, Sample
@@ -55,16 +54,12 @@ __all__ = [
 
 @dataclass
 class Batch:
-    """images (N, 3, R, R) in [0, 1], a caption and a class label each, and the word that each caption is about.
-
-    attributes: how much of each attribute the images have (N, A), see `attributes.amounts`; None where nobody asks.
-    """
+    """images (N, 3, R, R) in [0, 1], a caption and a class label each, and the word that each caption is about."""
 
     images: Tensor
     texts: list[str]
     words: list[str]
     labels: Tensor
-    attributes: Tensor | None = None
 
 
 @dataclass
@@ -180,7 +175,6 @@ class Batches:
         vocabulary: Vocabulary | None,
         group_share: float,
         worker: tuple[int, int] = (0, 1),
-        attributes: bool = False,
         max_bad_fraction: float = 1.0,
         decoders: int = 0,
         duplicates: bool = True,
@@ -194,7 +188,7 @@ class Batches:
         self.batch_size, self.size, self.worker = batch_size, size, worker
         self.crop, self.flip, self.seed = crop, flip, seed
         self.vocabulary, self.group_share = vocabulary, group_share
-        self.attributes, self.duplicates = attributes, duplicates
+        self.duplicates = duplicates
         self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
         self.per_epoch = self.mixture.per_epoch
         self.loader = Loader(self.mixture, (rank * batch_size, batch_size), decoders)
@@ -212,7 +206,7 @@ class Batches:
         images = crops(images, self.size, self.crop, self.flip, draw)
         texts, words = self._captions(samples, index, first)
         labels = torch.tensor([sample.label for sample in samples])
-        return Batch(images, texts, words, labels, amounts(images) if self.attributes else None)
+        return Batch(images, texts, words, labels)
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions); see `matches`."""
@@ -241,19 +235,6 @@ class Batches:
         template = random.Random(self.seed * 1_000_003 + index).choice(TEMPLATES)
         names = self.vocabulary.class_names
         return [sentence(name, template) for name in names], names
-
-    def described(self, index: int, labels: Tensor) -> tuple[list[str], Tensor]:
-        """For optimiser step `index`: the captions of some classes with each attribute, class by class; and for each
-        image which of these classes is its own (N,)."""
-        if self.vocabulary is None:
-            raise ValueError("--attributes needs --captions vocabulary")
-        classes, place = labels.unique(return_inverse=True)
-        texts = []
-        for label in classes.tolist():
-            rng = random.Random((self.seed * 1_000_003 + index) * 1_048_583 + label)
-            word = self.vocabulary.sample_word(label, rng, self.group_share)
-            texts += [attribute.caption(word) for attribute in ATTRIBUTES]
-        return texts, place
 
     def _captions(
         self, samples: list[Sample], index: int, first: int

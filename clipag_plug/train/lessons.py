@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import losses
-from ..losses.attributes import ATTRIBUTES, KINDS
 from ..model import CLIP
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .teachers import TextTeacher, geometry
@@ -20,8 +19,6 @@ CACHE_LIMIT = 200_000  # sentences; at 512 floats each about 400 MB
 CHUNK, LENGTH_CLASS = 64, 11  # seven length classes up to CLIP's 77 tokens
 SCALE = 20.0  # logit scale that the image tower starts with
 SOFT_SCALE = 8.0  # of the spreading: the lower, the longer close classes go on repelling each other
-WEIGHT = 0.7  # of an attribute's direction beside the subject's unit feature
-RELATIONS = ("and", "on", "in", "with", "next to", "in front of", "over", "near", "under", "behind")
 Report = Callable[[int, float], None]
 
 
@@ -205,78 +202,6 @@ def spread_classes(
     lower(model, loss, steps, lr, report)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(SCALE))
-
-
-def teach_compositions(
-    model: CLIP,
-    vocabulary: Vocabulary,
-    steps: int,
-    *,
-    lr: float = 3e-3,
-    seed: int = 0,
-    size: int = 64,
-    report: Report = lambda step, loss: None,
-) -> None:
-    """Trains the text tower alone, towards the features that captions of several parts should have.
-
-    A caption of two subjects gets the sum of their unit features, one with an attribute the subject's plus a
-    direction of the attribute, where no subject has anything; captions of one subject keep what they have. So image
-    towers that know the subjects go on knowing them, and composing is not left to chance. A step: 2 `size` captions of
-    one subject, `size` each with an attribute of its own, with one of its background besides, and of two subjects.
-    Raises ValueError for a text tower without a last matrix or with too few dimensions.
-    """
-    words = vocabulary.words
-    rows = {(w, t): row for row, (w, t) in enumerate((w, t) for w in words for t in TEMPLATES)}
-    plain = TextFeatures(model, trained=False)([sentence(w, t) for w, t in rows])
-    before = F.normalize(plain, dim=-1)
-
-    def kept(captions: list[tuple[str, str]]) -> Tensor:
-        return before[[rows[caption] for caption in captions]]
-
-    projection = model.text_projection
-    if not isinstance(projection, Tensor):
-        raise ValueError("the lesson needs a text tower that ends in a matrix; this one does not")
-    subjects = kept([(word, "a {}") for word in words])
-    directions = free_directions(subjects, projection.detach(), len(ATTRIBUTES))
-    encode, rng = TextFeatures(model, trained=True), random.Random(seed)
-
-    def loss() -> Tensor:
-        alone = [(rng.choice(words), rng.choice(TEMPLATES)) for _ in range(2 * size)]
-        texts, aims = [sentence(w, t) for w, t in alone], [kept(alone)]
-        described = [rng.choice(words) for _ in range(2 * size)]
-        marks = torch.zeros(len(described), len(directions), device=directions.device)
-        for place, word in enumerate(described):
-            mark = rng.randrange(len(ATTRIBUTES))
-            if place < size:
-                marks[place, mark] = WEIGHT
-                texts.append(ATTRIBUTES[mark].caption(word, rng))
-                continue
-            subject, behind = (rng.randrange(kind.start, kind.stop) for kind in KINDS[:2])
-            marks[place, [subject, behind]] = WEIGHT
-            texts.append(ATTRIBUTES[behind].caption(f"{ATTRIBUTES[subject].name} {word}", rng))
-        aims.append(kept([(word, "a {}") for word in described]) + marks @ directions)
-        pairs = [(rng.choice(words), rng.choice(words)) for _ in range(size)]
-        for first, second in pairs:
-            relation, start = rng.choice(RELATIONS), rng.choice(TEMPLATES)
-            texts.append(f"{sentence(first, start)} {relation} {sentence(second, 'a {}')}")
-        ends = [kept([(pair[side], "a {}") for pair in pairs]) for side in (0, 1)]
-        return losses.cosine(encode(texts), torch.cat([*aims, ends[0] + ends[1]])).mean()
-
-    lower(model, loss, steps, lr, report)
-
-
-def free_directions(features: Tensor, projection: Tensor, count: int) -> Tensor:
-    """Orthonormal directions (count, D) that the tower can reach and in which the unit features (N, D) have least.
-
-    projection (W, D): the tower's last matrix; a tower narrower than its features reaches W of D dimensions alone.
-    Raises ValueError where that are fewer than `count`.
-    """
-    reach = torch.linalg.qr(projection.double().T).Q  # (D, min(W, D))
-    if count > reach.shape[1]:
-        raise ValueError(f"{count} directions asked for; the text tower reaches {reach.shape[1]}")
-    inside = features.double() @ reach
-    vectors = torch.linalg.eigh(inside.T @ inside).eigenvectors  # ascending
-    return (reach @ vectors[:, :count]).T.to(features)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from . import state
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
 from .evaluate import Validation, class_prompts
-from .lessons import learn_geometry, silence_unknown_tokens, spread_classes, teach_compositions
+from .lessons import learn_geometry, silence_unknown_tokens, spread_classes
 from .sources import check_paths
 from .teachers import Ensemble, ImageTeacher, TextTeacher, open_image_teacher
 from .trainer import Trainer
@@ -78,7 +78,6 @@ def prepare(
         seed=options.seed,
         vocabulary=known if named else None,
         group_share=options.group_share,
-        attributes=bool(options.attributes),
         max_bad_fraction=options.max_bad_fraction,
         decoders=options.decoders,
         worker=(workers.rank, workers.size),
@@ -222,25 +221,21 @@ def _from_wordnet(numbers: Sequence[str]) -> list[str]:
 def teach(
     options: Train, model: CLIP, vocabulary: Vocabulary | None, teacher: TextTeacher | None
 ) -> None:
-    """The text tower's lessons before any image is seen, as the options ask for them."""
-    for name, steps in (
-        ("text_steps", options.text_steps),
-        ("composing_steps", options.composing_steps),
-    ):
-        if not steps or (name == "text_steps" and options.init and teacher is None):
-            continue
-        keywords: dict[str, Any] = {"seed": options.seed, "report": _Lesson(steps, options.quiet)}
-        if name == "text_steps" and teacher is not None:
-            texts = teacher.texts
-            if options.text_teacher_texts:
-                texts = Path(options.text_teacher_texts).read_text(encoding="utf-8").splitlines()
-            texts, kind = [text for text in texts if text.strip()], options.text_teacher_loss
-            learn_geometry(model, teacher, texts, steps, kind=kind, **keywords)
-        elif vocabulary is None:
-            raise ValueError(f"--{name.replace('_', '-')} needs --captions vocabulary")
-        else:
-            lesson = spread_classes if name == "text_steps" else teach_compositions
-            lesson(model, vocabulary, steps, **keywords)
+    """The text tower's lesson before any image is seen, as the options ask for it."""
+    steps = options.text_steps
+    if not steps or (options.init and teacher is None):
+        return
+    keywords: dict[str, Any] = {"seed": options.seed, "report": _Lesson(steps, options.quiet)}
+    if teacher is not None:
+        texts = teacher.texts
+        if options.text_teacher_texts:
+            texts = Path(options.text_teacher_texts).read_text(encoding="utf-8").splitlines()
+        texts, kind = [text for text in texts if text.strip()], options.text_teacher_loss
+        learn_geometry(model, teacher, texts, steps, kind=kind, **keywords)
+    elif vocabulary is None:
+        raise ValueError("--text-steps needs --captions vocabulary or --text-teacher")
+    else:
+        spread_classes(model, vocabulary, steps, **keywords)
 
 
 class _Lesson:

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from .. import losses
 from ..attacks import apgd, pgd
 from ..attacks.pgd import BALLS, Ball, Range
-from ..losses.attributes import KINDS
 from ..options.train import Train
 from .matches import Matches
 from .teachers import geometry
@@ -23,7 +22,7 @@ from .teachers import geometry
 BLOCK = (
     2**20
 )  # similarities of a loss alive at once, 4 MB a copy: memory does not grow with their number
-ROWS = ("labels", "original", "clean", "bank_positives", "taught", "said", "own", "amounts")
+ROWS = ("labels", "original", "clean", "bank_positives", "taught", "said")
 
 
 @dataclass
@@ -35,10 +34,10 @@ class Targets:
     image's own caption.
     Of each image, where a term asks for it: labels (N,); features (N, D) by the initial tower (original), by the
     present one of the clean image (clean), by the teachers (taught); what an image teacher says (said); which texts of
-    the bank describe it (bank_positives); its class among `captions` (own) and its colours (amounts).
-    Shared by all: prompts, unit features of the classes (C, D); bank, more texts (B, D); captions, K classes with each
-    of A attributes (K, A, D); classes, texts of the image teacher's classes, or head, a map to its space; text_said,
-    a text teacher's vectors of the captions (M, T), and text_head, a map to them.
+    the bank describe it (bank_positives).
+    Shared by all: prompts, unit features of the classes (C, D); bank, more texts (B, D); classes, texts of the image
+    teacher's classes, or head, a map to its space; text_said, a text teacher's vectors of the captions (M, T), and
+    text_head, a map to them.
     """
 
     text: Tensor
@@ -53,11 +52,8 @@ class Targets:
     bank_positives: Tensor | None = None
     taught: Tensor | None = None
     said: Tensor | None = None
-    own: Tensor | None = None
-    amounts: Tensor | None = None
     prompts: Tensor | None = None
     bank: Tensor | None = None
-    captions: Tensor | None = None
     classes: Tensor | None = None
     head: nn.Module | None = None
     text_said: Tensor | None = None
@@ -124,16 +120,6 @@ def tecoa(features: Tensor, t: Targets) -> Tensor:
     return losses.tecoa(features, t.get("prompts"), t.get("labels"), t.scale)
 
 
-def attributes(features: Tensor, t: Targets) -> Tensor:
-    """Cross-entropy of each kind's amounts under the softmax of the image's similarities to its own class's captions of
-    that kind; their mean. The class is the same in all of them, so only the attribute can tell them apart."""
-    amounts, own = t.get("amounts"), t.get("own")
-    captions = F.normalize(t.get("captions"), dim=-1)[own]
-    scores = t.scale * torch.einsum("nd,nad->na", F.normalize(features, dim=-1), captions)
-    parts = [-(amounts[:, k] * scores[:, k].log_softmax(1)).sum(1) for k in KINDS]
-    return torch.stack(parts).mean(0)
-
-
 def distil(features: Tensor, t: Targets) -> Tensor:
     """Cross-entropy with the teachers' distribution over the texts (Hinton et al. 2015)."""
     return losses.distillation(features, t.get("taught"), t.texts(), t.scale)
@@ -162,7 +148,6 @@ OBJECTIVES: dict[str, Term] = {
 }
 # Field of the targets that a term needs, option with its weight, the term: added where both are there.
 EXTRA: tuple[tuple[str, str, Term], ...] = (
-    ("amounts", "attributes", attributes),
     ("taught", "distil", distil),
     ("said", "image_teacher_weight", image_teacher),
 )
@@ -222,13 +207,10 @@ def whole_batch(
     if objective == "contrastive":
         total = (total + sum_of_blocks(text_half, own, len(image))) / 2
     total = total / len(features)
-    told = [
-        0 if t.captions is None else t.captions[0].numel(),
-        0 if t.said is None else t.said.shape[1],
-    ]
-    told.append(0 if t.taught is None else len(t.texts()))
-    if more and max(told):
-        total = total + sum_of_blocks(others, own, max(told)) / len(features)
+    told = 0 if t.said is None else t.said.shape[1]
+    told = max(told, 0 if t.taught is None else len(t.texts()))
+    if more and told:
+        total = total + sum_of_blocks(others, own, told) / len(features)
     return total
 
 

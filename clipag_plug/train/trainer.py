@@ -194,10 +194,8 @@ class Trainer:
         return Part(number, batch.texts, batch.words, rows, features, text)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
-        """What is known of each image of a micro-batch: class, attributes, what the frozen networks say of it."""
+        """What is known of each image of a micro-batch: its class, and what the frozen networks say of it."""
         rows, clean = {"labels": batch.labels.to(self.device)}, batch.images.to(self.device)
-        if batch.attributes is not None:
-            rows["amounts"] = batch.attributes.to(self.device)
         with torch.no_grad(), self.precision.autocast():
             return rows | {name: say(clean).float() for name, say in self.references.items()}
 
@@ -264,10 +262,6 @@ class Trainer:
                 if word in self.bank_texts:
                     found.bank_positives[row, self.bank_texts[word]] = True
             found.bank_positives = found.bank_positives.to(text.device)
-        if "amounts" in rows:
-            captions, own = self.batches.described(self.index, labels)
-            found.captions = self.text(captions).unflatten(0, (-1, rows["amounts"].shape[1]))
-            found.own = own.to(text.device)
         if texts is not None and self.text_teacher is not None:
             found.text_said, found.text_head = self.text_teacher(texts), heads.get("text")
         return found
@@ -427,8 +421,8 @@ def _check(
             "--samples or a smaller step",
         ),
         (
-            (options.bank or options.attributes) and not (vocabulary and frozen),
-            f"--{'bank' if options.bank else 'attributes'} needs --text frozen and --captions vocabulary",
+            options.bank and not (vocabulary and frozen),
+            "--bank needs --text frozen and --captions vocabulary",
         ),
         (
             options.bank_texts and (vocabulary or not frozen),

@@ -454,20 +454,29 @@ def random_resized_crops(
 
 
 def training_crops(images: Tensor, size: int, smallest: float, flip: bool, u: Tensor) -> Tensor:
-    """A random square crop of each training image (N, 3, H, W) at (size, size), of at least `smallest` of its area.
+    """A random square crop of each square training image (N, 3, H, H) at (size, size), of at least `smallest` of its
+    area.
 
-    Bilinear at no less than the images' own resolution, then averaged: free of aliasing. u (4, N): area, place
-    x, place y, and which half is mirrored if `flip` is on.
+    Bilinear at no less than the images' own resolution, then averaged: free of aliasing. Two matrix products, one per
+    axis. u (4, N): area, place x, place y, and which half is mirrored if `flip` is on.
     """
-    finer = -(-images.shape[-1] // size)
+    length, finer = images.shape[-1], -(-images.shape[-1] // size)
     side = (smallest + (1 - smallest) * u[0]).sqrt()
     mirror = torch.where(u[3] < 0.5, -1.0, 1.0) if flip else torch.ones(len(images))
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = side * mirror, side
-    theta[:, :, 2] = ((2 * u[1:3] - 1) * (1 - side)).T
-    grid = F.affine_grid(theta, [len(images), 3, *[size * finer] * 2], align_corners=False)
-    cut = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp_(0, 1)
-    return F.avg_pool2d(cut, finer) if finer > 1 else cut
+    points = (2 * torch.arange(size * finer) + 1) / (size * finer) - 1
+
+    def weights(scale: Tensor, middle: Tensor) -> Tensor:  # (N, size, length)
+        place = (points * scale[:, None] + (middle * (1 - side))[:, None] + 1) * length / 2 - 0.5
+        place = place.clamp(0, length - 1)
+        low = place.floor().clamp(max=max(length - 2, 0))
+        found = torch.zeros(len(images), size, length)
+        at = low.long() + torch.arange(size * finer) // finer * length
+        found.view(len(images), -1).scatter_add_(1, at, (1 - place + low) / finer)
+        found.view(len(images), -1).scatter_add_(1, at + min(1, length - 1), (place - low) / finer)
+        return found[:, None]
+
+    down, across = weights(side, 2 * u[2] - 1), weights(side * mirror, 2 * u[1] - 1)
+    return (down @ images @ across.transpose(2, 3)).clamp_(0, 1)
 
 
 def cutouts(

@@ -16,8 +16,8 @@ from train_helpers import prepared
 
 from clipag_plug.train.command import train
 from clipag_plug.train.data import Batches, open_data
-from clipag_plug.train.decode import pixels
-from clipag_plug.train.tally import CAUSES, BadSample, Tally
+from clipag_plug.train.decode import CAUSES, BadSample, pixels
+from clipag_plug.train.tally import Tally
 from clipag_plug.vocabulary import bundled_vocabulary
 
 TXT = {"txt": b"a thing"}

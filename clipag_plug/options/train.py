@@ -53,7 +53,9 @@ class Train(Options):
     label_column: str = option("", "column of class numbers in a table; empty: the usual names")
     memory: float = option(4.0, "GB of decoded images to hold; the rest is decoded on use", low=0)
     shuffle: int = option(2000, "samples that are mixed where data is read in order", low=1)
-    decoders: int = option(2, "threads that decode one batch ahead; 0: none", low=0)
+    decoders: int = option(
+        2, "processes that read, decode and crop ahead; 0: in the foreground", low=0
+    )
     max_bad_fraction: float = option(0.05, "share of bad samples that stops a run", low=0, high=1)
 
     init: str = option("", "model to start from, by any name that load() takes; or a run's folder")

@@ -1,55 +1,47 @@
 """Training data: from the items of --data to batch number `index`, a pure function of the seed.
 
 `open_data` reads a set into memory where it fits and reads it piece by piece where it does not; `Batches` shuffles,
-crops and captions it. What the items may be is described in `sources`, what is skipped in `tally`.
+crops and captions it, in worker processes where that is asked for. What the items may be is described in `sources`,
+what is skipped in `tally`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from ..augment import training_crops
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
-from .crops import crops, draws, random_crops
-from .decode import Decoder, Sample
+from .decode import Bad, Columns, Decoder, Sample
 from .feeds import (
     Feed,
     IndexedFeed,
     MemoryFeed,
+    Mixture,
     Photos,
     StreamFeed,
     in_memory,
     joined,
-    order,
     to_float,
 )
-from .loader import Loader
 from .matches import Matches
-from .mixture import Mixture
 from .shards import read_tar
-from .sources import Indexed, Source, open_sources, parse
-from .tables import Columns
+from .sources import Indexed, Item, Source, open_sources, parse
 from .tally import Tally
 
-__all__ = [
-    "Batch",
-    "Batches",
-    "Columns",
-    "Data",
-    "Photos",
-    "Tally",
-    "open_data",
-    "order",
-    "random_crops",
-    "read_shards",
-    "read_tar",
-]
+__all__ = ["Batch", "Batches", "Columns", "Data", "Photos", "open_data", "read_shards", "read_tar"]
+
+FURTHEST = 100  # batches to look through for a good sample
+AHEAD = 5e8  # bytes of finished batches that may wait, but two a worker at least and eight at most
 
 
 @dataclass
@@ -66,7 +58,7 @@ class Batch:
 class Data:
     """An opened data set: one feed for each share, or a single one."""
 
-    feeds: list[Feed]
+    feeds: Sequence[Feed]
     shares: list[float]
     names: list[str] = field(default_factory=list)  # of the classes, where the sources have them
 
@@ -97,24 +89,23 @@ def open_data(
     images; the order is up to `Batches`.
     Raises ValueError, FileNotFoundError or ImportError where the data cannot be had.
     """
-    items, columns = parse(specs), columns or Columns()
-    opened = [open_sources(item.spec, size, columns, seed) for item in items]
+    items = parse(specs, columns)
+    opened = [open_sources(item, size, seed) for item in items]
     names = class_names([source for sources in opened for source in sources])
     decoder = Decoder(size, need_text, classes if isinstance(classes, int) else classes(names))
     if items[0].share is None:
         opened = [[source for sources in opened for source in sources]]
     feeds: list[Feed] = []
     for sources in opened:
-        feed = _feed(sources, decoder, memory * 1e9, shuffle)
-        if isinstance(feed, MemoryFeed):
-            memory -= feed.photos.images.nbytes / 1e9
-        feeds.append(feed)
+        feeds.append(_feed(sources, decoder, memory * 1e9, shuffle))
+        if isinstance(feeds[-1], MemoryFeed):
+            memory -= feeds[-1].photos.images.nbytes / 1e9
     return Data(feeds, [item.share or 1.0 for item in items][: len(feeds)], names)
 
 
-def class_names(sources: Sequence[Any]) -> list[str]:
+def class_names(sources: Sequence[Source]) -> list[str]:
     """The names of the classes by number, where sources have them. Raises ValueError where two number otherwise."""
-    found = [list(source.classes) for source in sources if getattr(source, "classes", None)]
+    found = [source.classes for source in sources if source.classes]
     for names in found:
         if names != found[0]:
             raise ValueError(
@@ -143,13 +134,93 @@ def read_shards(patterns: Sequence[str], size: int) -> Photos:
     share. Captions and classes may be missing. A sample that cannot be used is counted by cause in `skipped`.
     Raises FileNotFoundError when a pattern matches nothing, ValueError when no sample is readable.
     """
-    decoder = Decoder(size, need_text=False)
-    sources = [s for spec in patterns for s in open_sources(spec, size, Columns(), 0)]
-    photos = in_memory(sources, decoder, float("inf"))
-    if photos is None:  # cannot be: there is no limit
-        raise RuntimeError("data without a limit of memory was not read")
+    sources = [source for spec in patterns for source in open_sources(Item(spec), size)]
+    photos = in_memory(sources, Decoder(size, need_text=False), float("inf"))
+    assert photos is not None  # there is no limit
     photos.names = class_names(sources)
     return photos
+
+
+@dataclass
+class Made:
+    """A batch, the bad samples met on the way (name -> cause), how many samples were looked at by then, and how many
+    one pass has (None: not known)."""
+
+    batch: Batch
+    bad: dict[str, str]
+    seen: int
+    length: int | None
+
+
+class Maker(Dataset[Any]):
+    """Makes batch number `index`: in the process that asks, or in several at once. See `Batches` for the arguments."""
+
+    def __init__(
+        self, mixture: Mixture, own: slice, size: int, crop: float, flip: bool,
+        vocabulary: Vocabulary | None, group_share: float,
+    ) -> None:  # fmt: skip
+        self.mixture, self.own, self.size, self.crop, self.flip = mixture, own, size, crop, flip
+        self.vocabulary, self.group_share = vocabulary, group_share
+        self._kept: dict[int, list[tuple[Feed, Any]]] = {}
+
+    def __getitem__(self, index: int) -> Made | Exception:
+        try:
+            return self._made(index)
+        except (ValueError, OSError, ImportError) as error:
+            return error  # raised where the batch is asked for: DataLoader would wrap it in a traceback
+
+    def _made(self, index: int) -> Made:
+        references, bad = self._references(index), dict[str, str]()
+        loaded = [feed.load(reference) for feed, reference in references[self.own]]
+        samples: list[Sample] = []
+        for place, sample in reversed(list(enumerate(loaded, self.own.start))):
+            if isinstance(sample, Bad):
+                bad[sample.name] = sample.cause
+                # The next good one: of this worker's, which is at hand, else of all the others.
+                sample = samples[-1] if samples else self._stand_in(place, index)
+            samples.append(sample)
+        samples.reverse()
+        bad = dict(reversed(bad.items()))
+        seed = self.mixture.seed * 1_000_003 + index
+        draws = torch.rand(4, len(references), generator=torch.Generator().manual_seed(seed))
+        images = to_float(np.stack([sample.image for sample in samples]))
+        images = training_crops(images, self.size, self.crop, self.flip, draws[:, self.own])
+        texts, words = self._captions(samples, seed)
+        batch = Batch(images, texts, words, torch.tensor([sample.label for sample in samples]))
+        return Made(batch, bad, self.mixture.seen(index), self.mixture.length)
+
+    def _captions(self, samples: list[Sample], seed: int) -> tuple[list[str], list[str]]:
+        """Captions and their words. Each place of a batch has random numbers of its own, whichever worker fills it."""
+        if self.vocabulary is None:
+            texts = [sample.text for sample in samples]
+            return texts, texts
+        texts, words = [], []
+        for place, sample in enumerate(samples, self.own.start):
+            rng = random.Random(seed * 1_048_583 + place)
+            words.append(self.vocabulary.sample_word(sample.label, rng, self.group_share))
+            texts.append(sentence(words[-1], rng.choice(TEMPLATES)))
+        return texts, words
+
+    def _stand_in(self, place: int, index: int) -> Sample:
+        """The next good sample: of the batch, from its start again behind its end, then of the batches after it."""
+        whole = self._references(index)
+        candidates = [*whole[place + 1 :], *whole[:place]]
+        for later in range(index + 1, index + FURTHEST):
+            for feed, reference in candidates:
+                sample = feed.load(reference)
+                if isinstance(sample, Sample):
+                    return sample
+            candidates = self._references(later)
+        raise ValueError(
+            f"none of the samples of batches {index} to {index + FURTHEST - 2} can be used; look at the data"
+        )
+
+    def _references(self, index: int) -> list[tuple[Feed, Any]]:
+        """The batch's samples. Batches that were looked at ahead are kept, since a stream would have to go back."""
+        self._kept = {number: kept for number, kept in self._kept.items() if number >= index}
+        if index not in self._kept:
+            self._kept[index] = self.mixture[index]
+        return self._kept[index]
 
 
 class Batches:
@@ -158,7 +229,7 @@ class Batches:
     worker: (rank, world size). With world size W the batch is this worker's N rows, rank * N to rank * N + N, of what
     one process with a batch of N * W gets for the same index: shuffle, crops, captions and all.
     A bad sample's place is taken by the next good one of the whole batch of all workers; it is counted in `tally`.
-    decoders: threads for data that is not in memory; with one or more the next batch is prepared ahead.
+    decoders: processes that read, decode and crop whole batches ahead, into shared memory; 0: in the foreground.
     duplicates: equal captions describe each other's images.
     max_bad_fraction: more bad samples than that are a ValueError, once CHECKED_FROM samples (or all) were seen.
     """
@@ -185,28 +256,58 @@ class Batches:
         if isinstance(data, Photos):
             data = Data([MemoryFeed(data)], [1.0])
         _check_classes(data, vocabulary)
-        self.batch_size, self.size, self.worker = batch_size, size, worker
-        self.crop, self.flip, self.seed = crop, flip, seed
-        self.vocabulary, self.group_share = vocabulary, group_share
-        self.duplicates = duplicates
+        self.seed, self.vocabulary, self.duplicates = seed, vocabulary, duplicates
         self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
-        self.per_epoch = self.mixture.per_epoch
-        self.loader = Loader(self.mixture, (rank * batch_size, batch_size), decoders)
-        self.tally = Tally(self.mixture.bad(), workers=world, limit=max_bad_fraction)
+        self.per_epoch, self.decoders = self.mixture.per_epoch, decoders
+        own = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.maker = Maker(self.mixture, own, size, crop, flip, vocabulary, group_share)
+        self.ahead = min(8, max(2, int(AHEAD / max(1, decoders) / (batch_size * 12 * size**2))))
+        self._coming: tuple[int, Iterator[Any]] | None = None
+        known = {name: cause for feed in data.feeds for name, cause in feed.bad.items()}
+        self.tally = Tally(known, workers=world, limit=max_bad_fraction)
         if all(feed.whole for feed in data.feeds):
             self.tally.add({}, self.mixture.seen(None), self.mixture.length)
 
     def __getitem__(self, index: int) -> Batch:
-        samples, bad, seen = self.loader[index]
-        self.tally.add(bad, seen, self.mixture.length)
-        first, total = self.worker[0] * self.batch_size, self.worker[1] * self.batch_size
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        draw = draws(total, generator)[:, first : first + self.batch_size]
-        images = to_float(np.stack([sample.image for sample in samples]))
-        images = crops(images, self.size, self.crop, self.flip, draw)
-        texts, words = self._captions(samples, index, first)
-        labels = torch.tensor([sample.label for sample in samples])
-        return Batch(images, texts, words, labels)
+        made = self._from_workers(index) if self.decoders else self.maker[index]
+        if isinstance(made, Exception):
+            self._coming = None
+            raise made
+        self.tally.add(made.bad, made.seen, made.length)
+        return made.batch
+
+    def _from_workers(self, index: int) -> Made | Exception:
+        failed = ""
+        for _ in range(2):  # one that was killed is replaced, once
+            if self._coming is None or self._coming[0] != index:
+                self._coming = index, self._started(index)
+            coming = self._coming[1]
+            try:
+                made: Made | Exception = next(coming)
+                self._coming = index + 1, coming
+                return made
+            except RuntimeError as error:  # a worker is gone; its errors come as values
+                self._coming, failed = None, str(error).splitlines()[0]
+        raise RuntimeError(
+            f"a process that prepares batch {index} ended twice ({failed}); it may lack memory or shared memory "
+            "(/dev/shm): set --decoders 0, or a smaller number or --batch-size"
+        )
+
+    def _started(self, index: int) -> Iterator[Any]:
+        """Workers that make the batches from number `index` on. They have one thread each, whatever torchrun sets."""
+        loader = DataLoader(
+            self.maker,
+            batch_size=None,
+            sampler=range(index, sys.maxsize),
+            num_workers=self.decoders,
+            prefetch_factor=self.ahead,
+            collate_fn=_as_it_is,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # the global one is the training's
+            # A fork shares photographs in memory; macOS and Windows copy them.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+        return iter(loader)
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions); see `matches`."""
@@ -236,19 +337,14 @@ class Batches:
         names = self.vocabulary.class_names
         return [sentence(name, template) for name in names], names
 
-    def _captions(
-        self, samples: list[Sample], index: int, first: int
-    ) -> tuple[list[str], list[str]]:
-        """Captions and their words. Each place of a batch has random numbers of its own, whichever worker fills it."""
-        if self.vocabulary is None:
-            texts = [sample.text for sample in samples]
-            return texts, texts
-        texts, words = [], []
-        for place, sample in enumerate(samples, start=first):
-            rng = random.Random((self.seed * 1_000_003 + index) * 1_048_583 + place)
-            words.append(self.vocabulary.sample_word(sample.label, rng, self.group_share))
-            texts.append(sentence(words[-1], rng.choice(TEMPLATES)))
-        return texts, words
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _ignore_interrupts(number: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training ends its step and then its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_classes(data: Data, vocabulary: Vocabulary | None) -> None:

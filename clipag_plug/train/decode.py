@@ -4,37 +4,82 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from ..vocabulary import sentence
-from .tally import BadSample
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
+# Usual names of columns and JSON keys, those of img2dataset, open_clip and Hugging Face among them, the first wins.
+IMAGE_NAMES = "image img jpg png webp filepath file_path filename file_name image_path image_file"
+IMAGE_NAMES += " path file"
+CAPTION_NAMES = "caption text txt title sentence captions description"
+LABEL_NAMES = "label cls class class_id"
 SMALLEST = 8  # pixels of the shorter side: below are tracking pixels and spacers
 LARGEST = 178_956_970  # pixels; above Pillow takes a file for a decompression bomb
 MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 # Modes whose values are levels of known range. "I" and "F" are not: nothing says what white is.
-CONVERTIBLE: tuple[str, ...] = (
-    "1",
-    "L",
-    "LA",
-    "La",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
+CONVERTIBLE = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+    | {"I;16", "I;16B", "I;16L", "I;16N"}
 )
-CONVERTIBLE += ("LAB", "HSV", "I;16", "I;16B", "I;16L", "I;16N")
+# Every cause there is; a broken shard or command counts as one bad item.
+CAUSES = (
+    *("no image", "empty image", "broken image", "not an image", "image too large"),
+    *("image too small", "unsupported colour mode"),
+    *("no caption", "empty caption", "caption not UTF-8", "broken metadata"),
+    *("no class", "unknown class"),
+    *("missing file", "broken row"),
+    *("truncated shard", "unreadable shard", "failed command"),
+)
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; its text is one of CAUSES."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a table's columns (and, for captions, of a JSON file's keys); an empty one means the usual names.
+
+    templates: sentences whose braces captions go into; samples take turns by their names.
+    """
+
+    image: str = ""
+    caption: str = ""
+    label: str = ""
+    templates: tuple[str, ...] = ("{}",)
+
+    def find(self, present: Sequence[str], source: str) -> tuple[str, str | None, str | None]:
+        """The columns of image, caption and class among those present; caption and class may be missing.
+
+        Raises ValueError where a column that was named, or any for the image, is not there.
+        """
+        by_lower = {name.lower(): name for name in reversed(present)}
+        found = []
+        for what, usual in (
+            ("image", IMAGE_NAMES),
+            ("caption", CAPTION_NAMES),
+            ("label", LABEL_NAMES),
+        ):
+            given = getattr(self, what)
+            if given and given not in present:
+                raise ValueError(
+                    f"{source} has no column {given!r} (--{what}-column); it has {', '.join(present)}"
+                )
+            found.append(given or next((by_lower[n] for n in usual.split() if n in by_lower), None))
+        if found[0] is None:
+            raise ValueError(
+                f"{source} has the columns {', '.join(present)}: none is known to hold images; give --image-column NAME"
+            )
+        return found[0], found[1], found[2]
 
 
 @dataclass
@@ -46,20 +91,26 @@ class Record:
 
     name: str
     image: bytes | np.ndarray | None = None
-    text: bytes | str | None = None
-    label: bytes | str | int | None = None
+    text: Any = None
+    label: Any = None
     metadata: bytes | None = None
     error: str = ""
-    template: str = ""  # a caption goes into its braces
+    columns: Columns = field(default_factory=Columns)
 
 
-@dataclass
-class Sample:
+class Sample(NamedTuple):
     """image uint8 (size, size, 3), caption (may be empty), class (-1 unknown)."""
 
     image: np.ndarray
     text: str
     label: int
+
+
+class Bad(NamedTuple):
+    """The name of a sample that cannot be used, and the cause."""
+
+    name: str
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -71,57 +122,71 @@ class Decoder:
     need_text: bool = True
     classes: int = 0
 
-    def __call__(self, record: Record) -> Sample:
-        """Raises BadSample with the first cause that it meets."""
-        if record.error:
-            raise BadSample(record.error)
-        text, label = self.caption(record), self.label(record)
-        return Sample(pixels(record.image, self.size), text, label)
+    def __call__(self, record: Record) -> Sample | Bad:
+        try:
+            if record.error:
+                raise BadSample(record.error)
+            text, label = self.caption(record), self.label(record)
+            return Sample(pixels(record.image, self.size), text, label)
+        except BadSample as cause:
+            return Bad(record.name, str(cause))
 
     def caption(self, record: Record) -> str:
-        text = record.text
-        if text is None and record.metadata is not None:
-            text = self._from_metadata(record.metadata)
-        if text is None:
-            if self.need_text:
+        """The caption in its template, empty where none is needed. Raises BadSample."""
+        try:
+            value, columns = plain(record.text), record.columns
+            if value is None and record.metadata is not None:
+                value = plain(_keys(record.metadata), columns.caption or CAPTION_NAMES)
+            if value is None:
                 raise BadSample("no caption")
-            return ""
-        text = self._decoded(text).strip()
-        if self.need_text and not text:
-            raise BadSample("empty caption")
-        return sentence(text, record.template) if text and record.template else text
-
-    def _from_metadata(self, metadata: bytes) -> str | None:
-        """The caption in the JSON file that img2dataset writes beside an image."""
-        try:
-            caption: Any = json.loads(metadata)["caption"]
-        except KeyError:
-            return None
-        except (ValueError, TypeError):
-            if self.need_text:
-                raise BadSample("broken metadata") from None
-            return None
-        return caption if isinstance(caption, str) else None
-
-    def _decoded(self, text: bytes | str) -> str:
-        try:
-            # A table is read with surrogateescape: encoding it back shows whether its bytes were UTF-8.
-            return text.decode("utf-8") if isinstance(text, bytes) else text.encode().decode()
-        except UnicodeError:
-            if self.need_text:
+            try:
+                # A table is read with surrogateescape: encoding it back shows whether its bytes were UTF-8.
+                data = value if isinstance(value, bytes) else value.encode()
+                text = data.decode().strip()
+            except UnicodeError:
                 raise BadSample("caption not UTF-8") from None
+            if not text:
+                raise BadSample("empty caption")
+        except BadSample:
+            if self.need_text:
+                raise
             return ""
+        template = columns.templates[
+            crc32(record.name.encode(errors="replace")) % len(columns.templates)
+        ]
+        return text if template == "{}" else sentence(text, template)
 
     def label(self, record: Record) -> int:
+        """The class, -1 where there is none and none is needed. Raises BadSample."""
         try:
             label = -1 if record.label is None else int(record.label)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             label = -1
-        if self.classes and label < 0:
-            raise BadSample("no class")
-        if self.classes and label >= self.classes:
-            raise BadSample("unknown class")
+        if self.classes and not 0 <= label < self.classes:
+            raise BadSample("no class" if label < 0 else "unknown class")
         return label
+
+
+def plain(value: Any, names: str = CAPTION_NAMES) -> bytes | str | None:
+    """The text in a cell: of several the first, of a mapping the first of `names`; numbers and dates as text."""
+    if isinstance(value, list | tuple):
+        return plain(value[0]) if value else None
+    if isinstance(value, dict):
+        keys = [names] if names in value else names.split()
+        return plain(next((value[key] for key in keys if key in value), None))
+    if value is None or value != value:  # not a number
+        return None
+    return value if isinstance(value, bytes | str) else str(value)
+
+
+def _keys(metadata: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(metadata)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadSample("broken metadata")
+    return found
 
 
 def pixels(data: bytes | np.ndarray | None, size: int) -> np.ndarray:
@@ -134,19 +199,19 @@ def pixels(data: bytes | np.ndarray | None, size: int) -> np.ndarray:
 
     if data is None:
         raise BadSample("no image")
-    if isinstance(data, np.ndarray):
-        image = Image.fromarray(data)
-    elif not data:
+    if not len(data):
         raise BadSample("empty image")
-    else:
-        try:
-            image = Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError:
-            raise BadSample("image too large") from None
-        except UnidentifiedImageError:
-            raise BadSample("broken image" if data.startswith(MAGIC) else "not an image") from None
-        except Exception:  # Pillow raises many types for broken data; each is the same to us
-            raise BadSample("broken image") from None
+    try:
+        image = (
+            Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data))
+        )
+    except Image.DecompressionBombError:
+        raise BadSample("image too large") from None
+    except UnidentifiedImageError:
+        known = isinstance(data, bytes) and data.startswith(MAGIC)
+        raise BadSample("broken image" if known else "not an image") from None
+    except Exception:  # Pillow raises many types for broken data; each is the same to us
+        raise BadSample("broken image") from None
     if image.width * image.height > LARGEST:
         raise BadSample("image too large")
     if min(image.size) < SMALLEST:

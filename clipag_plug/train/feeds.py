@@ -1,10 +1,12 @@
-"""Endless shuffled feeds: sample number `cursor` of a seed is always the same, in memory, on disk or in a stream."""
+"""Endless shuffled feeds: sample number `cursor` of a seed is always the same, in memory, on disk or in a stream; and
+which samples of one feed, or of several with a share each, make batch number `index`."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
-import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import Decoder, Record, Sample
-from .sources import Indexed, Source
-from .tally import BadSample
+from .decode import Bad, Decoder, Record, Sample
+from .sources import Indexed, Source, records
+
+BLOCK = 10_000  # places of a batch stream over which the shares hold exactly, up to rounding
 
 
 @dataclass
@@ -46,7 +49,10 @@ def to_float(images: np.ndarray) -> Tensor:
 
 def order(count: int, seed: int, epoch: int) -> Tensor:
     """The shuffled order of one pass over `count` samples; the same for the same seed and epoch."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(
+        count, generator=generator, dtype=torch.int32 if count < 2**31 else torch.int64
+    )
 
 
 class Feed(Protocol):
@@ -55,92 +61,57 @@ class Feed(Protocol):
 
     bad: dict[str, str]
     whole: bool
-
-    @property
-    def length(self) -> int | None: ...
+    length: int | None
 
     def take(self, cursor: int, count: int, seed: int) -> list[Any]:
         """References to the samples number cursor to cursor + count in the order of the seed."""
         ...
 
-    def load(self, reference: Any) -> Sample:
-        """The sample behind a reference; raises BadSample. Called by several threads at once."""
-        ...
-
-    def name(self, reference: Any) -> str:
-        """The sample's name, the same in every epoch."""
+    def load(self, reference: Any) -> Sample | Bad:
+        """The sample behind a reference."""
         ...
 
 
-class _Shuffled:
-    """Passes over a known number of samples, each in an order of its own."""
+class IndexedFeed:
+    """Sources that are read and decoded sample by sample, when a batch needs them; each pass in an order of its own."""
 
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._lock = (
-            threading.Lock()
-        )  # two `Batches` may share a feed, each with a thread that reads ahead
-        self._held, self._order = (0, -1), torch.empty(0, dtype=torch.long)
+    whole = False
 
-    @property
-    def length(self) -> int | None:
-        return self._length
+    def __init__(self, sources: Sequence[Indexed], decoder: Decoder) -> None:
+        self.starts = np.cumsum([0, *map(len, sources)])
+        self.length, self.bad = int(self.starts[-1]), joined(sources)
+        self.sources, self.decoder = sources, decoder
+        self._held, self._order = (0, -1), torch.empty(0)
 
-    def take(self, cursor: int, count: int, seed: int) -> list[Any]:
+    def take(self, cursor: int, count: int, seed: int) -> list[int]:
         rows: list[int] = []
-        while count > 0:
-            epoch, place = divmod(cursor, self._length)
-            part = self._order_of(seed, epoch)[place : place + count].tolist()
-            rows += part
-            cursor, count = cursor + len(part), count - len(part)
+        while len(rows) < count:
+            epoch, place = divmod(cursor + len(rows), self.length)
+            if (seed, epoch) != self._held:
+                self._order = torch.empty(0)
+                self._held, self._order = (seed, epoch), order(self.length, seed, epoch)
+            rows += self._order[place : place + count - len(rows)].tolist()
         return rows
 
-    def _order_of(self, seed: int, epoch: int) -> Tensor:
-        with self._lock:
-            if (seed, epoch) != self._held:
-                self._held, self._order = (seed, epoch), order(self._length, seed, epoch)
-            return self._order
+    def load(self, reference: int) -> Sample | Bad:
+        source = int(np.searchsorted(self.starts, reference, side="right")) - 1
+        return self.decoder(self.sources[source].record(reference - int(self.starts[source])))
 
 
-class MemoryFeed(_Shuffled):
+class MemoryFeed(IndexedFeed):
     """Photographs in memory."""
 
     whole = True
 
     def __init__(self, photos: Photos) -> None:
-        super().__init__(len(photos))
-        self.photos, self.bad = photos, photos.bad
+        super().__init__([], Decoder(0))
+        self.photos, self.bad, self.length = photos, photos.bad, len(photos)
 
     def load(self, reference: int) -> Sample:
         photos = self.photos
         return Sample(
             photos.images[reference], photos.texts[reference], int(photos.labels[reference])
         )
-
-    def name(self, reference: int) -> str:
-        return str(reference)
-
-
-class IndexedFeed(_Shuffled):
-    """Sources that are read and decoded sample by sample, when a batch needs them."""
-
-    whole = False
-
-    def __init__(self, sources: Sequence[Indexed], decoder: Decoder) -> None:
-        self.starts = np.cumsum([0, *map(len, sources)])
-        super().__init__(int(self.starts[-1]))
-        self.sources, self.decoder = sources, decoder
-        self.bad = joined(sources)
-
-    def load(self, reference: int) -> Sample:
-        return self.decoder(self._record(reference))
-
-    def name(self, reference: int) -> str:
-        return self._record(reference).name
-
-    def _record(self, reference: int) -> Record:
-        source = int(np.searchsorted(self.starts, reference, side="right")) - 1
-        return self.sources[source].record(reference - int(self.starts[source]))
 
 
 class StreamFeed:
@@ -151,41 +122,33 @@ class StreamFeed:
     """
 
     whole = False
+    length: int | None = None
 
     def __init__(self, sources: Sequence[Source], decoder: Decoder, buffer: int) -> None:
         self.sources, self.decoder = sources, decoder
-        self.buffer, self._seed = max(1, buffer), 0
-        self.bad = joined(sources)
-        self.length: int | None = None
-        self._lock = threading.Lock()
-        self._cursor, self._records = 0, self._from(0)
+        self.buffer, self.bad = max(1, buffer), joined(sources)
+        self._seed, self._cursor, self._records = -1, 0, iter(())
 
-    def take(self, cursor: int, count: int, seed: int) -> list[Any]:
-        with self._lock:
-            if seed != self._seed:
-                self._seed, self._cursor, self._records = seed, 0, self._from(0)
-            if cursor != self._cursor:
-                self._seek(cursor)
-            self._cursor += count
-            return list(itertools.islice(self._records, count))
-
-    def load(self, reference: Record) -> Sample:
-        return self.decoder(reference)
-
-    def name(self, reference: Record) -> str:
-        return reference.name
-
-    def _seek(self, cursor: int) -> None:
-        """Moves to a cursor: on from where it is if that is in the same pass, else from the start of the pass."""
-        if self.length is None and cursor < self._cursor:
-            self._cursor, self._records = 0, self._from(0)
+    def take(self, cursor: int, count: int, seed: int) -> list[Record]:
+        if seed != self._seed or cursor < self._cursor:
+            self._start(seed, cursor)
         while self.length is None and self._cursor < cursor:
             next(self._records)
             self._cursor += 1
-        if self.length is not None and cursor != self._cursor:
-            epoch, place = divmod(cursor, self.length)
-            self._records = itertools.islice(self._from(epoch), place, None)
-            self._cursor = cursor
+        if self.length and cursor // self.length > self._cursor // self.length:
+            self._start(seed, cursor)
+        skipped = cursor - self._cursor
+        self._cursor = cursor + count
+        return list(itertools.islice(self._records, skipped, skipped + count))
+
+    def _start(self, seed: int, cursor: int) -> None:
+        """At the start of the cursor's pass; before the length of one is known, of the first."""
+        epoch = cursor // self.length if self.length else 0
+        self._seed, self._cursor = seed, epoch * (self.length or 0)
+        self._records = self._from(epoch)
+
+    def load(self, reference: Record) -> Sample | Bad:
+        return self.decoder(reference)
 
     def _from(self, epoch: int) -> Iterator[Record]:
         for number in itertools.count(epoch):
@@ -202,7 +165,7 @@ class StreamFeed:
         sources = list(self.sources)
         rng.shuffle(sources)
         held: list[Record] = []
-        for record in itertools.chain.from_iterable(source.records() for source in sources):
+        for record in itertools.chain.from_iterable(map(records, sources)):
             if len(held) < self.buffer:
                 held.append(record)
                 continue
@@ -217,31 +180,119 @@ def in_memory(sources: Sequence[Source], decoder: Decoder, most: float) -> Photo
     """All good samples of the sources, decoded; None where they take more than `most` bytes. Raises ValueError where
     there is none."""
     bad = joined(sources)
-    images: list[np.ndarray] = []
-    texts: list[str] = []
-    labels: list[int] = []
+    found: list[Sample] = []
     room = most / (3 * decoder.size**2)
     if sum(len(source) for source in sources if isinstance(source, Indexed)) > room:
         return None
-    for record in itertools.chain.from_iterable(source.records() for source in sources):
-        try:
-            sample = decoder(record)
-        except BadSample as error:
-            bad[record.name] = str(error)
+    for sample in map(decoder, itertools.chain.from_iterable(map(records, sources))):
+        if isinstance(sample, Bad):
+            bad[sample.name] = sample.cause
             continue
-        images.append(sample.image)
-        texts.append(sample.text)
-        labels.append(sample.label)
-        if len(images) > room:
+        found.append(sample)
+        if len(found) > room:
             return None
-    skipped: dict[str, int] = {}
-    for cause in bad.values():
-        skipped[cause] = skipped.get(cause, 0) + 1
-    if not images:
+    skipped = dict(Counter(bad.values()))
+    if not found:
         raise ValueError(f"no usable sample in the data; skipped: {skipped or 'nothing'}")
-    return Photos(np.stack(images), texts, torch.tensor(labels), skipped, bad)
+    images, texts, labels = zip(*found, strict=True)
+    return Photos(np.stack(images), list(texts), torch.tensor(labels), skipped, bad)
 
 
 def joined(sources: Sequence[Source]) -> dict[str, str]:
     """What is wrong with the sources, as known on opening them."""
     return {name: cause for source in sources for name, cause in source.bad.items()}
+
+
+class Mixture:
+    """Batches of `batch` references to samples, a pure function of (seed, index).
+
+    One feed of known length gives whole epochs: each sample at most once in one, what is left over at the end of an
+    epoch is dropped. Several feeds each go on without end; every block of places is dealt out to them by their shares
+    and shuffled. Raises ValueError where a batch cannot be filled.
+    """
+
+    def __init__(
+        self, feeds: Sequence[Feed], shares: Sequence[float], batch: int, seed: int
+    ) -> None:
+        self.feeds = [copy.copy(feed) for feed in feeds]  # each goes through a stream by itself
+        self.batch, self.seed = batch, seed
+        self.dealt = _whole_parts([share / sum(shares) for share in shares])
+        self.per_epoch: int | None = None
+        length = feeds[0].length if len(feeds) == 1 else None
+        if length is not None:
+            self.per_epoch = length // batch
+            if not self.per_epoch:
+                raise ValueError(
+                    f"the data holds {length} samples, fewer than the {batch} of a batch of all workers; "
+                    "lower --batch-size"
+                )
+        self._block, self._owners = -1, torch.empty(0, dtype=torch.long)
+
+    def __getitem__(self, index: int) -> list[tuple[Feed, Any]]:
+        taken = [
+            iter(feed.take(start, end - start, self.seed + 7919 * number))
+            for number, (feed, (start, end)) in enumerate(
+                zip(self.feeds, self._spans(index), strict=True)
+            )
+        ]
+        owners = [0] * self.batch
+        if len(self.feeds) > 1:
+            places = range(index * self.batch, (index + 1) * self.batch)
+            owners = [int(self._deal(place // BLOCK)[place % BLOCK]) for place in places]
+        return [(self.feeds[owner], next(taken[owner])) for owner in owners]
+
+    @property
+    def length(self) -> int | None:
+        """Samples that one pass over all feeds looks at; None while that of a stream is unknown."""
+        if self.per_epoch is not None:
+            return self.per_epoch * self.batch
+        lengths = [feed.length for feed in self.feeds]
+        return sum(n for n in lengths if n is not None) if None not in lengths else None
+
+    def seen(self, index: int | None) -> int:
+        """Samples that were looked at once batch `index` is out (None: on opening), the bad ones found on opening
+        included. In memory every sample was looked at on opening."""
+        seen = 0
+        spans = self._spans(index) if index is not None else [(0, 0)] * len(self.feeds)
+        for feed, (_, end) in zip(self.feeds, spans, strict=True):
+            looked = feed.length if feed.whole else min(end, feed.length or end)
+            seen += len(feed.bad) + (looked or 0)
+        return seen
+
+    def _spans(self, index: int) -> list[tuple[int, int]]:
+        """Numbers of the samples that batch `index` takes of each feed: from, to."""
+        if self.per_epoch is not None and self.feeds[0].length is not None:
+            epoch, place = divmod(index, self.per_epoch)
+            start = epoch * self.feeds[0].length + place * self.batch
+            return [(start, start + self.batch)]
+        before, after = (self._dealt_by((index + more) * self.batch) for more in (0, 1))
+        return list(zip(before, after, strict=True))
+
+    def _dealt_by(self, place: int) -> list[int]:
+        """How many of the first `place` places of the endless stream belong to each feed."""
+        if len(self.feeds) == 1:
+            return [place]
+        block, inside = divmod(place, BLOCK)
+        before = torch.bincount(self._deal(block)[:inside], minlength=len(self.feeds)).tolist()
+        return [block * dealt + count for dealt, count in zip(self.dealt, before, strict=True)]
+
+    def _deal(self, block: int) -> Tensor:
+        """The feed of every place of a block."""
+        if block != self._block:
+            places = torch.arange(len(self.feeds)).repeat_interleave(torch.tensor(self.dealt))
+            self._block, self._owners = block, places[order(BLOCK, self.seed, block)]
+        return self._owners
+
+
+def _whole_parts(shares: Sequence[float]) -> list[int]:
+    """BLOCK places divided by the shares, by largest remainders. Raises ValueError for a share too small for one."""
+    exact = [share * BLOCK for share in shares]
+    parts = [int(value) for value in exact]
+    by_rest = sorted(range(len(parts)), key=lambda n: parts[n] - exact[n])
+    for number in by_rest[: BLOCK - sum(parts)]:
+        parts[number] += 1
+    if not all(parts):
+        raise ValueError(
+            f"a share of --data is below 1 in {BLOCK:,}; leave that item out or raise it"
+        )
+    return parts

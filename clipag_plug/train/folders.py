@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..vocabulary import sentence
-from .decode import IMAGE_SUFFIXES, Record
-from .packed import Strings
+from .decode import IMAGE_SUFFIXES, Columns, Record
+from .index import packed
 
 CLASS_TEMPLATE = "a photo of a {}"
 
@@ -16,67 +17,55 @@ CLASS_TEMPLATE = "a photo of a {}"
 class Folder:
     """Every image below a folder, sorted by path.
 
-    Where no caption file lies anywhere below it and the images are in sub-folders, those of the first level are the
-    classes: numbered in sorted order, their names the captions. bad: caption files whose image is missing.
+    Where no image has a caption beside it and the images are in sub-folders, those of the first level are the classes:
+    numbered in sorted order, their names the captions. bad: where there are captions, those whose image is missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.images = Strings()
-        self.bad: dict[str, str] = {}
-        captioned = False
-        for folder, _, files in _sorted_walk(path):
-            names = {Path(file).stem: file for file in files if _suffix(file) in IMAGE_SUFFIXES}
-            for file in sorted(names.values()):
-                self.images.append(os.path.relpath(os.path.join(folder, file), path))
-            texts = [file for file in files if _suffix(file) == "txt"]
-            beside = any(Path(file).stem in names for file in files if _suffix(file) == "json")
-            captioned = captioned or bool(texts) or beside
-            for file in sorted(texts):
-                if Path(file).stem not in names:
-                    self.bad[os.path.join(folder, file)] = "no image"
-        tops = {name.split(os.sep)[0] for name in self._names() if os.sep in name}
-        self.classes = {} if captioned else {name: n for n, name in enumerate(sorted(tops))}
+    def __init__(self, path: Path, columns: Columns) -> None:
+        self.path, self.columns = path, columns
+        self.captioned, self.tops = False, set[str]()
+        self.index = packed(self._rows)
+        self.bad = self.index.bad if self.captioned else {}
+        self.classes = [] if self.captioned else sorted(self.tops)
+        self.numbers = {name: number for number, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.index)
 
-    def record(self, index: int) -> Record:
+    def record(self, number: int) -> Record:
         """One image with its caption."""
-        name = str(self.images[index])
+        name = self.index[number]
         path = self.path / name
-        record = Record(str(path))
-        try:
-            record.image = path.read_bytes()
-        except OSError:
-            record.error = "missing file"
-        top = name.split(os.sep)[0]
-        if self.classes and os.sep in name:
+        record = Record(str(path), _read(path), columns=self.columns)
+        record.error = "missing file" if record.image is None else ""
+        top, slash, _ = name.partition(os.sep)
+        if self.classes and slash:
             record.text = sentence(top.replace("_", " "), CLASS_TEMPLATE)
-            record.label = self.classes[top]
+            record.label = self.numbers[top]
         elif not self.classes:
-            record.text = _read(path.with_suffix(".txt"))
-            record.label = _read(path.with_suffix(".cls"))
+            record.text, record.label = (
+                _read(path.with_suffix(".txt")),
+                _read(path.with_suffix(".cls")),
+            )
             if record.text is None:
                 record.metadata = _read(path.with_suffix(".json"))
         return record
 
-    def records(self) -> Iterator[Record]:
-        """All of them, in order."""
-        return map(self.record, range(len(self)))
-
-    def _names(self) -> Iterator[str]:
-        return (str(self.images[index]) for index in range(len(self)))
-
-
-def _sorted_walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    for folder, below, files in os.walk(path, followlinks=True):
-        below.sort()
-        yield folder, below, [file for file in files if not file.startswith(".")]
-
-
-def _suffix(file: str) -> str:
-    return file.rpartition(".")[2].lower()
+    def _rows(self, bad: dict[str, str]) -> Iterator[Any]:
+        for folder, below, files in os.walk(self.path, followlinks=True):
+            below.sort()
+            parts = [(*os.path.splitext(f), f) for f in sorted(files) if not f.startswith(".")]
+            images = {stem for stem, suffix, _ in parts if suffix[1:].lower() in IMAGE_SUFFIXES}
+            for stem, suffix, file in parts:
+                if suffix[1:].lower() in IMAGE_SUFFIXES:
+                    name = os.path.relpath(os.path.join(folder, file), self.path)
+                    if os.sep in name:
+                        self.tops.add(name.split(os.sep)[0])
+                    yield name
+                elif suffix.lower() in (".txt", ".json"):
+                    self.captioned = self.captioned or stem in images
+                    if suffix.lower() == ".txt" and stem not in images:
+                        bad[os.path.join(folder, file)] = "no image"
 
 
 def _read(path: Path) -> bytes | None:

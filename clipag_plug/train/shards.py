@@ -13,65 +13,48 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .decode import IMAGE_SUFFIXES, Record
+from .decode import IMAGE_SUFFIXES, Columns, Record
+from .index import index_of
 
 # Suffix of a member -> field of the record.
-FIELDS = {
-    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+FIELDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | {
     "txt": "text",
     "json": "metadata",
     "cls": "label",
 }
-PLACED = ("image", "text", "metadata", "label")
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+Opener = Callable[[], tarfile.TarFile]
 Payload = Callable[[tarfile.TarFile, tarfile.TarInfo], Any]
 
 
 class TarFile:
-    """A plain tar file with random access: per sample its key and 64 bytes of places.
+    """A plain tar file with random access. The samples before a cut are still there."""
 
-    bad: name -> cause of what is wrong with the file as a whole; the samples before a cut are still there.
-    """
+    classes: list[str] = []
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bad: dict[str, str] = {}
-        keys: list[bytes] = []
-        places: list[list[int]] = []
-
-        def note(cause: str) -> None:
-            self.bad[str(path)] = cause
-
-        for key, members in _samples(partial(tarfile.open, path), note, _place, path):
-            row = [-1] * (2 * len(PLACED))
-            for suffix, place in members.items():
-                if suffix in FIELDS:
-                    at = 2 * PLACED.index(FIELDS[suffix])
-                    row[at : at + 2] = place
-            keys.append(key.encode("utf-8", "surrogateescape"))
-            places.append(row)
-        self.keys = np.array(keys, dtype=bytes)
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 2 * len(PLACED))
+    def __init__(self, path: Path, columns: Columns) -> None:
+        self.path, self.columns = path, columns
+        self.index = index_of(path, self._rows)
+        self.bad = self.index.bad
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.index)
 
-    def record(self, index: int) -> Record:
+    def record(self, number: int) -> Record:
         """One sample, read from the file."""
+        key, places = self.index[number]
         fields: dict[str, Any] = {}
         with self.path.open("rb") as stream:
-            for place, field in enumerate(PLACED):
-                offset, size = self.places[index, 2 * place : 2 * place + 2].tolist()
-                if offset >= 0:
-                    stream.seek(offset)
-                    fields[field] = stream.read(size)
-        return Record(f"{self.path}:{self.keys[index].decode('utf-8', 'replace')}", **fields)
+            for field, (offset, size) in places.items():
+                stream.seek(offset)
+                fields[field] = stream.read(size)
+        return Record(f"{self.path}:{key}", columns=self.columns, **fields)
 
-    def records(self) -> Iterator[Record]:
-        """All of them, in the file's order."""
-        return map(self.record, range(len(self)))
+    def _rows(self, bad: dict[str, str]) -> Iterator[Any]:
+        def note(cause: str) -> None:
+            bad[str(self.path)] = cause
+
+        return _samples(partial(tarfile.open, self.path), note, _place, self.path)
 
 
 class TarStream:
@@ -81,22 +64,50 @@ class TarStream:
     """
 
     bad: dict[str, str] = {}
+    classes: list[str] = []
 
-    def __init__(self, source: Path | str) -> None:
-        self.source = source
+    def __init__(self, source: Path | str, columns: Columns) -> None:
+        self.source, self.columns = source, columns
 
     def records(self) -> Iterator[Record]:
         """Every sample; a command runs anew each time."""
         if isinstance(self.source, str):
-            return _of_command(self.source)
-        path = self.source
-        return _stream(str(path), partial(tarfile.open, path, "r|*"))
+            return self._of_command(self.source)
+        return self._stream(str(self.source), partial(tarfile.open, self.source, "r|*"))
+
+    def _of_command(self, command: str) -> Iterator[Record]:
+        name, failed = f"pipe:{command}", True
+        with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+            output: Any = process.stdout
+            try:
+                last = None
+                for record in self._stream(name, partial(tarfile.open, fileobj=output, mode="r|*")):
+                    if last is not None:
+                        yield last
+                    last = record
+                while output.read(1 << 20):  # padding; a command that cannot write it would fail
+                    pass
+                failed = process.wait() != 0
+                if last is not None and not (failed and last.error):
+                    yield last
+                if failed:
+                    yield Record(name, error="failed command")
+            finally:
+                process.kill()  # where it is left before its end
+
+    def _stream(self, name: str, opened: Opener) -> Iterator[Record]:
+        causes: list[str] = []
+        for key, fields in _samples(opened, causes.append, _content):
+            yield Record(f"{name}:{key}", columns=self.columns, **fields)
+        for cause in causes:
+            yield Record(name, error=cause)
 
 
-def open_shard(path: Path) -> TarFile | TarStream:
+def open_shard(path: Path, columns: Columns) -> TarFile | TarStream:
     """The shard, with random access where its format allows it."""
     with path.open("rb") as stream:
-        return TarStream(path) if stream.read(6).startswith(COMPRESSED) else TarFile(path)
+        compressed = stream.read(6).startswith(COMPRESSED)
+    return TarStream(path, columns) if compressed else TarFile(path, columns)
 
 
 def read_tar(path: Path, skipped: dict[str, int]) -> Iterator[dict[str, bytes]]:
@@ -105,53 +116,29 @@ def read_tar(path: Path, skipped: dict[str, int]) -> Iterator[dict[str, bytes]]:
     def note(cause: str) -> None:
         skipped[cause] = skipped.get(cause, 0) + 1
 
-    for _, contents in _samples(partial(tarfile.open, path), note, _content, path):
+    for _, contents in _groups(partial(tarfile.open, path), note, _content, path):
         yield contents
 
 
-def _of_command(command: str) -> Iterator[Record]:
-    name = f"pipe:{command}"
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
-        output: Any = process.stdout
-        finished = False
-        try:
-            last = None
-            for record in _stream(name, partial(tarfile.open, fileobj=output, mode="r|*")):
-                if last is not None:
-                    yield last
-                last = record
-            while output.read(1 << 20):  # padding; a command that cannot write it would fail
-                pass
-            failed = process.wait() != 0
-            finished = True
-            if last is not None and not (failed and last.error):
-                yield last
-            if failed:
-                yield Record(name, error="failed command")
-        finally:
-            if not finished:
-                process.kill()
-
-
-def _stream(name: str, opened: Callable[[], tarfile.TarFile]) -> Iterator[Record]:
-    """Records of an archive that cannot seek."""
-    causes: list[str] = []
-    for key, contents in _samples(opened, causes.append, _content):
-        fields = {FIELDS[suffix]: data for suffix, data in contents.items() if suffix in FIELDS}
-        yield Record(f"{name}:{key}", **fields)
-    for cause in causes:
-        yield Record(name, error=cause)
-
-
 def _samples(
-    opened: Callable[[], tarfile.TarFile],
-    note: Callable[[str], None],
-    payload: Payload,
-    path: Path | None = None,
+    opened: Opener, note: Callable[[str], None], payload: Payload, path: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Keys and fields of records. Each image of a key is a sample, with the caption and class that they share."""
+    for key, members in _groups(opened, note, payload, path):
+        fields = {FIELDS[suffix]: value for suffix, value in members.items() if suffix in FIELDS}
+        images = [value for suffix, value in members.items() if FIELDS.get(suffix) == "image"]
+        yield key, fields
+        for number, image in enumerate(images[:-1]):
+            yield f"{key}#{number}", {**fields, "image": image}
+
+
+def _groups(
+    opened: Opener, note: Callable[[str], None], payload: Payload, path: Path | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Neighbouring members with the same key: (key, suffix -> payload). `note` hears what is wrong with the archive.
 
-    The key is the name up to the first dot of its last part. path: where the file's end can be checked.
+    The key is the name up to the first dot of its last part. Hidden members (macOS writes `._NAME` beside each) are
+    passed over. path: where the file's end can be checked.
     """
     try:
         archive = opened()
@@ -164,9 +151,9 @@ def _samples(
     try:
         with archive:
             for member in archive:
-                if not member.isfile():
-                    continue
                 folder, slash, file = member.name.rpartition("/")
+                if not member.isfile() or file.startswith("."):
+                    continue
                 stem, _, suffix = file.partition(".")
                 if folder + slash + stem != key and sample:
                     yield key, sample

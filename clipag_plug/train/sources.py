@@ -3,7 +3,8 @@
     a.tar  'shards/*.tar.gz'  'shards/{00000..00099}.tar'  'pipe:aws s3 cp s3://bucket/{00..99}.tar -'
         WebDataset shards: files, globs, ranges and lists in braces, the output of shell commands
     table.csv  table.tsv  table.parquet
-        tables of image files, relative to the table's folder; Parquet may hold the images themselves
+        tables of image files, relative to the table's folder, parted by commas, tabs, `;` or `|`; Parquet may hold the
+        images themselves
     FOLDER
         images with captions beside them, a sub-folder for each class, or shards
     hf:NAME[:CONFIG][:SPLIT]  hf:FOLDER[:SPLIT]
@@ -26,51 +27,68 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-from zlib import crc32
+from typing import Protocol, runtime_checkable
 
-from .decode import Record
+import numpy as np
+
+from ..vocabulary import bundled_vocabulary, sentence
+from .decode import Columns, Record
 from .folders import Folder
-from .hub import open_rows
 from .shards import TarStream, open_shard
-from .synthetic import Synthetic
-from .tables import Columns, open_table
+from .tables import open_rows, open_table
 
 TABLES = (".csv", ".tsv", ".parquet")
 KINDS = "a .tar, .csv, .tsv or .parquet file, a folder, pipe:COMMAND, hf:NAME or synthetic:COUNT"
+GRID = 6  # coarse cells a side of a synthetic class's pattern
 
 
-class Source(Protocol):
-    """Records in an order of its own; bad: name -> cause of what was found to be unusable on opening."""
+@runtime_checkable
+class Indexed(Protocol):
+    """A source whose records are at hand by number. bad: name -> cause of what was found to be unusable on opening;
+    classes: their names by number, where it has them."""
 
-    @property
-    def bad(self) -> dict[str, str]: ...
+    bad: dict[str, str]
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def record(self, number: int, /) -> Record: ...
+
+
+class Stream(Protocol):
+    """A source that can only be read from front to back."""
+
+    bad: dict[str, str]
+    classes: list[str]
 
     def records(self) -> Iterator[Record]: ...
 
 
-@runtime_checkable
-class Indexed(Source, Protocol):
-    """A source whose records are at hand by number."""
+Source = Indexed | Stream
 
-    def __len__(self) -> int: ...
 
-    def record(self, index: int) -> Record: ...
+def records(source: Source) -> Iterator[Record]:
+    """All records of a source, in order."""
+    if isinstance(source, Indexed):
+        return map(source.record, range(len(source)))
+    return source.records()
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item of --data: what it names and, where given, its share of every batch."""
+    """One item of --data: what it names, its share of every batch where given, and where captions are."""
 
     spec: str
     share: float | None = None
+    columns: Columns = field(default_factory=Columns)
 
 
-def parse(specs: Sequence[str]) -> list[Item]:
-    """The items of --data. Raises ValueError where only some have a share, or a share is not above 0."""
-    items = [_item(spec) for spec in specs]
+def parse(specs: Sequence[str], columns: Columns | None = None) -> list[Item]:
+    """The items of --data. Raises ValueError where only some have a share, a share is not above 0, or what follows `::`
+    is unknown."""
+    items = [_item(spec, columns or Columns()) for spec in specs]
     if not items:
         raise ValueError(f"no training data; give --data with {KINDS}")
     bare = [item.spec for item in items if item.share is None]
@@ -86,90 +104,75 @@ def parse(specs: Sequence[str]) -> list[Item]:
     return items
 
 
-def _item(spec: str) -> Item:
+def _item(spec: str, columns: Columns) -> Item:
     match = re.fullmatch(r"(.+)@(\d+\.?\d*|\.\d+)", spec, re.DOTALL)
-    if match is None or os.path.exists(spec):
-        return Item(spec)
-    return Item(match[1], float(match[2]))
-
-
-def check_paths(specs: Sequence[str]) -> None:
-    """Raises FileNotFoundError for an item that names files which are not there, before anything slow begins."""
-    for spec in (item.spec for item in parse(specs)):
-        base = spec.split("::")[0]
-        if base.partition(":")[0] not in ("pipe", "hf", "synthetic"):
-            expand([base])
-
-
-def open_sources(spec: str, size: int, columns: Columns, seed: int) -> list[Source]:
-    """The sources that one item names. size: side of synthetic images.
-
-    Raises FileNotFoundError where nothing is there, ValueError where it cannot be data, ImportError for a package
-    that is not installed.
-    """
-    spec, *told = spec.split("::")
+    share = None
+    if match is not None and not os.path.exists(spec):
+        spec, share = match[1], float(match[2])
+    base, *told = spec.split("::")
     if told:
         given = dict(each.partition("=")[::2] for each in told)
         if set(given) - {"caption", "template"} or "" in given.values():
             raise ValueError(
                 f"--data {spec!r} is followed by {told}; give ::caption=NAME, ::template=TEXT"
             )
-        columns = dataclasses.replace(columns, caption=given.get("caption", columns.caption))
-        templates = given.get("template", "{}").split("|")
-        found = open_sources(spec, size, columns, seed)
-        return [
-            (Templated if isinstance(s, Indexed) else TemplatedStream)(s, templates) for s in found
-        ]
-    kind, _, rest = spec.partition(":")
+        caption, templates = given.get("caption", columns.caption), given.get("template", "{}")
+        templates = tuple(templates.split("|"))
+        columns = dataclasses.replace(columns, caption=caption, templates=templates)
+    return Item(base, share, columns)
+
+
+def check_paths(specs: Sequence[str]) -> None:
+    """Raises FileNotFoundError for an item that names files which are not there, before anything slow begins."""
+    for item in parse(specs):
+        if item.spec.partition(":")[0] not in ("pipe", "hf", "synthetic"):
+            expand([item.spec])
+
+
+def open_sources(item: Item, size: int, seed: int = 0) -> list[Source]:
+    """The sources that one item names. size, seed: of synthetic images.
+
+    Raises FileNotFoundError where nothing is there, ValueError where it cannot be data, ImportError for a package
+    that is not installed.
+    """
+    kind, _, rest = item.spec.partition(":")
     if kind == "pipe":
-        return [TarStream(command) for command in expand_braces(rest, lists=False)]
+        return [TarStream(command, item.columns) for command in expand_braces(rest, lists=False)]
     if kind == "hf":
-        return [open_rows(rest, columns)]
+        return [open_rows(rest, item.columns)]
     if kind == "synthetic":
-        if not rest.isdecimal():
-            raise ValueError(f"--data {spec!r} names no number; give synthetic:COUNT")
-        return [Synthetic(int(rest), size, seed)]
-    sources: list[Source] = []
-    for path in expand([spec]):
-        sources += _open_path(path, columns)
-    return sources
+        return [Synthetic(rest, size, seed, item.columns)]
+    return [s for path in expand([item.spec]) for s in _open_path(path, item.columns)]
 
 
-class TemplatedStream:
-    """A source whose captions are put into templates."""
+class Synthetic:
+    """Made-up images uint8 (size, size, 3): each class of the bundled vocabulary has a pattern of colours that can be
+    learned, each image its own noise. Sample i has class i modulo the number of classes."""
 
-    def __init__(self, source: Any, templates: list[str]) -> None:
-        self.source, self.templates = source, templates
+    bad: dict[str, str] = {}
+    classes: list[str] = []
 
-    @property
-    def classes(self) -> list[str]:
-        """Of the source."""
-        return list(getattr(self.source, "classes", []))
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """Of the source."""
-        bad: dict[str, str] = self.source.bad
-        return bad
-
-    def records(self) -> Iterator[Record]:
-        """All of them, in order."""
-        return map(self._told, self.source.records())
-
-    def _told(self, record: Record) -> Record:
-        record.template = self.templates[crc32(record.name.encode()) % len(self.templates)]
-        return record
-
-
-class Templated(TemplatedStream):
-    """The same of an indexed source."""
+    def __init__(self, count: str, size: int, seed: int, columns: Columns) -> None:
+        if not count.isdecimal() or not int(count):
+            raise ValueError(
+                f"synthetic:{count} has no samples; give synthetic:COUNT with a COUNT of at least 1"
+            )
+        self.count, self.size, self.seed, self.columns = int(count), size, seed, columns
+        self.names = bundled_vocabulary().class_names
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.count
 
-    def record(self, index: int) -> Record:
+    def record(self, number: int) -> Record:
         """One sample."""
-        return self._told(self.source.record(index))
+        label = number % len(self.names)
+        pattern = np.random.default_rng((self.seed, 0, label)).uniform(0, 255, (GRID, GRID, 3))
+        rng = np.random.default_rng((self.seed, 1, number))
+        rows = (np.arange(self.size) * GRID) // self.size
+        noise = rng.normal(0, 25, (self.size, self.size, 3)).astype(np.float32)
+        image = (pattern[rows][:, rows] + noise).clip(0, 255).astype(np.uint8)
+        text = sentence(self.names[label], "a photo of a {}")
+        return Record(f"synthetic:{number}", image, text, label, columns=self.columns)
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -204,13 +207,13 @@ def _choices(inside: str) -> list[str]:
 
 
 def _open_path(path: Path, columns: Columns) -> list[Source]:
-    if path.is_dir():
-        shards = sorted(file for file in path.iterdir() if ".tar" in file.suffixes)
-        if shards:
-            return [open_shard(file) for file in shards]
-        tables = sorted(file for file in path.iterdir() if file.suffix == ".parquet")
-        folder = Folder(path)
-        if len(folder) or not tables:
-            return [folder]
-        return [open_table(file, columns) for file in tables]
-    return [open_table(path, columns) if path.suffix in TABLES else open_shard(path)]
+    if not path.is_dir():
+        opened = open_table if path.suffix in TABLES else open_shard
+        return [opened(path, columns)]
+    files = sorted(path.iterdir())
+    shards = [file for file in files if ".tar" in file.suffixes and file.name[0] != "."]
+    if shards:
+        return [open_shard(file, columns) for file in shards]
+    tables = [file for file in files if file.suffix == ".parquet" and file.name[0] != "."]
+    folder = Folder(path, columns)
+    return [folder] if len(folder) or not tables else [open_table(file, columns) for file in tables]

@@ -1,54 +1,16 @@
-"""Tables of image files and captions: CSV, TSV and Parquet; and Parquet that holds the images themselves."""
+"""Tables of image files and captions (CSV, TSV, Parquet), Parquet that holds the images, Hugging Face data sets."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .decode import Record
-from .packed import Strings
+from .decode import Columns, Record
+from .index import index_of
 
-# Usual names, img2dataset's, open_clip's and Hugging Face's among them; the first one present is taken.
-IMAGE_NAMES: tuple[str, ...] = (
-    "image",
-    "img",
-    "jpg",
-    "png",
-    "webp",
-    "filepath",
-    "file_path",
-    "filename",
-)
-IMAGE_NAMES += ("file_name", "image_path", "image_file", "path", "file")
-CAPTION_NAMES = ("caption", "text", "txt", "title", "sentence", "captions", "description")
-LABEL_NAMES = ("label", "cls", "class", "class_id")
 LONGEST = 1 << 24  # characters of a field; the standard library refuses more than 131,072
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of a table's columns; an empty one means the usual names."""
-
-    image: str = ""
-    caption: str = ""
-    label: str = ""
-
-    def find(self, present: Sequence[str], source: str) -> tuple[str, str | None, str | None]:
-        """The columns of image, caption and class among those present; caption and class may be missing.
-
-        Raises ValueError where a column that was named, or any for the image, is not there.
-        """
-        image = _find(self.image, IMAGE_NAMES, present, "image", source)
-        if image is None:
-            raise ValueError(
-                f"{source} has the columns {', '.join(present)}: none is known to hold images; "
-                "give --image-column NAME"
-            )
-        caption = _find(self.caption, CAPTION_NAMES, present, "caption", source)
-        return image, caption, _find(self.label, LABEL_NAMES, present, "label", source)
 
 
 class Table:
@@ -57,39 +19,33 @@ class Table:
     bad: row -> cause, for the rows that lack a column. Raises ValueError for a table of addresses to download.
     """
 
+    classes: list[str] = []
+
     def __init__(self, path: Path, columns: Columns) -> None:
-        self.path = path
-        self.bad: dict[str, str] = {}
-        self.images, self.texts, self.labels = Strings(), Strings(), Strings()
-        rows = _parquet_rows(path, columns) if path.suffix == ".parquet" else _rows(path, columns)
-        for number, row in rows:
-            if row is None:
-                self.bad[f"{path}:{number}"] = "broken row"
-                continue
-            if row[0].startswith(("http://", "https://")):
-                raise ValueError(
-                    f"{str(path)!r} lists addresses ({row[0]}); download the images first, for example with "
-                    "img2dataset, and give the folder that it writes"
-                )
-            for strings, value in zip((self.images, self.texts, self.labels), row, strict=True):
-                strings.append(value)
+        self.path, self.columns = path, columns
+        self.index = index_of(path, self._rows, repr(columns))
+        self.bad = self.index.bad
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.index)
 
-    def record(self, index: int) -> Record:
+    def record(self, number: int) -> Record:
         """One row, its image file read."""
-        name = str(self.images[index])
-        record = Record(f"{self.path}:{name}", text=self.texts[index], label=self.labels[index])
-        try:
-            record.image = (self.path.parent / name).read_bytes()
-        except (OSError, ValueError):
-            record.error = "missing file"
-        return record
+        row = self.index[number]
+        return _record(f"{self.path}:{row[0]}", row, self.path.parent, self.columns)
 
-    def records(self) -> Iterator[Record]:
-        """All rows, in order."""
-        return map(self.record, range(len(self)))
+    def _rows(self, bad: dict[str, str]) -> Iterator[Any]:
+        read = _parquet_rows if self.path.suffix == ".parquet" else _csv_rows
+        for number, row in read(self.path, self.columns):
+            if row is None or not row[0]:
+                bad[f"{self.path}:{number}"] = "broken row"
+                continue
+            if str(row[0]).startswith(("http://", "https://")):
+                raise ValueError(
+                    f"{str(self.path)!r} lists addresses ({row[0]}); download the images first, for example with "
+                    "img2dataset, and give the folder that it writes"
+                )
+            yield row
 
 
 class ParquetStream:
@@ -99,48 +55,109 @@ class ParquetStream:
     """
 
     bad: dict[str, str] = {}
+    classes: list[str] = []
 
     def __init__(self, path: Path, columns: Columns) -> None:
-        self.path = path
-        self.columns = columns.find(_parquet_file(path).schema_arrow.names, repr(str(path)))
+        self.path, self.columns = path, columns
 
     def records(self) -> Iterator[Record]:
-        file = _parquet_file(self.path)
-        image, caption, label = self.columns
-        extra = [n for n in ("key", "status") if n in file.schema_arrow.names]
-        wanted = [name for name in (image, caption, label, *extra) if name]
-        number = 0
-        for batch in file.iter_batches(batch_size=64, columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                if row.get("status", "success") != "success":
-                    continue
-                data = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
-                text = first(row[caption]) if caption else None
-                name = f"{self.path}:{row.get('key', number)}"
-                yield Record(name, data, text, row[label] if label else None)
+        """All rows, in order."""
+        for number, row in _parquet_rows(self.path, self.columns, ("key", "status"), size=64):
+            if row[4] in (None, "success"):
+                yield _record(
+                    f"{self.path}:{row[3] or number}", row, self.path.parent, self.columns
+                )
+
+
+class Rows:
+    """Rows of a `datasets.Dataset`: an image column of encoded images or of file paths, a caption, a class."""
+
+    bad: dict[str, str] = {}
+
+    def __init__(self, dataset: Any, name: str, columns: Columns) -> None:
+        from datasets import Image
+
+        self.name, self.columns = name, columns
+        self.names = columns.find(dataset.column_names, repr(name))
+        if isinstance(dataset.features[self.names[0]], Image):
+            # As stored: decoding is ours, so that a broken image is counted and does not raise.
+            dataset = dataset.cast_column(self.names[0], Image(decode=False))
+        label = dataset.features[self.names[2]] if self.names[2] else None
+        self.classes = list(getattr(label, "names", None) or [])
+        self.dataset = dataset.select_columns([column for column in self.names if column])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def record(self, number: int) -> Record:
+        """One row."""
+        row = self.dataset[number]
+        cells = [row[name] if name else None for name in self.names]
+        return _record(f"{self.name}:{number}", cells, Path(), self.columns)
 
 
 def open_table(path: Path, columns: Columns) -> Table | ParquetStream:
     """A table of files, or a Parquet file with the images inside. Parquet needs the package pyarrow."""
-    if path.suffix == ".parquet" and _holds_images(path, columns):
-        return ParquetStream(path, columns)
+    if path.suffix == ".parquet":
+        schema = _parquet_file(path).schema_arrow
+        kind = str(schema.field(columns.find(schema.names, repr(str(path)))[0]).type)
+        if kind.startswith(("binary", "large_binary", "fixed_size_binary", "struct")):
+            return ParquetStream(path, columns)
     return Table(path, columns)
 
 
-def first(value: Any) -> Any:
-    """Of several captions the first; some data sets have five for an image."""
-    return (value[0] if value else None) if isinstance(value, list | tuple) else value
+def open_rows(name: str, columns: Columns) -> Rows:
+    """NAME[:CONFIG][:SPLIT] on the hub, or FOLDER[:SPLIT] written by `save_to_disk`; the split defaults to "train".
+
+    Raises ImportError without the package `datasets`, ValueError for a split or data set that is not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"hf:{name} needs the package datasets; run pip install datasets"
+        ) from error
+    base, *rest = name.split(":")
+    split = rest[-1] if rest else "train"
+    try:
+        if not Path(base).is_dir():
+            found = datasets.load_dataset(base, *rest[:-1], split=split)
+        else:
+            found = datasets.load_from_disk(base)
+            splits = list(found) if isinstance(found, datasets.DatasetDict) else []
+            if (splits or rest) and split not in splits:
+                has = f"it has {', '.join(splits)}" if splits else "it is one data set without any"
+                raise ValueError(f"{base!r} has no split {split!r}; {has}")
+            found = found[split] if splits else found
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"data set hf:{name} cannot be opened: {first_line}; give hf:NAME[:CONFIG][:SPLIT]"
+        ) from error
+    return Rows(found, f"hf:{name}", columns)
 
 
-Row = tuple[int, tuple[str, str | None, str | None] | None]
+def _record(name: str, cells: Any, folder: Path, columns: Columns) -> Record:
+    """From the cells of image, caption and class. An image is its bytes, a path, or a mapping with one of both."""
+    image, record = cells[0], Record(name, None, cells[1], cells[2], columns=columns)
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        try:
+            image = (folder / image).read_bytes()
+        except (OSError, ValueError):
+            image, record.error = None, "missing file"
+    record.image = image
+    return record
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """Line numbers and (image, caption, class) of a CSV or TSV file; None for a row that cannot be read."""
+def _csv_rows(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
+    """Line numbers and [image, caption, class]; None for a row that cannot be read. The header tells what parts it."""
     csv.field_size_limit(LONGEST)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+        first = stream.readline()
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=max(",\t;|", key=first.count))
         header = next(reader, None)
         if not header:
             raise ValueError(f"{str(path)!r} is empty; its first row must name the columns")
@@ -154,31 +171,26 @@ def _rows(path: Path, columns: Columns) -> Iterator[Row]:
                 continue
             if row is None:
                 return
-            if not row:  # an empty line
-                continue
-            values = [None if p is None else row[p] if p < len(row) else "" for p in places]
-            whole = len(row) == len(header) and values[0]
-            yield reader.line_num, (str(values[0]), values[1], values[2]) if whole else None
+            if row:  # not an empty line
+                whole = len(row) == len(header)
+                yield (
+                    reader.line_num,
+                    [p if p is None else row[p] for p in places] if whole else None,
+                )
 
 
-def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
+def _parquet_rows(
+    path: Path, columns: Columns, more: tuple[str, ...] = (), size: int = 10_000
+) -> Iterator[tuple[int, Any]]:
+    """Row numbers and [image, caption, class, *more]; None where a column is missing."""
     file = _parquet_file(path)
-    names = columns.find(file.schema_arrow.names, repr(str(path)))
+    present = file.schema_arrow.names
+    names = [*columns.find(present, repr(str(path))), *(n if n in present else None for n in more)]
     number = 0
-    for batch in file.iter_batches(columns=[name for name in names if name]):
+    for batch in file.iter_batches(size, columns=list({name for name in names if name})):
         for row in batch.to_pylist():
             number += 1
-            image, text, label = (first(row[name]) if name else None for name in names)
-            kept = None if label is None else str(label)
-            yield number, (str(image), text, kept) if image else None
-
-
-def _holds_images(path: Path, columns: Columns) -> bool:
-    schema = _parquet_file(path).schema_arrow
-    import pyarrow.types as kinds
-
-    kind = schema.field(columns.find(schema.names, repr(str(path)))[0]).type
-    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind))
+            yield number, [row[name] if name else None for name in names]
 
 
 def _parquet_file(path: Path) -> Any:
@@ -193,14 +205,3 @@ def _parquet_file(path: Path) -> Any:
         raise ValueError(
             f"{str(path)!r} is not a Parquet file that can be read: {error}"
         ) from error
-
-
-def _find(
-    given: str, usual: Sequence[str], present: Sequence[str], what: str, source: str
-) -> str | None:
-    if given and given not in present:
-        raise ValueError(
-            f"{source} has no column {given!r} (--{what}-column); it has {', '.join(present)}"
-        )
-    by_lower = {name.lower(): name for name in reversed(present)}
-    return given or next((by_lower[name] for name in usual if name in by_lower), None)

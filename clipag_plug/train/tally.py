@@ -9,20 +9,6 @@ from typing import Any
 
 CHECKED_FROM = 1000  # samples: earlier, a few bad ones would say nothing about the share
 
-# Every cause there is; a broken shard or command counts as one bad item.
-CAUSES = (
-    *("no image", "empty image", "broken image", "not an image", "image too large"),
-    *("image too small", "unsupported colour mode"),
-    *("no caption", "empty caption", "caption not UTF-8", "broken metadata"),
-    *("no class", "unknown class"),
-    *("missing file", "broken row"),
-    *("truncated shard", "unreadable shard", "failed command"),
-)
-
-
-class BadSample(Exception):
-    """A sample that cannot be used; its text is one of CAUSES."""
-
 
 @dataclass
 class Tally:
@@ -47,42 +33,32 @@ class Tally:
         known). Raises ValueError above the limit, once CHECKED_FROM or all samples were seen."""
         self.bad.update(bad)
         self.seen = max(self.seen, seen)
-        if self.seen >= CHECKED_FROM or (length is not None and self.seen >= length):
-            self.check(self.limit)
+        enough = self.seen >= CHECKED_FROM or (length is not None and self.seen >= length)
+        if enough and self.fraction() > self.limit:
+            raise ValueError(
+                f"{self.fraction():.1%} of the data is bad, more than --max-bad-fraction {self.limit:g}: "
+                f"{self.causes()}; first: {next(iter(self.bad))}. Repair the data or raise the limit"
+            )
 
     def counts(self) -> dict[str, int]:
         """Bad samples by cause, the most frequent first."""
         return dict(
-            sorted(Counter(self.bad.values()).items(), key=lambda item: (-item[1], item[0]))
+            sorted(Counter(self.bad.values()).items(), key=lambda each: (-each[1], each[0]))
         )
+
+    def causes(self) -> str:
+        """`3 empty caption, 1 no image`."""
+        return ", ".join(f"{count} {cause}" for cause, count in self.counts().items())
 
     def fraction(self) -> float:
         """Share of bad samples among those seen, in [0, 1]; estimated from its own part before workers are merged."""
         bad = self.common + (len(self.bad) - self.common) * self.workers
         return min(1.0, bad / self.seen) if self.seen else 0.0
 
-    def check(self, limit: float) -> None:
-        """Raises ValueError where more than the share `limit` is bad."""
-        if self.fraction() > limit:
-            raise ValueError(
-                f"{self.fraction():.1%} of the data is bad, more than --max-bad-fraction {limit:g}: "
-                f"{self.causes()}; first: {next(iter(self.bad))}. Repair the data or raise the limit"
-            )
-
-    def causes(self) -> str:
-        """`3 empty caption, 1 no image`."""
-        return ", ".join(f"{count} {cause}" for cause, count in self.counts().items())
-
     def summary(self) -> str:
         """One sentence for the log; empty where nothing was skipped."""
-        if not self.bad:
-            return ""
-        return f"skipped {len(self.bad):,} of {self.seen:,} samples: {self.causes()}"
-
-    def resume(self, state: dict[str, Any], workers: int) -> None:
-        """Goes on from what all workers of an earlier part of the run had found; `workers` share what comes."""
-        self.merge([state])
-        self.common, self.workers = len(self.bad), workers
+        told = f"skipped {len(self.bad):,} of {self.seen:,} samples: {self.causes()}"
+        return told if self.bad else ""
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint or for other workers."""
@@ -94,3 +70,8 @@ class Tally:
             self.bad.update(state["bad"])
             self.seen = max(self.seen, state["seen"])
         self.workers = 1
+
+    def resume(self, state: dict[str, Any], workers: int) -> None:
+        """Goes on from what all workers of an earlier part of the run had found; `workers` share what comes."""
+        self.merge([state])
+        self.common, self.workers = len(self.bad), workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -92,6 +93,18 @@ def test_workers_neither_copy_photographs_nor_touch_the_random_state() -> None:
     assert len(workers()) == 2 and max(map(private, workers())) < images.nbytes / 2
     del stream
     assert not workers()
+
+
+def test_workers_end_with_their_batches_also_in_a_circle_of_garbage() -> None:
+    data = open_data(["synthetic:40"], 16)
+    for _ in range(3):
+        circle = {"batches": Batches(data, 4, 16, decoders=2, **COMMON)}
+        circle["self"] = circle  # type: ignore[assignment]
+        circle["batches"][1]
+    del circle
+    started = time.monotonic()
+    gc.collect()
+    assert not workers() and time.monotonic() - started < 4
 
 
 class Made:

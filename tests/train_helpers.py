@@ -81,6 +81,7 @@ def options(shard: Path, folder: Path, **changes) -> Train:
         "output": str(folder),
         "device": "cpu",
         "quiet": True,
+        "decoders": 0,
         "save_every": "0s",
     }
     return Train(**{**values, **changes})

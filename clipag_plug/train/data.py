@@ -7,9 +7,12 @@ what is skipped in `tally`.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -262,7 +265,10 @@ class Batches:
         own = slice(rank * batch_size, (rank + 1) * batch_size)
         self.maker = Maker(self.mixture, own, size, crop, flip, vocabulary, group_share)
         self.ahead = min(8, max(2, int(AHEAD / max(1, decoders) / (batch_size * 12 * size**2))))
-        self._coming: tuple[int, Iterator[Any]] | None = None
+        self._coming: dict[int, Iterator[Any]] = {}  # number of the next batch -> what workers make
+        weakref.finalize(
+            self, self._coming.clear
+        )  # in a circle of garbage their queues would end before them
         known = {name: cause for feed in data.feeds for name, cause in feed.bad.items()}
         self.tally = Tally(known, workers=world, limit=max_bad_fraction)
         if all(feed.whole for feed in data.feeds):
@@ -271,23 +277,25 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         made = self._from_workers(index) if self.decoders else self.maker[index]
         if isinstance(made, Exception):
-            self._coming = None
+            self._coming.clear()
             raise made
         self.tally.add(made.bad, made.seen, made.length)
         return made.batch
 
     def _from_workers(self, index: int) -> Made | Exception:
         failed = ""
-        for _ in range(2):  # one that was killed is replaced, once
-            if self._coming is None or self._coming[0] != index:
-                self._coming = index, self._started(index)
-            coming = self._coming[1]
+        for _ in range(2):  # a worker that was killed is replaced, once
+            if index not in self._coming:
+                self._coming.clear()
+                self._coming[index] = self._started(index)
+            coming = self._coming.pop(index)
             try:
                 made: Made | Exception = next(coming)
-                self._coming = index + 1, coming
-                return made
-            except RuntimeError as error:  # a worker is gone; its errors come as values
-                self._coming, failed = None, str(error).splitlines()[0]
+            except (RuntimeError, OSError, EOFError) as error:  # it is gone; its errors are values
+                failed = str(error).partition("\n")[0]
+                continue
+            self._coming[index + 1] = coming
+            return made
         raise RuntimeError(
             f"a process that prepares batch {index} ended twice ({failed}); it may lack memory or shared memory "
             "(/dev/shm): set --decoders 0, or a smaller number or --batch-size"
@@ -307,7 +315,19 @@ class Batches:
             # A fork shares photographs in memory; macOS and Windows copy them.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
-        return iter(loader)
+        # A worker that collected what it inherits, workers of an earlier set among it, would end those of its parent.
+        gc.collect()
+        gc.freeze()
+        before = signal.getsignal(getattr(signal, "SIGCHLD", signal.SIGINT))
+        try:
+            return iter(loader)
+        finally:
+            gc.unfreeze()
+            # torch's handler would raise wherever the training just is; `next` notices a dead worker as well.
+            with contextlib.suppress(
+                AttributeError, ValueError, TypeError
+            ):  # Windows; other threads
+                signal.signal(signal.SIGCHLD, before)
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions); see `matches`."""

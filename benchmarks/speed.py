@@ -6,7 +6,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed.py strokes    # the renderer against a loop over strokes
     OMP_NUM_THREADS=1 python benchmarks/speed.py cam        # gScoreCAM in batches against mask after mask
     OMP_NUM_THREADS=1 python benchmarks/speed.py towers     # small image towers in training
-    OMP_NUM_THREADS=1 python benchmarks/speed.py load       # clip.load and open_clip on one file of 605 MB
+    OMP_NUM_THREADS=1 python benchmarks/speed.py load       # clipag_plug.load and open_clip on files of 605 MB
 
 Each prints JSON. Ways take turns, and the shortest time of each counts: on one CPU thread that of the processor, which
 other programs do not lengthen, else that of the clock. Networks are ViT-B/32 with random weights unless it says so.
@@ -17,12 +17,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import http.server
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -383,26 +386,80 @@ def towers(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+WAYS = {
+    "from the cache": "served",
+    "own .safetensors": "{}/w.safetensors#gelu,arch=ViT-B-32",
+    "own .pt": "{}/w.pt#gelu,arch=ViT-B-32",
+    "open_clip": "{}/w.safetensors",
+}
+
+
 def load(given: argparse.Namespace) -> dict[str, Any]:
-    """`clip.load` of a training file, its first time and later ones, and open_clip on a plain file of the weights."""
-    import open_clip
+    """Loads of one ViT-B/32, each in a process of its own that has imported torch, torchvision and the packages that it
+    needs. Memory: what the peak of resident pages grows by (Linux only), over the bytes of the weights."""
+    import torchvision.transforms  # noqa: F401
+
+    import clipag_plug
+    from clipag_plug.weights import registry
+
+    def serve(port: int) -> None:
+        row = registry.Checkpoint("served", "ViT-B-32", False, (f"http://127.0.0.1:{port}/w.pt",))
+        registry._table = lambda: {"served": row}  # type: ignore[assignment]
+
+    if given.child:
+        kind = list(WAYS)[given.child - 1]
+        name = WAYS[kind].format(os.environ["CLIPAG_HOME"])
+        way: Callable[[], object] = lambda: clipag_plug.load(name, "cpu")  # noqa: E731
+        if kind != "from the cache":
+            import open_clip  # our configs of named architectures are open_clip's files and networks
+        if kind == "open_clip":
+            way = lambda: open_clip.create_model("ViT-B-32", pretrained=name)  # noqa: E731
+        serve(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+        return {"seconds": seconds(way), "memory": (resident("VmHWM") - before) / given.batch}
+
     from open_clip.model import CLIP
     from safetensors.torch import save_file
 
-    from clipag_plug import clip
-
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
         state = CLIP(**VIT_B_32).state_dict()
-        ours, theirs = f"{folder}/run.pt", f"{folder}/run.safetensors"
-        torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}, ours)
-        save_file({key: value.contiguous() for key, value in state.items()}, theirs)
-        ways: dict[str, Callable[[], object]] = {
-            "ours": lambda: clip.load(ours, device="cpu"),
-            "open_clip": lambda: open_clip.create_model("ViT-B-32", pretrained=theirs),
-        }
-        first = seconds(ways["ours"])
-        return {"first": first, **compared(best(ways, given.rounds), "ours")}
+        save_file(state, f"{folder}/w.safetensors")
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, f"{folder}/w.pt")
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve(server.server_port)
+        first = seconds(lambda: clipag_plug.load("served", "cpu", download_root=folder))
+        server.shutdown()
+        size = sum(value.nbytes for value in state.values())
+        # Compiled to bytecode, as pip leaves a package.
+        settings = {**os.environ, "CLIPAG_HOME": folder, "PYTHONPYCACHEPREFIX": f"{folder}/code"}
+        settings.pop("PYTHONDONTWRITEBYTECODE", None)
+        for _ in range(given.rounds + 1):
+            for index, kind in enumerate(WAYS, 1):
+                line = [
+                    sys.executable,
+                    __file__,
+                    "load",
+                    "--batch",
+                    str(size),
+                    "--child",
+                    str(index),
+                ]
+                done = subprocess.run(line, check=True, stdout=subprocess.PIPE, env=settings)
+                found[kind].append(json.loads(done.stdout)["load"])
+    best = {kind: min(one["seconds"] for one in each[1:]) for kind, each in found.items()}
+    memory = {
+        kind: round(max(one["memory"] for one in each[1:]), 3) for kind, each in found.items()
+    }
+    return {"first": first, **compared(best, "from the cache"), "memory over weights": memory}
+
+
+def resident(name: str) -> int:
+    """Bytes of pages in memory: "VmRSS" now, "VmHWM" at most so far."""
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
 
 CASES = {each.__name__: each for each in (paint, train, memory, strokes, cam, towers, load)}

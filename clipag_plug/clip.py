@@ -95,6 +95,8 @@ def _open(
     with torch.inference_mode(False):
         opened = opening.open_checkpoint(key, download_root)
         record = opened.record
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         model = build(
             opened.config,
             opened.state_dict,
@@ -104,10 +106,8 @@ def _open(
             std=record.std,
             vocabulary=_vocabulary(record, opened.card),
             precision=precision,
+            device=device,
         )
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.to(device)
     return model, record
 
 

@@ -400,8 +400,9 @@ def build(
     std: Sequence[float] | None = None,
     vocabulary: Sequence[str] | None = None,
     precision: str = "fp32",
+    device: str | int | torch.device | None = None,
 ) -> CLIP:
-    """The model of an open_clip model config, in evaluation mode, on the tensors' device.
+    """The model of an open_clip model config, in evaluation mode.
 
     Args:
         config: `embed_dim`, `vision_cfg`, `text_cfg` and the entries of `EXTRAS`; a `vision_cfg` with the name of one
@@ -409,6 +410,7 @@ def build(
         state_dict: tensors under open_clip's or OpenAI's names, which become the parameters where dtype allows,
             without a copy; None draws fresh weights.
         precision: "fp32", "fp16" or "bf16".
+        device: where the model goes; None leaves it where the tensors are.
 
     Raises:
         RuntimeError: tensors that are missing, unexpected or of another shape, by name.
@@ -432,7 +434,7 @@ def build(
     for parameter in model.parameters():  # as safetensors and parameters_to_vector need them
         parameter.data = parameter.data.contiguous()
     # The causal mask is made here; the weights are where the caller has them.
-    return model.to(model.logit_scale.device).eval()
+    return model.to(model.logit_scale.device if device is None else device).eval()
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:

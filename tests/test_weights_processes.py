@@ -60,7 +60,7 @@ def left(tmp_path: Path) -> set[str]:
     return {file.name for file in (tmp_path / "home").iterdir() if not file.name.endswith(".lock")}
 
 
-DONE = {"served.v2.safetensors", "trusted.json"}
+DONE = {"served.v2.safetensors", "served.v2.safetensors.checked", "trusted.json"}
 
 
 def test_first_load_downloads_and_converts_second_does_neither(
@@ -155,9 +155,15 @@ def test_disk_that_fills_up_during_the_conversion(
     assert len(server.requests) == 1
 
 
-def test_damaged_cache_is_refused_and_says_what_to_do(server: Server) -> None:
+def test_cache_is_read_whole_once_and_after_a_change(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged one is refused and says what to do."""
     open_checkpoint("served")
-    path = fetch.converted("served")
+    path, real = fetch.converted("served"), read.checksum
+    monkeypatch.setattr(read, "checksum", lambda values: pytest.fail("all of it was read"))
+    assert_right(open_checkpoint("served"))
+    monkeypatch.setattr(read, "checksum", real)
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(bytes(data))

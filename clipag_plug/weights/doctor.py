@@ -120,6 +120,7 @@ def _surroundings() -> Iterator[Finding]:
 
 def _cached(record: Checkpoint) -> Iterator[Finding]:
     path, where = fetch.converted(record.key), fetch.whereabouts(record)
+    fetch.checked(path).unlink(missing_ok=True)  # what follows reads all of it
     if path.is_file():
         yield Finding("weights", True, f"{path} ({path.stat().st_size / 1e6:,.0f} MB)")
     elif where == "cached":

@@ -69,6 +69,11 @@ def converted(name: str, download_root: _Root = None) -> Path:
     return root(download_root) / f"{slug(name)}.v{VERSION}.safetensors"
 
 
+def checked(path: Path) -> Path:
+    """Where it is noted in which state a file of the cache was last read whole and found right."""
+    return path.with_name(path.name + ".checked")
+
+
 def whereabouts(record: Checkpoint) -> str:
     """Where the weights are now: bundled, cached, or what a first load would download from."""
     if record.bundled:

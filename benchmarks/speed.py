@@ -7,6 +7,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed.py cam        # gScoreCAM in batches against mask after mask
     OMP_NUM_THREADS=1 python benchmarks/speed.py towers     # small image towers in training
     OMP_NUM_THREADS=1 python benchmarks/speed.py load       # clipag_plug.load and open_clip on files of 605 MB
+    OMP_NUM_THREADS=1 python benchmarks/speed.py data       # reading, decoding and cropping files, and an earlier way
 
 Each prints JSON. Ways take turns, and the shortest time of each counts: on one CPU thread that of the processor, which
 other programs do not lengthen, else that of the clock. Networks are ViT-B/32 with random weights unless it says so.
@@ -462,7 +463,63 @@ def resident(name: str) -> int:
     return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
 
-CASES = {each.__name__: each for each in (paint, train, memory, strokes, cam, towers, load)}
+FEEDING = """
+import json, sys, time, torch
+torch.set_num_threads(1)
+from clipag_plug.train.data import Batches, open_data
+data = open_data([sys.argv[1]], 237, memory=0.0)  # as the recipes of CLIPAG decode: crops of 0.9 at 224
+ways = {"crop": 0.9, "flip": False, "seed": 0, "vocabulary": None, "group_share": 0.0}
+alone, stream = (Batches(data, 16, 224, decoders=number, **ways) for number in (0, 2))
+count = int(sys.argv[2])
+cpu = time.process_time()
+for index in range(count // 4):
+    alone[index]
+found = {"images a second of one core": count // 4 * 16 / (time.process_time() - cpu)}
+stream[0]
+clock = time.perf_counter()
+for index in range(1, count):
+    stream[index]
+rate = (time.perf_counter() - clock) / (count - 1)
+found["images a second with two workers"] = 16 / rate
+clock = time.perf_counter()
+for index in range(count, 2 * count):
+    time.sleep(rate / 0.9)
+    stream[index]
+found["share of the time computing"] = count * rate / 0.9 / (time.perf_counter() - clock)
+print(json.dumps(found))
+"""
+
+
+def data(given: argparse.Namespace) -> dict[str, Any]:
+    """Reading, decoding and cropping 640x480 JPEG files on two cores, and the way of commit 45d2067."""
+    import numpy as np
+    from PIL import Image
+
+    count, found = given.batch or 64, dict[str, Any]()
+    with tempfile.TemporaryDirectory() as folder:
+        photos, old = Path(folder, "photos"), Path(folder, "old")
+        photos.mkdir()
+        for number in range(64):
+            coarse = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((640, 480)).save(photos / f"{number}.jpg", quality=90)
+            (photos / f"{number}.txt").write_text("a thing")
+        add = ["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(old), "45d2067"]
+        subprocess.run(add, check=True)
+        try:
+            for name, tree in (("ours", ROOT), ("45d2067", old)) * given.rounds:
+                command = [sys.executable, "-c", FEEDING, str(photos), str(count)]
+                done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
+                told = json.loads(done.stdout.splitlines()[-1])
+                mine = found.setdefault(name, told)
+                found[name] = {key: max(mine[key], value) for key, value in told.items()}
+        finally:
+            subprocess.run([*add[:3], "worktree", "remove", "--force", str(old)], check=True)
+    keys = list(found["ours"])[:2]
+    found["ratio to 45d2067"] = {k: round(found["ours"][k] / found["45d2067"][k], 2) for k in keys}
+    return found
+
+
+CASES = {each.__name__: each for each in (paint, train, memory, strokes, cam, towers, load, data)}
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..augment import training_crops
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
-from .decode import Bad, Columns, Decoder, Sample
+from .decode import Bad, Columns, Decoder, Indexed, Sample, Source
 from .feeds import (
     Feed,
     IndexedFeed,
@@ -38,7 +38,7 @@ from .feeds import (
 )
 from .matches import Matches
 from .shards import read_tar
-from .sources import Indexed, Item, Source, open_sources, parse
+from .sources import Item, open_sources, parse
 from .tally import Tally
 
 __all__ = ["Batch", "Batches", "Columns", "Data", "Photos", "open_data", "read_shards", "read_tar"]

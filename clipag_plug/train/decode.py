@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
@@ -96,6 +96,36 @@ class Record:
     metadata: bytes | None = None
     error: str = ""
     columns: Columns = field(default_factory=Columns)
+
+
+class Source:
+    """Records of one kind of data. bad: name -> cause of what was unusable on opening; classes: their names by number.
+
+    Where it has a length (`Indexed`) records are at hand by number; else they come from front to back alone.
+    """
+
+    bad: dict[str, str] = {}
+    classes: list[str] = []
+
+    def records(self) -> Iterator[Record]:
+        """All records, in order."""
+        raise NotImplementedError
+
+
+class Indexed(Source):
+    """A source of `rows`, each of which tells where a record is."""
+
+    rows: Sequence[Any] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record(self, number: int) -> Record:
+        """One record."""
+        raise NotImplementedError
+
+    def records(self) -> Iterator[Record]:
+        return map(self.record, range(len(self)))
 
 
 class Sample(NamedTuple):

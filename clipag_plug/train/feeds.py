@@ -9,14 +9,13 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import Bad, Decoder, Record, Sample
-from .sources import Indexed, Source, records
+from .decode import Bad, Decoder, Indexed, Record, Sample, Source
 
 BLOCK = 10_000  # places of a batch stream over which the shares hold exactly, up to rounding
 
@@ -43,8 +42,7 @@ class Photos:
 
 def to_float(images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1]."""
-    rows = torch.from_numpy(np.ascontiguousarray(images))
-    return rows.permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def order(count: int, seed: int, epoch: int) -> Tensor:
@@ -55,27 +53,15 @@ def order(count: int, seed: int, epoch: int) -> Tensor:
     )
 
 
-class Feed(Protocol):
-    """length: samples of one pass, None where it is not known yet. bad: what was unusable on opening.
-    whole: whether every sample was decoded on opening."""
-
-    bad: dict[str, str]
-    whole: bool
-    length: int | None
-
-    def take(self, cursor: int, count: int, seed: int) -> list[Any]:
-        """References to the samples number cursor to cursor + count in the order of the seed."""
-        ...
-
-    def load(self, reference: Any) -> Sample | Bad:
-        """The sample behind a reference."""
-        ...
-
-
 class IndexedFeed:
-    """Sources that are read and decoded sample by sample, when a batch needs them; each pass in an order of its own."""
+    """Sources that are read and decoded sample by sample, when a batch needs them; each pass in an order of its own.
+
+    length: samples of one pass, None where it is not known yet. bad: what was unusable on opening. whole: whether every
+    sample was decoded then. take: references to samples by their number in the order of a seed, which `load` takes.
+    """
 
     whole = False
+    length: int
 
     def __init__(self, sources: Sequence[Indexed], decoder: Decoder) -> None:
         self.starts = np.cumsum([0, *map(len, sources)])
@@ -127,7 +113,9 @@ class StreamFeed:
     def __init__(self, sources: Sequence[Source], decoder: Decoder, buffer: int) -> None:
         self.sources, self.decoder = sources, decoder
         self.buffer, self.bad = max(1, buffer), joined(sources)
-        self._seed, self._cursor, self._records = -1, 0, iter(())
+        self._seed: int | None = None
+        self._cursor = 0
+        self._records: Iterator[Record] = iter(())
 
     def take(self, cursor: int, count: int, seed: int) -> list[Record]:
         if seed != self._seed or cursor < self._cursor:
@@ -161,11 +149,11 @@ class StreamFeed:
             self.length = length
 
     def _epoch(self, epoch: int) -> Iterator[Record]:
-        rng = random.Random(self._seed * 1_000_003 + epoch)
+        rng = random.Random((self._seed or 0) * 1_000_003 + epoch)
         sources = list(self.sources)
         rng.shuffle(sources)
         held: list[Record] = []
-        for record in itertools.chain.from_iterable(map(records, sources)):
+        for record in itertools.chain.from_iterable(source.records() for source in sources):
             if len(held) < self.buffer:
                 held.append(record)
                 continue
@@ -176,6 +164,9 @@ class StreamFeed:
         yield from held
 
 
+Feed = IndexedFeed | StreamFeed
+
+
 def in_memory(sources: Sequence[Source], decoder: Decoder, most: float) -> Photos | None:
     """All good samples of the sources, decoded; None where they take more than `most` bytes. Raises ValueError where
     there is none."""
@@ -184,7 +175,9 @@ def in_memory(sources: Sequence[Source], decoder: Decoder, most: float) -> Photo
     room = most / (3 * decoder.size**2)
     if sum(len(source) for source in sources if isinstance(source, Indexed)) > room:
         return None
-    for sample in map(decoder, itertools.chain.from_iterable(map(records, sources))):
+    for sample in map(
+        decoder, itertools.chain.from_iterable(source.records() for source in sources)
+    ):
         if isinstance(sample, Bad):
             bad[sample.name] = sample.cause
             continue

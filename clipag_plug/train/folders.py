@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..vocabulary import sentence
-from .decode import IMAGE_SUFFIXES, Columns, Record
+from .decode import IMAGE_SUFFIXES, Columns, Indexed, Record
 from .index import packed
 
 CLASS_TEMPLATE = "a photo of a {}"
 
 
-class Folder:
+class Folder(Indexed):
     """Every image below a folder, sorted by path.
 
     Where no image has a caption beside it and the images are in sub-folders, those of the first level are the classes:
@@ -24,17 +24,14 @@ class Folder:
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path, self.columns = path, columns
         self.captioned, self.tops = False, set[str]()
-        self.index = packed(self._rows)
-        self.bad = self.index.bad if self.captioned else {}
+        self.rows = packed(self._rows)
+        self.bad = self.rows.bad if self.captioned else {}
         self.classes = [] if self.captioned else sorted(self.tops)
         self.numbers = {name: number for number, name in enumerate(self.classes)}
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def record(self, number: int) -> Record:
         """One image with its caption."""
-        name = self.index[number]
+        name = self.rows[number]
         path = self.path / name
         record = Record(str(path), _read(path), columns=self.columns)
         record.error = "missing file" if record.image is None else ""

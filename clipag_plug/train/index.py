@@ -6,7 +6,7 @@ import io
 import json
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ VERSION = 1
 Rows = Callable[[dict[str, str]], Iterator[Any]]
 
 
-class Index:
+class Index(Sequence[Any]):
     """Rows by number, each any JSON value. bad: name -> cause of what could not become a row.
 
     packed: a file, or its content: the rows, the ends of all (int64, from 0 on), `bad`, its length, their number.
@@ -27,14 +27,14 @@ class Index:
     def __init__(self, packed: Path | bytes) -> None:
         self.packed = packed
         size = len(packed) if isinstance(packed, bytes) else packed.stat().st_size
-        told, self.count = struct.unpack("<qq", self._read(size - 16, 16))
+        told, self.total = struct.unpack("<qq", self._read(size - 16, 16))
         self.bad: dict[str, str] = json.loads(self._read(size - 16 - told, told))
-        self.ends = size - 16 - told - 8 * (self.count + 1)
+        self.ends = size - 16 - told - 8 * (self.total + 1)
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: Any) -> Any:
         start, end = struct.unpack("<qq", self._read(self.ends + 8 * number, 16))
         return json.loads(self._read(start, end - start))
 

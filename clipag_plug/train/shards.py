@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .decode import IMAGE_SUFFIXES, Columns, Record
+from .decode import IMAGE_SUFFIXES, Columns, Indexed, Record, Source
 from .index import index_of
 
 # Suffix of a member -> field of the record.
@@ -27,22 +27,17 @@ Opener = Callable[[], tarfile.TarFile]
 Payload = Callable[[tarfile.TarFile, tarfile.TarInfo], Any]
 
 
-class TarFile:
+class TarFile(Indexed):
     """A plain tar file with random access. The samples before a cut are still there."""
-
-    classes: list[str] = []
 
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path, self.columns = path, columns
-        self.index = index_of(path, self._rows)
-        self.bad = self.index.bad
-
-    def __len__(self) -> int:
-        return len(self.index)
+        self.rows = index_of(path, self._rows)
+        self.bad = self.rows.bad
 
     def record(self, number: int) -> Record:
         """One sample, read from the file."""
-        key, places = self.index[number]
+        key, places = self.rows[number]
         fields: dict[str, Any] = {}
         with self.path.open("rb") as stream:
             for field, (offset, size) in places.items():
@@ -57,14 +52,11 @@ class TarFile:
         return _samples(partial(tarfile.open, self.path), note, _place, self.path)
 
 
-class TarStream:
+class TarStream(Source):
     """A tar file that is read from front to back: compressed, or what a shell command writes.
 
     What is wrong with it comes as a record with an error, in the place where the reading ended.
     """
-
-    bad: dict[str, str] = {}
-    classes: list[str] = []
 
     def __init__(self, source: Path | str, columns: Columns) -> None:
         self.source, self.columns = source, columns

@@ -26,15 +26,14 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ..vocabulary import bundled_vocabulary, sentence
-from .decode import Columns, Record
+from .decode import Columns, Indexed, Record, Source
 from .folders import Folder
 from .shards import TarStream, open_shard
 from .tables import open_rows, open_table
@@ -42,38 +41,6 @@ from .tables import open_rows, open_table
 TABLES = (".csv", ".tsv", ".parquet")
 KINDS = "a .tar, .csv, .tsv or .parquet file, a folder, pipe:COMMAND, hf:NAME or synthetic:COUNT"
 GRID = 6  # coarse cells a side of a synthetic class's pattern
-
-
-@runtime_checkable
-class Indexed(Protocol):
-    """A source whose records are at hand by number. bad: name -> cause of what was found to be unusable on opening;
-    classes: their names by number, where it has them."""
-
-    bad: dict[str, str]
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def record(self, number: int, /) -> Record: ...
-
-
-class Stream(Protocol):
-    """A source that can only be read from front to back."""
-
-    bad: dict[str, str]
-    classes: list[str]
-
-    def records(self) -> Iterator[Record]: ...
-
-
-Source = Indexed | Stream
-
-
-def records(source: Source) -> Iterator[Record]:
-    """All records of a source, in order."""
-    if isinstance(source, Indexed):
-        return map(source.record, range(len(source)))
-    return source.records()
 
 
 @dataclass(frozen=True)
@@ -116,8 +83,8 @@ def _item(spec: str, columns: Columns) -> Item:
             raise ValueError(
                 f"--data {spec!r} is followed by {told}; give ::caption=NAME, ::template=TEXT"
             )
-        caption, templates = given.get("caption", columns.caption), given.get("template", "{}")
-        templates = tuple(templates.split("|"))
+        templates = tuple(given.get("template", "{}").split("|"))
+        caption = given.get("caption", columns.caption)
         columns = dataclasses.replace(columns, caption=caption, templates=templates)
     return Item(base, share, columns)
 
@@ -145,23 +112,17 @@ def open_sources(item: Item, size: int, seed: int = 0) -> list[Source]:
     return [s for path in expand([item.spec]) for s in _open_path(path, item.columns)]
 
 
-class Synthetic:
+class Synthetic(Indexed):
     """Made-up images uint8 (size, size, 3): each class of the bundled vocabulary has a pattern of colours that can be
     learned, each image its own noise. Sample i has class i modulo the number of classes."""
-
-    bad: dict[str, str] = {}
-    classes: list[str] = []
 
     def __init__(self, count: str, size: int, seed: int, columns: Columns) -> None:
         if not count.isdecimal() or not int(count):
             raise ValueError(
                 f"synthetic:{count} has no samples; give synthetic:COUNT with a COUNT of at least 1"
             )
-        self.count, self.size, self.seed, self.columns = int(count), size, seed, columns
+        self.rows, self.size, self.seed, self.columns = range(int(count)), size, seed, columns
         self.names = bundled_vocabulary().class_names
-
-    def __len__(self) -> int:
-        return self.count
 
     def record(self, number: int) -> Record:
         """One sample."""

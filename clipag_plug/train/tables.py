@@ -7,31 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .decode import Columns, Record
+from .decode import Columns, Indexed, Record, Source
 from .index import index_of
 
 LONGEST = 1 << 24  # characters of a field; the standard library refuses more than 131,072
 
 
-class Table:
+class Table(Indexed):
     """Rows of a CSV, TSV or Parquet file, each with the path of an image file, relative to the table's folder.
 
     bad: row -> cause, for the rows that lack a column. Raises ValueError for a table of addresses to download.
     """
 
-    classes: list[str] = []
-
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path, self.columns = path, columns
-        self.index = index_of(path, self._rows, repr(columns))
-        self.bad = self.index.bad
-
-    def __len__(self) -> int:
-        return len(self.index)
+        self.rows = index_of(path, self._rows, repr(columns))
+        self.bad = self.rows.bad
 
     def record(self, number: int) -> Record:
         """One row, its image file read."""
-        row = self.index[number]
+        row = self.rows[number]
         return _record(f"{self.path}:{row[0]}", row, self.path.parent, self.columns)
 
     def _rows(self, bad: dict[str, str]) -> Iterator[Any]:
@@ -48,14 +43,11 @@ class Table:
             yield row
 
 
-class ParquetStream:
+class ParquetStream(Source):
     """A Parquet file that holds encoded images, as img2dataset writes it: read from front to back.
 
     Rows whose `status` is not "success" are downloads that failed: they were never samples and are left out.
     """
-
-    bad: dict[str, str] = {}
-    classes: list[str] = []
 
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path, self.columns = path, columns
@@ -69,10 +61,8 @@ class ParquetStream:
                 )
 
 
-class Rows:
+class Rows(Indexed):
     """Rows of a `datasets.Dataset`: an image column of encoded images or of file paths, a caption, a class."""
-
-    bad: dict[str, str] = {}
 
     def __init__(self, dataset: Any, name: str, columns: Columns) -> None:
         from datasets import Image
@@ -84,14 +74,11 @@ class Rows:
             dataset = dataset.cast_column(self.names[0], Image(decode=False))
         label = dataset.features[self.names[2]] if self.names[2] else None
         self.classes = list(getattr(label, "names", None) or [])
-        self.dataset = dataset.select_columns([column for column in self.names if column])
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        self.rows = dataset.select_columns([column for column in self.names if column])
 
     def record(self, number: int) -> Record:
         """One row."""
-        row = self.dataset[number]
+        row = self.rows[number]
         cells = [row[name] if name else None for name in self.names]
         return _record(f"{self.name}:{number}", cells, Path(), self.columns)
 

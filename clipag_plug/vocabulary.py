@@ -133,6 +133,32 @@ def unheard(text: str) -> list[str]:
 
 
 @functools.cache
+def known_things() -> list[str]:
+    """What the bundled guides were taught to see: ImageNet's classes and the concepts of emoji."""
+    card = resources.files("clipag_plug.bundled").joinpath("clipag-mini.json")
+    return list(json.loads(card.read_text(encoding="utf-8"))["card"]["vocabulary"])
+
+
+def suggestions(text: str, count: int = 6) -> list[str]:
+    """The text with its last word, or its last two, completed to known things, the shortest first."""
+    words = text.split(" ")
+    for length in (2, 1):
+        start = " ".join(words[-length:]).lower()
+        if len(words) < length or len(start) < 2:
+            continue
+        found = [
+            name
+            for name in known_things()
+            if name.lower().startswith(start) and name.lower() != start
+        ]
+        if found:
+            before = " ".join(words[:-length])
+            found = sorted(found, key=lambda name: (len(name), name))[:count]
+            return [f"{before} {name}".strip() for name in found]
+    return []
+
+
+@functools.cache
 def bundled_vocabulary() -> Vocabulary:
     """The vocabulary of the bundled pair: 202 classes of photographs."""
     text = (

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from demo_helpers import Client, client
 
@@ -50,6 +51,17 @@ def test_the_command_opens_the_page_before_it_loads_torch(tmp_path: Path) -> Non
     subprocess.run(
         [sys.executable, "-c", light], cwd=tmp_path, env={"PYTHONPATH": str(root)}, check=True
     )
+
+
+def test_words_are_completed_and_unknown_ones_named(client: Client) -> None:
+    def asked(text: str) -> dict[str, list[str]]:
+        return client.get(f"/api/words?text={quote(text)}")
+
+    found = asked("a photo of a gold")
+    assert "a photo of a goldfish" in found["suggestions"] and not found["unheard"]
+    assert asked("a red pan")["suggestions"][0] == "a red panda"
+    assert asked("a zyxqian")["unheard"] == ["zyxqian"]
+    assert asked("") == asked("é" * 5000) | {"suggestions": [], "unheard": []}
 
 
 def test_the_default_is_the_loopback() -> None:

@@ -13,20 +13,27 @@ from urllib.parse import quote
 import pytest
 from demo_helpers import Client, client, paint, png
 
+from clipag_plug.bench.judges import Judge
+from clipag_plug.clip import load_model
 from clipag_plug.images import read_image
 from clipag_plug.paint import synthesize
+from clipag_plug.vocabulary import bundled_vocabulary
 
 
 def test_a_painting_is_what_the_api_paints_and_can_be_repeated(client: Client) -> None:
     status, job = client.post("/api/jobs", paint(models=["clip-mini", "clipag-mini"], seed=3))
     assert status == 201
     run = client.finish(job)
+    judge = Judge(load_model("judge-mini", "cpu"), "judge-mini", bundled_vocabulary().class_names)
     assert run["id"].endswith("a-goldfish-3") and run["state"] == "done"
     assert [side["model"] for side in run["sides"]] == ["clip-mini", "clipag-mini"]
     for side in run["sides"]:
         expected = synthesize("a goldfish", model=side["model"], seed=3, steps=2, device=None)
         found = read_image(client.app.gallery.file(run["id"], side["key"], "image.png"))
         assert (found - expected.image).abs().max() <= 0.5 / 255 + 1e-6
+        shares = judge.logits(judge.enlarged(expected.image[None]))[0].softmax(0)
+        name = judge.classes[int(shares.argmax())]
+        assert side["judge"] == f"{name} {float(shares.max()):.0%}"
         for name in side["files"]:
             assert client.ask("GET", f"/runs/{quote(run['id'])}/{side['key']}/{name}")[0] == 200
     status, job = client.post("/api/jobs", {"again": run["id"]})

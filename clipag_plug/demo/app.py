@@ -23,6 +23,7 @@ from ..options.demo import Demo
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
 from ..version import __version__
+from ..vocabulary import suggestions, unheard
 from .gallery import FILES, MOST_MAPS, Gallery, UploadError, Uploads
 from .jobs import Channel, Mailbox, Queue, QueueFullError
 from .requests import LONGEST_TEXT, PAIR, SIZES, read
@@ -121,6 +122,7 @@ class App:
         table: list[tuple[str, str, Callable[[Request], Any]]] = [
             ("/api/state", "GET", lambda request: self.state()),
             ("/api/runs", "GET", lambda request: self.gallery.runs()),
+            ("/api/words", "GET", lambda request: words(request.query_params.get("text", ""))),
             ("/api/events", "GET", self._events),
             ("/runs/{path:path}", "GET", self._file),
             ("/uploads/{name}", "GET", self._upload),
@@ -245,6 +247,12 @@ class App:
             return _failure(error.status_code, words.get(error.status_code, error.detail))
         log.error("%s %s", request.method, request.url.path, exc_info=error)
         return _failure(500, type(error).__name__)
+
+
+def words(text: str) -> dict[str, list[str]]:
+    """Known things that would end a prompt, and its words where the bundled guides know none of them."""
+    text = text[:LONGEST_TEXT]
+    return {"suggestions": suggestions(text), "unheard": unheard(text)}
 
 
 async def stream(channel: Channel, box: Mailbox) -> AsyncIterator[str]:

@@ -41,7 +41,7 @@ RUN_FIELDS = {
     "request": dict,
 }
 SIDE_FIELDS = {
-    **dict.fromkeys(("key", "model"), str),
+    **dict.fromkeys(("key", "model", "judge"), str),
     **dict.fromkeys(("loss", "steps", "frames", "columns"), float),
     **dict.fromkeys(("size", "files", "cosines"), list),
 }

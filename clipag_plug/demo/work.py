@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bench.judges import Judge
+from ..clip import load_model
 from ..explanation import explain, squash, text_features
 from ..explanation.figure import fitted, overlay, shown_maps
 from ..files import write_text
@@ -24,6 +27,7 @@ from ..options.generate import Generate
 from ..options.style import Style
 from ..paint import NotFiniteError, Synthesizer
 from ..paint.command import write_results
+from ..vocabulary import bundled_vocabulary
 from .gallery import SIDES
 from .jobs import Job
 from .requests import Draw, Look, Paint, Restyle
@@ -69,9 +73,22 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
         result = results[side]
         write_results(dataclasses.replace(options[side], output=str(place)), [result])
         facts = {"loss": _number(result.loss), "steps": result.steps, "size": _size(result.image)}
+        facts["judge"] = judged(result.image)
         return facts | write_frames(place, result.frames)
 
     return _writer({side: each.model for side, each in options.items()}, write_side)
+
+
+@functools.cache
+def _judge() -> Judge:
+    return Judge(load_model("judge-mini", "cpu"), "judge-mini", bundled_vocabulary().class_names)
+
+
+def judged(image: Tensor) -> str:
+    """What judge-mini, which guides nothing, calls a picture (3, H, W) among its 202 names, and how surely."""
+    judge = _judge()
+    shares = judge.logits(judge.enlarged(image[None].clamp(0, 1).cpu()))[0].softmax(0)
+    return f"{judge.classes[int(shares.argmax())]} {float(shares.max()):.0%}"
 
 
 def draw_or_style(
@@ -96,6 +113,7 @@ def draw_or_style(
             write_animation(place / "progress.webp", work.frames)
         loss = work.losses[-1] if work.losses else math.nan
         facts = {"loss": _number(loss), "steps": len(work.losses), "size": _size(work.image)}
+        facts["judge"] = judged(work.image)
         return facts | write_frames(place, work.frames)
 
     return _writer(dict(zip(SIDES, request.models)), write_side)

@@ -89,6 +89,20 @@ function reveal(element) {
   if (top < 0 || top > innerHeight / 2) element.scrollIntoView();
 }
 
+// What the bundled models know that begins like the last word, and words of which they know none.
+async function words() {
+  const text = $("prompt").value;
+  const found = text.trim() ? await ask(`/api/words?text=${encodeURIComponent(text)}`).catch(() => null) : null;
+  if ($("prompt").value !== text) return;  // typed on meanwhile
+  const { suggestions = [], unheard = [] } = found || {};
+  $("suggestions").replaceChildren(...suggestions.map((each) => make("button", { type: "button", onclick: () => {
+    $("prompt").value = each;
+    $("prompt").focus();
+    words();
+  } }, each)));
+  $("unheard").textContent = unheard.length ? `The bundled models know none of: ${unheard.join(", ")}.` : "";
+}
+
 function watch(job) {
   shared.watched = job.id;
   shared.viewing = false;
@@ -228,7 +242,7 @@ function listen() {
 
 function connect() {
   for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => go(button.dataset.go));
-  $("chips").append(...EXAMPLES.map((text) => make("button", { type: "button", onclick: () => { $("prompt").value = text; } }, text)));
+  $("chips").append(...EXAMPLES.map((text) => make("button", { type: "button", onclick: () => { $("prompt").value = text; words(); } }, text)));
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     try { submit(request()); } catch (error) { problem(error.message); }
@@ -236,6 +250,8 @@ function connect() {
   $("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form").requestSubmit(); }
   });
+  let typed = 0;
+  $("prompt").addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(words, 150); });
   $("dice").addEventListener("click", () => { $("seed").value = Math.floor(Math.random() * 10000); });
   for (const name of ["preset", "way"]) $(name).addEventListener("change", () => go(shared.tab));
   for (const name of ["strength", "strokes"]) $(name).addEventListener("input", () => { $(`${name}-value`).textContent = $(name).value; });

@@ -66,7 +66,8 @@ export function showRun(run) {
     place.image = new Image();
     place.image.onload = () => { if (current === run) atEnd(place); };
     place.image.src = address(run.id, side.key, "image.png");
-    place.label.textContent = side.loss == null ? side.model : `${side.model} · loss ${side.loss.toFixed(3)}`;
+    const judge = side.judge ? ` · judge: ${side.judge}` : "";
+    place.label.textContent = side.model + judge;
     const links = [["image.png", "PNG"], ["drawing.svg", "SVG"], ["progress.webp", "Animation"], ["recipe.json", "Recipe"], ["steps.csv", "Losses"]];
     for (const [name, text] of links) {
       if (!(side.files || []).includes(name)) continue;

@@ -100,8 +100,9 @@ def main() -> int:
                     0, 1
                 )
                 given.sheets.mkdir(parents=True, exist_ok=True)
-                path = given.sheets / f"{Path(name).name}-{number}.png"
-                to_pil(contact_sheet([list(row) for row in small.split(10)])).save(path)
+                path = given.sheets / f"models-{Path(name).name}{number or ''}.webp"
+                sheet = to_pil(contact_sheet([list(row) for row in small.split(10)]))
+                sheet.save(path, "WEBP", quality=90, method=6)
     return 0
 
 

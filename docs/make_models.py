@@ -96,8 +96,8 @@ def _words() -> str:
     parts = (
         "## Words",
         "The guides were taught the names of ImageNet's 1,000 classes, 1,721 concepts of emoji (`model.vocabulary`), "
-        "and some 30,000 nouns by what they mean. `clipag words horse gryphon` shows what a word is taken for; a prompt "
-        "none of whose words was taught is said so, with what it is taken for, and painted all the same.",
+        "and some 30,000 nouns by what they mean. `clipag words horse gryphon` shows what a word is taken for; a "
+        "prompt none of whose words was taught is said so, with what it is taken for, and painted all the same.",
         "The judge knows these words alone; of the classes there are photographs in the training of all three:",
         f"Classes: {classes}.",
         f"Groups: {groups}.",

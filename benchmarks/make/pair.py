@@ -2,15 +2,17 @@
 
     python benchmarks/make/pair.py --words runs/pair/words.npz -o runs/pair/start.safetensors
 
-Needs what words.py needs. The image tower gets the projection that meets the vectors in which words.py laid out the
-classes, so that a class's features are those of its name before anything is learned. Then `clipag train --init
-runs/pair/start.safetensors ...` teaches the text tower and adapts the image tower.
+Needs what words.py needs. Besides the start it writes `captions.npz` and `captions.txt`, the stored vectors of "a photo
+of a ..." for every class and "a cartoon of a ..." for every concept, and `lite0.pth`, the untouched network. The image
+tower gets the projection that meets the vectors in which words.py laid out the classes, so that a class's features are
+those of its name before anything is learned.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from words import lite0  # its neighbour
 
 from clipag_plug import model as models
+from clipag_plug.vocabulary import in_template
 from clipag_plug.weights.export import write_bundled
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the pixels that the weights were trained on
@@ -33,6 +36,25 @@ def projection(head: torch.Tensor, targets: torch.Tensor, weight: float = 1e-3) 
     rows = torch.nn.functional.normalize(head - head.mean(0), dim=1).double()
     gram = rows.T @ rows + weight * torch.eye(rows.shape[1])
     return torch.linalg.solve(gram, rows.T @ targets.double()).T.float()
+
+
+def captions(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Texts and unit vectors (N, D) of all known things: the classes' as photographs, the concepts' as cartoons."""
+    classes, known = map(int, arrays["known"])
+    words, templates = arrays["texts"].tolist(), arrays["templates"].tolist()
+    vectors, offsets = arrays["vectors"].astype("f4"), arrays["offsets"].astype("f4")
+    first: dict[str, int] = {}
+    for row, word in enumerate(words[:known]):
+        first.setdefault(word, row)  # a concept that is a class, too, has the class's vector
+    found: dict[str, np.ndarray] = {}
+    for kind, rows in (
+        ("a photo of {a}", words[:classes]),
+        ("a cartoon of {a}", words[classes:known]),
+    ):
+        for word in rows:
+            vector = vectors[first[word]] + offsets[templates.index(kind)]
+            found.setdefault(in_template(kind, word), vector / np.linalg.norm(vector))
+    return {"texts": np.array(list(found)), "vectors": np.stack(list(found.values())).astype("f2")}
 
 
 def main() -> None:
@@ -67,7 +89,12 @@ def main() -> None:
     )
     with torch.no_grad():
         model.logit_scale.fill_(math.log(SCALE))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    folder = args.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(lite0(), folder / "lite0.pth")
+    stored = captions(arrays)
+    np.savez(folder / "captions.npz", **stored)
+    (folder / "captions.txt").write_text("\n".join(stored["texts"]) + "\n", encoding="utf-8")
     card = {
         "name": args.output.stem,
         "mean": MEAN,

@@ -120,7 +120,7 @@ COMMANDS = {
         "clipag_plug.train.command:run",
         "train",
         "train an image encoder, adversarially or plainly",
-        "clipag train --recipe clip-mini --data 'shards/train-*.tar' -o runs/clip-mini",
+        "clipag train --init clipag-mini --data 'shards/train-*.tar' --samples 20000 -o runs/mine",
         shown="data captions validation init output resume samples batch_size "
         "accumulation lr objective norm eps attack_steps precision evaluate_every save_every",
         recipes="train/recipes",

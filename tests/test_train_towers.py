@@ -29,7 +29,7 @@ from clipag_plug.train import setup
 from clipag_plug.train.command import train
 from clipag_plug.train.data import open_data
 from clipag_plug.train.lessons import TextFeatures, learn_geometry
-from clipag_plug.train.state import read_model, save_model
+from clipag_plug.train.state import read_model, save_captions, save_model
 from clipag_plug.train.teachers import Ensemble, TextTeacher, geometry, open_image_teacher
 from clipag_plug.vocabulary import in_template
 
@@ -311,6 +311,38 @@ def test_stored_features_and_a_bank_of_texts_stand_for_the_text_tower(shard, tmp
     for name in ("text_features", "bank_texts"):
         with pytest.raises(ValueError, match="--" + name.replace("_", "-") + " needs"):
             prepared(shard, tmp_path, **{"captions": "text", "text": "train", name: given[name]})
+
+
+def test_stored_features_can_train_along_and_are_written_for_a_text_tower(shard, tmp_path) -> None:
+    """Each step moves the bank against its gradient; the batch's captions follow it, and the run leaves it as a file."""
+    texts = prepared(shard, tmp_path, attack_steps=0, captions="text").batches[0].texts
+    known = list(dict.fromkeys(["a thing that is never seen", *texts]))
+    size = int(prepared(shard, tmp_path, attack_steps=0).model.visual.output_dim)
+    vectors = np.random.default_rng(0).normal(size=(len(known), size)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", texts=np.array(known), vectors=vectors)
+    (tmp_path / "bank.txt").write_text("\n".join(known))
+    given = {
+        "captions": "text", "objective": "image_to_text", "attack_steps": 0, "lr": 1e-2,
+        "text_features": str(tmp_path / "v.npz"), "bank_texts": str(tmp_path / "bank.txt"), "train_text_features": True,
+    }  # fmt: skip
+    trainer = prepared(shard, tmp_path, **given)
+    before = F.normalize(torch.from_numpy(vectors), dim=-1)
+    assert torch.allclose(trainer.learned_captions()[1], before, atol=1e-6)
+    trainer.step()
+    after = trainer.learned_captions()[1]
+    batch = trainer.batches[0]
+    features = trainer._features(batch.images, batch.texts, 0)
+    rows = [known.index(text) for text in batch.texts]
+    assert torch.allclose(F.normalize(features[1], dim=-1), after[rows], atol=1e-6)
+    assert not torch.allclose(after, before, atol=1e-4)
+    whole = prepared(shard, tmp_path, batch_size=24, **given)
+    split = prepared(shard, tmp_path, batch_size=8, accumulation=3, **given)
+    as_one(whole, split, 3)
+    found = gradients(whole), gradients(split)
+    assert "heads.bank.weight" in found[0] and differ(*found) < 1e-4
+    path = save_captions(tmp_path, *trainer.learned_captions())
+    teacher = TextTeacher(str(path), "cpu")
+    assert teacher.texts == known and torch.allclose(teacher(known), after, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["kl", "head", "features"])

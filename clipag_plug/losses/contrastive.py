@@ -70,14 +70,20 @@ def fare(image_features: Tensor, original_features: Tensor) -> Tensor:
 
 
 def distillation(
-    image_features: Tensor, teacher_features: Tensor, text_features: Tensor, scale: Tensor | float
+    image_features: Tensor,
+    teacher_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor | float,
+    teacher_texts: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of p(image) against p(teacher) over the texts (Hinton et al. 2015), per image (N,).
 
-    p is the softmax over an image's scaled similarities to the texts (M, D); the teacher's is a constant.
+    p is the softmax over an image's scaled similarities to the texts (M, D); the teacher's, to `teacher_texts` (M, D)
+    where its features of them are others, is a constant.
     """
     with torch.no_grad():
-        taught = logits(teacher_features, text_features, scale).softmax(dim=1)
+        known = text_features if teacher_texts is None else teacher_texts
+        taught = logits(teacher_features, known, scale).softmax(dim=1)
     own = logits(image_features, text_features, scale).log_softmax(dim=1)
     return -(taught * own).sum(dim=1)
 

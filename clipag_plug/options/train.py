@@ -66,6 +66,11 @@ class Train(Options):
         "",
         "features of all captions in place of the frozen tower's: .npz or .safetensors, as for --text-teacher",
     )
+    train_text_features: bool = option(
+        False,
+        "train the stored features of --bank-texts along, from where they are; they are written beside the model as "
+        "captions.npz, for a text tower to learn",
+    )
     image: str = option("train", "train the image tower, or lock it (LiT)", choices=MODES)
     lock_image_unlocked_groups: int = option(
         0, "with --image frozen: last groups of layers that train nevertheless", low=0

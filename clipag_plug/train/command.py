@@ -76,6 +76,8 @@ def _run(options: Train, workers: Workers, folder: Path) -> int:
         _say(workers, options, tally.summary())
         card = _Card(ready, folder)(held)
         state.save_model(folder, trainer.result(), ready.config, card, options.remote)
+        if options.train_text_features:
+            state.save_captions(folder, *trainer.learned_captions())
     return _done(folder, workers)
 
 

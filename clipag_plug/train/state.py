@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
@@ -148,3 +149,9 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     """Config, card and weights that `save_model` wrote."""
     data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return data["config"], data["card"], load_file(str(folder / "model.safetensors"))
+
+
+def save_captions(folder: Path, texts: list[str], vectors: Tensor) -> Path:
+    """`captions.npz`: texts (N,) and their unit vectors (N, D), as --text-features and --text-teacher read them."""
+    content = {"texts": np.array(texts), "vectors": vectors.cpu().numpy()}
+    return write_atomically(folder / "captions.npz", lambda to: np.savez(to, **content))

@@ -35,9 +35,9 @@ class Targets:
     Of each image, where a term asks for it: labels (N,); features (N, D) by the initial tower (original), by the
     present one of the clean image (clean), by the teachers (taught); what an image teacher says (said); which texts of
     the bank describe it (bank_positives).
-    Shared by all: prompts, unit features of the classes (C, D); bank, more texts (B, D); classes, texts of the image
-    teacher's classes, or head, a map to its space; text_said, a text teacher's vectors of the captions (M, T), and
-    text_head, a map to them.
+    Shared by all: prompts, unit features of the classes (C, D); bank, more texts (B, D), and taught_texts, those as
+    the teachers know them; classes, texts of the image teacher's classes, or head, a map to its space; text_said, a
+    text teacher's vectors of the captions (M, T), and text_head, a map to them.
     """
 
     text: Tensor
@@ -50,6 +50,7 @@ class Targets:
     original: Tensor | None = None
     clean: Tensor | None = None
     bank_positives: Tensor | None = None
+    taught_texts: Tensor | None = None
     taught: Tensor | None = None
     said: Tensor | None = None
     prompts: Tensor | None = None
@@ -122,7 +123,7 @@ def tecoa(features: Tensor, t: Targets) -> Tensor:
 
 def distil(features: Tensor, t: Targets) -> Tensor:
     """Cross-entropy with the teachers' distribution over the texts (Hinton et al. 2015)."""
-    return losses.distillation(features, t.get("taught"), t.texts(), t.scale)
+    return losses.distillation(features, t.get("taught"), t.texts(), t.scale, t.taught_texts)
 
 
 def image_teacher(features: Tensor, t: Targets) -> Tensor:

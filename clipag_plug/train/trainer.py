@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..attacks.pgd import NOT_FINITE
 from ..model import CLIP
@@ -134,7 +135,14 @@ class Trainer:
                 heads["image"] = nn.Linear(size, width)
         if self.text_teacher is not None and options.text_teacher_loss == "linear":
             heads["text"] = nn.Linear(size, self.text_teacher.width, bias=False)
+        if options.train_text_features:
+            stored = self.text(list(self.bank_texts))
+            heads["bank"] = nn.Embedding.from_pretrained(stored.clone(), freeze=False)
         return heads.to(self.device)
+
+    def learned_captions(self) -> tuple[list[str], Tensor]:
+        """The texts of the bank and their unit features (B, D), trained along or not."""
+        return list(self.bank_texts), F.normalize(self._bank().detach(), dim=-1)
 
     def eps_at(self, index: int) -> float:
         """Radius of the attack at a step, in the units of the training images; see `optim.radius`."""
@@ -207,7 +215,7 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             logit = [value.detach() for value in self._logit()]
-            targets = self.targets(self.text(batch.texts), batch.words, rows, logit)
+            targets = self.targets(self._captions(batch.texts), batch.words, rows, logit)
             if self.options.attack_objective == "kl":
                 targets.clean = self.encode(images)
         # Workers draw other starts for their images, as the micro-batches of one process do.
@@ -256,7 +264,9 @@ class Trainer:
             found.bank = self.text(captions)
             found.bank_positives = self.batches.positives(names, labels).to(text.device)
         elif self.bank_texts:
-            found.bank = self.text(list(self.bank_texts))
+            found.bank = self._bank()
+            if "bank" in heads:
+                found.taught_texts = self.text(list(self.bank_texts))
             found.bank_positives = torch.zeros(len(words), len(found.bank), dtype=torch.bool)
             for row, word in enumerate(words):
                 if word in self.bank_texts:
@@ -264,6 +274,22 @@ class Trainer:
             found.bank_positives = found.bank_positives.to(text.device)
         if texts is not None and self.text_teacher is not None:
             found.text_said, found.text_head = self.text_teacher(texts), heads.get("text")
+        return found
+
+    def _bank(self) -> Tensor:
+        """Features of the texts of the bank (B, D)."""
+        if "bank" in self.heads:
+            return torch.as_tensor(self.heads["bank"].weight)
+        return self.text(list(self.bank_texts))
+
+    def _captions(self, texts: list[str]) -> Tensor:
+        """Features of captions (N, D); of those that train in the bank as constants: the bank's rows learn for them."""
+        found = self.text(texts)
+        if "bank" in self.heads:
+            known = [n for n, text in enumerate(texts) if text in self.bank_texts]
+            rows = [self.bank_texts[texts[n]] for n in known]
+            found = found.clone()
+            found[known] = self._bank().detach()[rows]
         return found
 
     def _whole_loss(self, parts: list[Part]) -> tuple[float, list[tuple[Any, Any]], list[Pair]]:
@@ -346,7 +372,7 @@ class Trainer:
             module.training = False
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self._seed(number))
-            return self.encode(images), self.text(texts)
+            return self.encode(images), self._captions(texts)
 
     def encode(self, images: Tensor, tower: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> features (N, D) in fp32."""
@@ -429,6 +455,10 @@ def _check(
             "--bank-texts needs --text frozen and --captions text",
         ),
         (options.text_features and not frozen, "--text-features needs --text frozen"),
+        (
+            options.train_text_features and not (options.text_features and options.bank_texts),
+            "--train-text-features needs --text-features and --bank-texts",
+        ),
         (
             options.attack_objective == "kl" and not options.random_start,
             "--attack-objective kl needs --random-start: at the clean image its gradient is zero",

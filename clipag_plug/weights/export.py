@@ -226,7 +226,7 @@ def write_bundled(
         if name in shared and torch.equal(layouts.unify({name: stored})[name], shared[name]):
             continue
         rows = stored.abs().amax(1).nonzero()[:, 0].int() if stored.ndim == 2 else None
-        if rows is not None and 2 * len(rows) < len(stored):
+        if rows is not None and len(rows) < 0.9 * len(stored):
             tensors[f"{name}.rows"], tensors[f"{name}.index"] = stored[rows.long()], rows
             packed[name] = list(stored.shape)
         else:

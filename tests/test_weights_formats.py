@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipag_plug import load
+from clipag_plug.train.state import save_model
 from clipag_plug.weights import configs, layouts, open_checkpoint
 from clipag_plug.weights.registry import BadFileError
 
@@ -371,6 +372,13 @@ def test_a_stopped_run(tmp_path: Path) -> None:
     found = open_checkpoint(f"local-dir:{tmp_path}")
     equal(found.state_dict, {**state, **average})
     assert found.config["quick_gelu"] is False
+    pixels = {"name": "start", "mean": [0.5] * 3, "std": [0.25] * 3}
+    (tmp_path / "start").mkdir()
+    save_model(tmp_path / "start", state, {**helpers.SMALL, "quick_gelu": False}, pixels)
+    (tmp_path / "recipe.json").write_text(json.dumps({"init": str(tmp_path / "start")}))
+    found = open_checkpoint(str(tmp_path / "checkpoint-00000007.pt"))
+    equal(found.state_dict, {**state, **average})
+    assert found.record.mean == (0.5,) * 3, "of the run's folder that it started from"
 
 
 def test_renaming_to_transformers_and_back_is_the_identity() -> None:

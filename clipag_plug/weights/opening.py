@@ -193,7 +193,9 @@ def _parts(
             )
             config = configs.from_open_clip(recipe, {"quick_gelu": False, **own})
         elif start.get("init"):
-            initial = open_checkpoint(start["init"], download_root)
+            name = start["init"]  # of a run's folder, too
+            name = f"local-dir:{name}" if Path(name).is_dir() else name
+            initial = open_checkpoint(name, download_root)
             config = initial.config
             pixels = {name: getattr(initial.record, name) for name in PREPROCESSING}
     if about is not None:

@@ -314,7 +314,7 @@ def test_stored_features_and_a_bank_of_texts_stand_for_the_text_tower(shard, tmp
 
 
 def test_stored_features_can_train_along_and_are_written_for_a_text_tower(shard, tmp_path) -> None:
-    """Each step moves the bank against its gradient; the batch's captions follow it, and the run leaves it as a file."""
+    """A step moves the bank; the batch's captions follow it, and the run leaves it as a file."""
     texts = prepared(shard, tmp_path, attack_steps=0, captions="text").batches[0].texts
     known = list(dict.fromkeys(["a thing that is never seen", *texts]))
     size = int(prepared(shard, tmp_path, attack_steps=0).model.visual.output_dim)
@@ -340,6 +340,10 @@ def test_stored_features_can_train_along_and_are_written_for_a_text_tower(shard,
     as_one(whole, split, 3)
     found = gradients(whole), gradients(split)
     assert "heads.bank.weight" in found[0] and differ(*found) < 1e-4
+    flat = prepared(shard, tmp_path, text_rank=2, **given)
+    for _ in range(2):
+        flat.step()
+    assert torch.linalg.matrix_rank(flat.learned_captions()[1], atol=1e-4) == 2
     path = save_captions(tmp_path, *trainer.learned_captions())
     teacher = TextTeacher(str(path), "cpu")
     assert teacher.texts == known and torch.allclose(teacher(known), after, atol=1e-6)

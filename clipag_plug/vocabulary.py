@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import random
 import re
@@ -114,8 +113,7 @@ def in_template(template: str, word: str) -> str:
 @functools.cache
 def taught_words() -> frozenset[str]:
     """Every word, in lower case, of the texts that the bundled text tower learned."""
-    packed = resources.files("clipag_plug.bundled").joinpath("words.txt.gz").read_bytes()
-    return frozenset(gzip.decompress(packed).decode().split())
+    return frozenset(re.findall(r"[^\W\d_]+", " ".join(known_things()).lower()))
 
 
 def unheard(text: str) -> list[str]:
@@ -134,9 +132,8 @@ def unheard(text: str) -> list[str]:
 
 @functools.cache
 def known_things() -> list[str]:
-    """What the bundled guides were taught to see: ImageNet's classes and the concepts of emoji."""
-    card = resources.files("clipag_plug.bundled").joinpath("clipag-mini.json")
-    return list(json.loads(card.read_text(encoding="utf-8"))["card"]["vocabulary"])
+    """The words that the bundled guides were taught."""
+    return bundled_vocabulary().words
 
 
 def suggestions(text: str, count: int = 6) -> list[str]:

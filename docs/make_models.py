@@ -1,6 +1,7 @@
 """Writes docs/models.md, the cards of the models in the package, from their JSON files: `python docs/make_models.py`.
 
-Their picture sheets come from `python benchmarks/pair_quality.py --section development --sheets docs`.
+Their picture sheets draw the same 24 prompts with each: preset `natural`, which takes the model's own choice of eight
+drafts.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from clipag_plug.vocabulary import bundled_vocabulary
 DOCS = Path(__file__).parent
 PAGE = DOCS / "models.md"
 BUNDLED = DOCS.parent / "clipag_plug" / "bundled"
-# Recipes in the order in which they ran; what goes beyond them is said in the card.
-RECIPES = {
-    "clip-mini": ("clip-mini",),
-    "clipag-mini": ("clipag-mini",),
+# Recipes in the order in which they ran; what goes beyond them is said in the card. Those of the guides are of commit
+# 45d2067: `clip-mini` and `clipag-mini` are by now the recipes of the pair that comes next.
+RECIPES: dict[str, tuple[str, ...]] = {
+    "clip-mini": (),
+    "clipag-mini": (),
     "judge-mini": ("judge-mini-32", "judge-mini"),
 }
 HEAD = """# The models in the package
 
 Written by `python docs/make_models.py`. Two guides to compare, and a judge that scores what they guide and shares
-neither weights nor words with them. All three read 224x224 pixels and reduce them inside.
+neither weights nor seed nor text tower with them; its image tower is a narrower one of the same kind. All three read
+224x224 pixels and reduce them inside.
 
-What an ImageNet network recognises in their pictures: [benchmarks/results/pair.md](../benchmarks/results/pair.md);
-what they make of photographs and of attacks on them: [benchmarks/results/quick.md](../benchmarks/results/quick.md).
+What they make of photographs and of attacks on them:
+[benchmarks/results/standard.md](../benchmarks/results/standard.md).
 """
 
 
@@ -38,14 +41,16 @@ def page() -> str:
 
 def _section(key: str) -> str:
     data = json.loads((BUNDLED / f"{key}.json").read_text(encoding="utf-8"))
-    card = data["card"]
+    card, vision = data["card"], data["config"]["vision_cfg"]["mini"]
     size = (BUNDLED / f"{key}.safetensors").stat().st_size / 1e6
     shared = data["shares_text_with"]
     facts = {
-        "Image tower": _image(data["config"]["vision_cfg"]),
+        "Image tower": f"residual network, stages of {_list(vision['widths'])} channels with {_list(vision['depths'])} "
+        f"blocks, {vision['activation']}, {vision['image_size']}x{vision['image_size']} inside",
         "Text tower": f"that of `{shared}`" if shared else _text(data["config"]),
         "File": f"{size:.1f} MB, matrices and kernels in fp16",
-        "Recipes": ", then ".join(f"`clipag train --recipe {each}`" for each in RECIPES[key]),
+        "Recipes": ", then ".join(f"`clipag train --recipe {each}`" for each in RECIPES[key])
+        or "those of commit 45d2067; recipes `clip-mini` and `clipag-mini` are of the pair that comes next",
         "How it was trained": card["history"],
         "Attack in training": f"L2 {card['eps']:g}, images in [0, 1] at 224x224"
         if card.get("eps")
@@ -59,19 +64,9 @@ def _section(key: str) -> str:
     lines = [f"## {key}", "", card["description"], "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     if (DOCS / f"models-{key}.webp").is_file():
-        shown = f"The 40 development names as photographs, painted by {key} from noise, nothing picked by hand"
+        shown = f"24 prompts drawn by {key}, preset natural, nothing picked by hand"
         lines += ["", f"![{shown}](models-{key}.webp)"]
     return "\n".join(lines) + "\n"
-
-
-def _image(vision: dict[str, Any]) -> str:
-    (kind,) = (name for name in ("mini", "lite") if name in vision)
-    tower = vision[kind]
-    inside = f"{tower['activation']}, {tower['image_size']}x{tower['image_size']} inside"
-    if kind == "lite":
-        return f"EfficientNet-Lite{tower['variant']}, {inside}"
-    widths, depths = _list(tower["widths"]), _list(tower["depths"])
-    return f"residual network, stages of {widths} channels with {depths} blocks, {inside}"
 
 
 def _text(config: dict[str, Any]) -> str:
@@ -95,12 +90,9 @@ def _words() -> str:
     groups = ", ".join(vocabulary.groups)
     parts = (
         "## Words",
-        "The guides were taught the names of ImageNet's 1,000 classes, 1,721 concepts of emoji (`model.vocabulary`), "
-        "and some 30,000 nouns by what they mean. `clipag words horse gryphon` shows what a word is taken for; a "
-        "prompt none of whose words was taught is said so, with what it is taken for, and painted all the same.",
-        "The judge knows these words alone; of the classes there are photographs in the training of all three:",
         f"Classes: {classes}.",
         f"Groups: {groups}.",
+        "Other words are ignored.",
     )
     return "\n\n".join(parts) + "\n"
 

@@ -242,5 +242,10 @@ def test_a_trained_tower_is_the_same_model_in_open_clip(
         found = (F.normalize(model.encode_image(pixels), dim=-1) @ texts.T).argmax(1)
     right = float((found == torch.tensor([label for _, label in held])).float().mean())
     printed = 100 * card["held_out"]["clean"]
-    limit = 3 if kind == "bundled" else 1  # held-out images are stored at 237 pixels before they get its 224
-    assert abs(100 * right - printed) <= limit and (kind == "bundled" or printed > 60), (right, printed)
+    limit = (
+        3 if kind == "bundled" else 1
+    )  # held-out images are stored at 237 pixels before they get its 224
+    assert abs(100 * right - printed) <= limit and (kind == "bundled" or printed > 60), (
+        right,
+        printed,
+    )

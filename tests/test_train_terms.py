@@ -220,7 +220,12 @@ def test_every_image_draws_a_radius_of_its_own(norm) -> None:
     images, text = torch.full((200, 3, 4, 4), 0.5), made(1, 48)
     positives = torch.ones(200, 1, dtype=torch.bool)
     asked = Train(
-        norm=norm, eps_low=0.25, attack_steps=3, random_start=True, attack_objective="cosine"
+        norm=norm,
+        eps=0.1,
+        eps_low=0.25,
+        attack_steps=3,
+        random_start=True,
+        attack_objective="cosine",
     )
     t = terms.Targets(text.expand(200, -1), positives, torch.tensor(10.0), asked)
     attacked = terms.attack_images(

@@ -72,11 +72,15 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
     def write_side(place: Path, side: str) -> dict[str, Any]:
         result = results[side]
         write_results(dataclasses.replace(options[side], output=str(place)), [result])
-        facts = {"loss": _number(result.loss), "steps": result.steps, "size": _size(result.image)}
-        facts["judge"] = judged(result.image)
+        facts = _facts(result.image, result.loss, result.steps)
         return facts | write_frames(place, result.frames)
 
     return _writer({side: each.model for side, each in options.items()}, write_side)
+
+
+def _facts(image: Tensor, loss: float, steps: int) -> dict[str, Any]:
+    """What the record says of a picture (3, H, W)."""
+    return {"loss": _number(loss), "steps": steps, "size": _size(image), "judge": judged(image)}
 
 
 @functools.cache
@@ -112,8 +116,7 @@ def draw_or_style(
         if work.frames:
             write_animation(place / "progress.webp", work.frames)
         loss = work.losses[-1] if work.losses else math.nan
-        facts = {"loss": _number(loss), "steps": len(work.losses), "size": _size(work.image)}
-        facts["judge"] = judged(work.image)
+        facts = _facts(work.image, loss, len(work.losses))
         return facts | write_frames(place, work.frames)
 
     return _writer(dict(zip(SIDES, request.models)), write_side)

@@ -112,10 +112,13 @@ def prepare(
         model.load_state_dict(weights, strict=False)
     else:
         teach(options, model, known if named else None, text_teacher)
-    stored = TextTeacher(options.text_features, workers.device) if options.text_features else None
+    features = options.text_features
+    captions = TextTeacher(features, workers.device) if features else None
     prompts = None
     if "tecoa" in objectives and known is not None:
-        prompts = class_prompts(model, known.class_names, options.prompts, options.articles, stored)
+        prompts = class_prompts(
+            model, known.class_names, options.prompts, options.articles, captions
+        )
     references: dict[str, Any] = {}
     if options.teachers:
         if options.text == "train":
@@ -124,7 +127,9 @@ def prepare(
         references["taught"] = Ensemble(several, model)
     taught_classes = None
     if options.image_teacher:
-        references["said"], taught_classes = _image_teacher(options, model, workers.device, stored)
+        references["said"], taught_classes = _image_teacher(
+            options, model, workers.device, captions
+        )
     trainer = Trainer(
         model,
         options,
@@ -134,7 +139,7 @@ def prepare(
         classes=taught_classes,
         references=references,
         text_teacher=text_teacher,
-        text_features=stored,
+        text_features=captions,
     )
     name = options.name or Path(options.output).name
     return Prepared(trainer, config, {**card, "name": name, "recipe": options.to_dict()}, evaluate)

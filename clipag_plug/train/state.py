@@ -153,5 +153,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
 
 def save_captions(folder: Path, texts: list[str], vectors: Tensor) -> Path:
     """`captions.npz`: texts (N,) and their unit vectors (N, D), as --text-features and --text-teacher read them."""
-    content = {"texts": np.array(texts), "vectors": vectors.cpu().numpy()}
-    return write_atomically(folder / "captions.npz", lambda to: np.savez(to, **content))
+    names, rows = np.array(texts), vectors.cpu().numpy()
+    return write_atomically(
+        folder / "captions.npz", lambda to: np.savez(to, texts=names, vectors=rows)
+    )

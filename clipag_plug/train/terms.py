@@ -262,7 +262,9 @@ def drawn_radii(norm: str, low: float, count: int, generator: torch.Generator) -
     device = generator.device
     share = torch.empty(count, 1, 1, 1, device=device).uniform_(low, 1, generator=generator)
 
-    class Drawn(BALLS[norm]):  # type: ignore[misc]
+    base: Any = BALLS[norm]
+
+    class Drawn(base):
         def __init__(self, eps: float, limits: Range) -> None:
             super().__init__(eps * share, limits)
 

@@ -127,7 +127,7 @@ def test_untaught_words_change_little(bundled_pair) -> None:
 def test_words_are_shown_with_what_they_are_taken_for(capsys) -> None:
     from clipag_plug import cli
 
-    assert cli.main(["words", "goldfish", "a school bus", "-n", "2", "--json"]) == 0
+    assert cli.main(["words", "goldfish", "a school bus", "--count", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["goldfish"][0][0] == "goldfish" and found["a school bus"][0][0] == "school bus"
     assert all(len(near) == 2 and near[0][1] >= near[1][1] for near in found.values())

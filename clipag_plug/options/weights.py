@@ -25,7 +25,7 @@ class Words(Options):
 
     texts: list[str] = option(help="words or sentences", positional=True, metavar="TEXT")
     model: str = option("clipag-mini", "key or file of the model", short="-m")
-    count: int = option(5, "nearest known things to show", low=1, short="-n")
+    count: int = option(5, "nearest known things to show", low=1)
     json: bool = option(False, "print JSON instead of a table")
 
 

@@ -117,13 +117,14 @@ class MiniContent(nn.Module):
         self.scales: list[Tensor] = []
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        visual = self.visual
-        x = visual.act(visual.bn1(visual.conv_stem((images - self.mean) / self.std)))
-        found = []
-        for stage in visual.blocks[:5]:
+        visual, found = self.visual, list[Tensor]()
+        lite = hasattr(visual, "conv_stem")
+        stem, stages = (visual.conv_stem, visual.blocks) if lite else (visual.conv1, visual.stages)
+        x = visual.act(visual.bn1(stem((images - self.mean) / self.std)))
+        for stage in stages[: 5 if lite else -1]:
             x = stage(x)
             found.append(x)
-        chosen = found[2], found[4]  # strides of 8 and 16, as conv4_2 and conv5_2 of VGG19
+        chosen = found[-3::2] if lite else found[-2:]  # strides of 8 and 16, or what comes nearest
         self.scales = self.scales or [part.detach().std() for part in chosen]
         return [part / scale for part, scale in zip(chosen, self.scales)]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-SLOW = ("02", "04", "05", "06", "07")  # 20 to 50 seconds each: part of `make test-long`
+SLOW = ("02", "03", "04", "05", "06", "07", "08")  # 20 to 50 seconds each: part of `make test-long`
 
 
 def marked(path: Path) -> Any:

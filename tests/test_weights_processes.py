@@ -252,6 +252,7 @@ def drive(server: Server, home: Path, points: list[str], count: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_kill_and_eight_at_once(server: Server, tmp_path: Path) -> None:
     """Killed in the download, after it, twice in the conversion and after it; then eight at once.
 

@@ -455,28 +455,37 @@ def random_resized_crops(
 
 def training_crops(images: Tensor, size: int, smallest: float, flip: bool, u: Tensor) -> Tensor:
     """A random square crop of each square training image (N, 3, H, H) at (size, size), of at least `smallest` of its
-    area.
+    area. images: float in [0, 1], or uint8; the crops are float in [0, 1].
 
-    Bilinear at no less than the images' own resolution, then averaged: free of aliasing. Two matrix products, one per
-    axis. u (4, N): area, place x, place y, and which half is mirrored if `flip` is on.
+    Bilinear at no less than the images' own resolution, then averaged: free of aliasing. u (4, N): area, place x,
+    place y, and which half is mirrored if `flip` is on.
     """
     length, finer = images.shape[-1], -(-images.shape[-1] // size)
     side = (smallest + (1 - smallest) * u[0]).sqrt()
     mirror = torch.where(u[3] < 0.5, -1.0, 1.0) if flip else torch.ones(len(images))
     points = (2 * torch.arange(size * finer) + 1) / (size * finer) - 1
 
-    def weights(scale: Tensor, middle: Tensor) -> Tensor:  # (N, size, length)
+    def taps(scale: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:  # (N, size, 2 * finer) each
         place = (points * scale[:, None] + (middle * (1 - side))[:, None] + 1) * length / 2 - 0.5
         place = place.clamp(0, length - 1)
         low = place.floor().clamp(max=max(length - 2, 0))
-        found = torch.zeros(len(images), size, length)
-        at = low.long() + torch.arange(size * finer) // finer * length
-        found.view(len(images), -1).scatter_add_(1, at, (1 - place + low) / finer)
-        found.view(len(images), -1).scatter_add_(1, at + min(1, length - 1), (place - low) / finer)
-        return found[:, None]
+        weights = torch.stack((1 - place + low, place - low), -1) / finer
+        low = low.long()
+        index = torch.stack((low, low + min(1, length - 1)), -1)
+        return index.view(-1, size, 2 * finer), weights.view(-1, size, 2 * finer)
 
-    down, across = weights(side, 2 * u[2] - 1), weights(side * mirror, 2 * u[1] - 1)
-    return (down @ images @ across.transpose(2, 3)).clamp_(0, 1)
+    def sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:  # of rows (H, C): (size, C)
+        return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
+
+    rows, columns = taps(side, 2 * u[2] - 1), taps(side * mirror, 2 * u[1] - 1)
+    found = torch.empty(len(images), 3, size, size)
+    for image, out, *picked in zip(
+        images, found, *rows, *columns, strict=True
+    ):  # each in the cache
+        down = sums(image.permute(1, 2, 0).float().flatten(1), *picked[:2])  # (size, W * 3)
+        across = sums(down.T.reshape(length, -1), *picked[2:])  # (size, 3 * size)
+        out.copy_(across.T.view(3, size, size))
+    return found.div_(255 if images.dtype == torch.uint8 else 1).clamp_(0, 1)
 
 
 def cutouts(

@@ -197,6 +197,24 @@ def test_crops_are_the_mean_of_a_fine_crop() -> None:
     assert torch.allclose(crop(16, flip=False, smallest=1.0), F.avg_pool2d(images, 4), atol=1e-5)
 
 
+@pytest.mark.parametrize("length, size", [(237, 224), (64, 24), (5, 16)])
+def test_crops_of_bytes_and_floats_equal_torchs_sampling_of_the_same_boxes(length, size) -> None:
+    """Within 1e-4, the rounding of a place among 237 in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (4, length, length, 3), generator=generator, dtype=torch.uint8)
+    stored, u = stored.permute(0, 3, 1, 2), torch.rand(4, 4, generator=generator)
+    side, finer = (0.5 + 0.5 * u[0]).sqrt(), -(-length // size)
+    theta = torch.zeros(4, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(u[3] < 0.5, -1, 1) * side, side
+    theta[:, :, 2] = ((2 * u[1:3] - 1) * (1 - side)).T
+    grid = F.affine_grid(theta, [4, 3, size * finer, size * finer], align_corners=False)
+    floats = stored.float() / 255
+    wanted = F.grid_sample(floats, grid, padding_mode="border", align_corners=False)
+    for images in (stored, floats):
+        found = training_crops(images, size, 0.5, True, u)
+        assert torch.allclose(found, F.avg_pool2d(wanted, finer), atol=1e-4)
+
+
 def test_crops_are_free_of_aliasing() -> None:
     # Stripes of one pixel cannot be shown at a quarter of the size: they must turn grey, not into other stripes.
     stripes = (torch.arange(64) % 2).float().expand(8, 3, 64, 64).contiguous()

@@ -34,7 +34,6 @@ from .feeds import (
     StreamFeed,
     in_memory,
     joined,
-    to_float,
 )
 from .matches import Matches
 from .shards import read_tar
@@ -186,8 +185,10 @@ class Maker(Dataset[Any]):
         bad = dict(reversed(bad.items()))
         seed = self.mixture.seed * 1_000_003 + index
         draws = torch.rand(4, len(references), generator=torch.Generator().manual_seed(seed))
-        images = to_float(np.stack([sample.image for sample in samples]))
-        images = training_crops(images, self.size, self.crop, self.flip, draws[:, self.own])
+        stored = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(
+            0, 3, 1, 2
+        )
+        images = training_crops(stored, self.size, self.crop, self.flip, draws[:, self.own])
         texts, words = self._captions(samples, seed)
         batch = Batch(images, texts, words, torch.tensor([sample.label for sample in samples]))
         return Made(batch, bad, self.mixture.seen(index), self.mixture.length)

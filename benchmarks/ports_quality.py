@@ -43,8 +43,8 @@ from clipag_plug.images import contact_sheet, to_pil, write_image  # noqa: E402
 from clipag_plug.options.clipdraw import ClipDraw  # noqa: E402
 from clipag_plug.options.style import Style  # noqa: E402
 from clipag_plug.options.vqgan import Vqgan  # noqa: E402
+from clipag_plug.paint import Synthesis  # noqa: E402
 from clipag_plug.pipelines import clipdraw, clipstyler, vqgan_clip  # noqa: E402
-from clipag_plug.pipelines.run import Artwork  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary, sentence  # noqa: E402
 
 MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
@@ -156,7 +156,7 @@ def measured(found: dict[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def perform(port: str, prompt: str, model: Any, seed: int) -> Artwork:
+def perform(port: str, prompt: str, model: Any, seed: int) -> Synthesis:
     """The picture of one pipeline under one model."""
     settings: dict[str, Any] = {"model": model, "preset": "demo", "seed": seed}
     if port == "clipdraw":

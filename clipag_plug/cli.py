@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,27 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """One line a flag where it fits: `-o, --output OUTPUT`, and of a switch not `--no-...` beside it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=24)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = sorted(action.option_strings, key=len)
+        if not names:
+            return super()._format_action_invocation(action)
+        if isinstance(action, argparse.BooleanOptionalAction):
+            names = [name for name in names if not name.startswith("--no-")]
+        value = {0: "", "+": f" {action.metavar} ..."}.get(action.nargs, f" {action.metavar}")
+        return ", ".join(names) + value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: `sys.argv`) and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a code page lacks letters that file names have
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             command, options = parse(sys.argv[1:] if argv is None else argv)
@@ -120,17 +140,17 @@ def job_parser(name: str, whole: bool = False) -> argparse.ArgumentParser:
         usage=" ".join(["clipag", name, "[options]", *words]),
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         epilog=f"example:\n  {command.example}{rest}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
-    parser.add_argument(
+    parser.add_argument("-h", "--help", "--help-all", action="help", help=argparse.SUPPRESS)
+    add_arguments(parser, command.options, shown).add_argument(
         "--recipe",
         dest="recipe_file",
         metavar="FILE",
         help="read options from a .json or .toml file; flags beside it win",
     )
-    add_arguments(parser, command.options, shown)
     return parser
 
 

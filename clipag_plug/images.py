@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from torch.nn import functional as F
 
 from .files import write_atomically
 
+log = logging.getLogger(__name__)
 RECIPE_KEY = "clipag_plug"
 
 
@@ -93,23 +98,29 @@ def resize(images: Tensor, size: int | tuple[int, int], mode: str = "bicubic") -
     return found.clamp(0, 1) if mode == "bicubic" else found
 
 
-def write_image(path: str | Path, image: Tensor, recipe: dict[str, Any] | None = None) -> Path:
-    """Writes (3, H, W) in [0, 1] as PNG, atomically, with `recipe` as JSON under the iTXt key `clipag_plug`.
+def png_bytes(image: Tensor, recipe: dict[str, Any] | None = None) -> bytes:
+    """(3, H, W) in [0, 1] as PNG with `recipe` as JSON under the iTXt key `clipag_plug`.
 
-    The bytes depend on the picture and the recipe alone. Raises: ValueError for another suffix.
+    The bytes depend on the picture and the recipe alone.
     """
     from PIL.PngImagePlugin import PngInfo
 
+    info, file = PngInfo(), io.BytesIO()
+    if recipe is not None:
+        info.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
+    to_pil(image).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def write_image(path: str | Path, image: Tensor, recipe: dict[str, Any] | None = None) -> Path:
+    """Writes `png_bytes`, atomically. Raises: ValueError for another suffix than .png."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(
             f"{str(path)!r} must end in .png: a picture carries its recipe, and only PNG can"
         )
-    info = PngInfo()
-    if recipe is not None:
-        info.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
-    picture = to_pil(image)
-    return write_atomically(path, lambda name: picture.save(name, format="PNG", pnginfo=info))
+    data = png_bytes(image, recipe)
+    return write_atomically(path, lambda name: Path(name).write_bytes(data))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -127,6 +138,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe in {str(path)!r} is a {type(recipe).__name__}, not a table")
     return recipe
+
+
+def refuse_taken(paths: Sequence[Path], *, overwrite: bool, folder: bool = False) -> None:
+    """Looks, before any work, at the files that will be written; a picture of ours is replaced with a remark.
+
+    folder: they lie in one run folder, where files beside a picture of ours are ours too.
+    Raises: ValueError for a file that is not ours, unless `overwrite`; PermissionError for a folder that is none or
+        may not be written to.
+    """
+    taken, ours = [path for path in paths if path.exists()], []
+    for path in taken:
+        with contextlib.suppress(ValueError, OSError):
+            ours += [path] if read_recipe(path) else []
+    others = [path for path in taken if path not in ours]
+    if others and not overwrite and not (ours and folder):
+        raise ValueError(
+            f"{str(others[0])!r} exists and is no picture of clipag_plug; choose another name, or add --overwrite"
+        )
+    for path in paths:
+        place = next(each for each in path.absolute().parents if each.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            what = "may not be written to" if place.is_dir() else "is a file and no folder"
+            raise PermissionError(f"{str(place)!r} {what}; choose another --output")
+    for path in taken:
+        log.info("%s is replaced", path)
 
 
 def contact_sheet(
@@ -256,6 +292,10 @@ def _open(path: str | Path) -> Any:
         raise FileNotFoundError(f"picture {str(path)!r} does not exist")
     try:
         return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{str(path)!r} has more pixels than can be read ({error}); make it smaller first"
+        ) from error
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{str(path)!r} is not a picture that can be read; give a PNG, JPEG or WebP"

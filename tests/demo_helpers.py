@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import io
 import json
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,3 +97,15 @@ def png(width: int = 40, height: int = 30) -> bytes:
 def paint(**changes: Any) -> dict[str, Any]:
     asked = {"prompt": "a goldfish", "models": ["clipag-mini"], "steps": 2, **changes}
     return {"kind": "paint", "request": asked}
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG header that promises many pixels, in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")

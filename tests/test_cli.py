@@ -15,7 +15,7 @@ import pytest
 
 from clipag_plug import cli
 from clipag_plug.options import Command, resolve
-from clipag_plug.options.base import Options, option
+from clipag_plug.options.base import Options, flag, option
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = dict(cli.COMMANDS)
@@ -196,6 +196,22 @@ def test_what_is_registered_exists(name: str) -> None:
     command = SHIPPED[name]
     assert issubclass(command.options, Options)
     inspect.signature(resolve(command.handler)).bind("the options")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_help_fits_a_screen_and_the_rest_is_a_flag_away(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", SHIPPED)
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = []
+    for line in ([name, "--help"], ["help", name], [name, "--help-all"]):
+        assert cli.main(line) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].count("\n") <= 40
+    fields = dataclasses.fields(SHIPPED[name].options)
+    flags = [flag(field.name) for field in fields if not field.metadata["positional"]]
+    assert all(each in texts[2] for each in flags)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from demo_helpers import Client, client, paint, png
+from demo_helpers import Client, bomb, client, paint, png
 
 from clipag_plug.demo.app import Guard, hostname
 from clipag_plug.demo.gallery import UploadError, Uploads
@@ -95,18 +93,6 @@ def test_requests_hold_no_field_that_names_a_file() -> None:
 def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: str) -> None:
     status, answer = client.post("/api/jobs", content)
     assert status == 400 and words in answer["error"] and "\n" not in answer["error"]
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG header that promises many pixels, in a hundred bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from demo_helpers import bomb
 from torch import nn
 
 from clipag_plug import cli
@@ -25,6 +26,7 @@ from clipag_plug.pipelines.run import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY: dict[str, list[str]] = {
+    "generate": ["--steps", "2", "--views", "1", "--init", "noise"],
     "clipdraw": ["--canvas", "32", "--strokes", "4", "--steps", "2", "--views", "1"],
     "vqgan": ["--size", "32", "--steps", "2", "--cuts", "1"],
     "style": ["-i", "photo.png", "-p", "demo", "--steps", "2", "--crops", "1"],
@@ -64,9 +66,11 @@ def test_every_command_has_the_common_flags(
     recipes = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     assert [recipe["seed"] for recipe in recipes] == [3, 4]
     # The second variation is the picture of its own seed, with the same bytes, wherever it is written.
-    assert clipag(capsys, *line, "-s", "4", "-o", "one.png")[1] == "one.png\n"
+    again = line if name != "generate" else [name, "--from", str(run / "image-2.png")]
+    seed = ["-s", "4"] if name != "generate" else []  # its recipe holds the batch it was painted in
+    assert clipag(capsys, *again, *seed, "-o", "one.png")[1] == "one.png\n"
     assert Path("one.png").read_bytes() == (run / "image-2.png").read_bytes()
-    assert read_recipe("one.png")["options"]["seed"] == 4
+    assert read_recipe("one.png")["seed"] == 4
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -106,6 +110,15 @@ def test_comparison_is_a_sheet(name: str, capsys: pytest.CaptureFixture[str]) ->
         ("style a -i photo.png -o d.png --animation d.png", "same file"),
         ("clipdraw a --svg d.txt", ".svg"),
         ("search a -o taken", "is a file"),
+        ("generate a -o taken", "is a file"),
+        ("generate a -o photo.png", "--overwrite"),
+        ("generate a --animation photo.png", "--overwrite"),
+        ("generate a --device gpu", "cuda"),
+        ("generate a -s 18446744073709551616", "--seed"),
+        ("generate a -i huge.png", "more pixels"),
+        ("explain photo.png dog -o photo.png", "--overwrite"),
+        ("explain photo.png dog --device gpu", "cuda"),
+        ("demo --device gpu", "cuda"),
         ("search a --generator stylegan", "must be bundled"),
         ("search a --generator biggan:nowhere", "BigGAN"),
         ("search a --template x", "must hold {}"),
@@ -119,6 +132,7 @@ def test_what_cannot_be_done_is_one_sentence(
     import shlex
 
     Path("taken").write_text("mine")
+    Path("huge.png").write_bytes(bomb(20_000, 20_000))
     before = sorted(folder.iterdir())
     code, out, err = clipag(capsys, *shlex.split(line))
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1, err
@@ -140,10 +154,22 @@ def test_bad_calls_say_what_to_do(call: Any, words: str) -> None:
         call()
 
 
-def test_nothing_that_is_not_ours_is_replaced(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_a_seed_that_is_not_given_is_random_and_written_down(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = ["clipdraw", "a lemon", *TINY["clipdraw"]]
+    line = ["clipdraw", "a lemon", *TINY["clipdraw"], "-o"]
+    assert [clipag(capsys, *line, each, "-q")[0] for each in ("a.png", "b.png")] == [0, 0]
+    seeds = [read_recipe(each)["seed"] for each in ("a.png", "b.png")]
+    assert seeds[0] != seeds[1]
+    assert clipag(capsys, *line, "c.png", "-s", str(seeds[0]))[0] == 0
+    assert Path("a.png").read_bytes() == Path("c.png").read_bytes() != Path("b.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["generate", "clipdraw"])
+def test_nothing_that_is_not_ours_is_replaced(
+    name: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = [name, "a lemon", *TINY[name]]
     before = Path("photo.png").read_bytes()
     code, _, err = clipag(capsys, *line, "-o", "photo.png")
     assert code == 2 and "--overwrite" in err and Path("photo.png").read_bytes() == before
@@ -151,9 +177,9 @@ def test_nothing_that_is_not_ours_is_replaced(
     caplog.clear()
     assert clipag(capsys, *line, "-o", "photo.png")[0] == 0  # a picture of ours now
     assert "photo.png is replaced" in caplog.text
-    Path("fox.svg").write_text("mine")
-    assert clipag(capsys, *line, "-o", "d.png", "--svg", "fox.svg")[0] == 2
-    assert Path("fox.svg").read_text() == "mine" and not Path("d.png").exists()
+    Path("film.webp").write_text("mine")
+    assert clipag(capsys, *line, "-o", "d.png", "--animation", "film.webp")[0] == 2
+    assert Path("film.webp").read_text() == "mine" and not Path("d.png").exists()
     assert [clipag(capsys, *line, "-o", "run")[0] for _ in range(2)] == [0, 0]  # a run folder
     Path("run/image.png").write_bytes(b"mine")
     assert clipag(capsys, *line, "-o", "run")[0] == 2
@@ -228,7 +254,8 @@ def test_files(several: bool) -> None:
     options = ClipDraw(prompts=["a", "b"], output="x/fox.png", svg="fox.svg", variations=1)
     if not several:
         options = options.replace(prompts=["a"])
-    found = {kind: list(map(str, paths)) for kind, paths in output.files(options, ["m"]).items()}
+    named = output.files(options, ["m"], options.count())
+    found = {kind: list(map(str, paths)) for kind, paths in named.items()}
     ends = ["-1", "-2"] if several else [""]
     assert found == {
         "picture": [f"x/fox{end}.png" for end in ends],

@@ -73,7 +73,18 @@ def test_a_prompt_alone_gets_a_run_folder(
 def test_json_is_one_document(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_by_key: None
 ) -> None:
-    arguments = ["a fox", "a cat", "-n", "2", "-o", str(tmp_path / "a.png"), "--json", "--quiet"]
+    arguments = [
+        "a fox",
+        "a cat",
+        "-n",
+        "2",
+        "-s",
+        "0",
+        "-o",
+        str(tmp_path / "a.png"),
+        "--json",
+        "--quiet",
+    ]
     assert main(["generate", *arguments, *QUICK]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)

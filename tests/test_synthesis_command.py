@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from clipag_plug.guide import guide_for
 from clipag_plug.images import read_image, read_recipe, write_image
 from clipag_plug.options.generate import PRESETS, Generate, parse_size
 from clipag_plug.paint import Synthesizer, synthesize
 from clipag_plug.paint.command import draw, run
+from clipag_plug.pipelines.run import Stop
 
 QUICK: dict[str, Any] = {"steps": 4, "views": 2, "init": "noise"}
 
@@ -164,8 +166,9 @@ def tiny() -> Any:
 
 
 def test_draw_stops_where_asked() -> None:
-    drawing = Synthesizer(Generate(prompts=["a fox"], **QUICK))
-    assert draw(drawing, 2) == 0 and len(drawing.losses) == 2
+    guide = guide_for("clipag-mini")
+    (made,) = draw(Generate(prompts=["a fox"], **QUICK), [guide], Stop(), stop_at=2)
+    assert made.steps == 2 == made.recipe["stopped_after"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_draw_stops_where_asked() -> None:
         ({"output": "no/such/folder/a.png"}, "does not exist"),
         ({"output": "a.jpg"}, "must end in .png"),
         ({"prompts": []}, "no prompt"),
-        ({"prompts": [" "]}, "empty part"),
+        ({"prompts": [" "]}, "prompt is empty"),
         ({"prompts": ["word " * 100]}, "shorten it"),
         ({"policy": "frmae 1"}, "did you mean 'frame'"),
         ({"image": "none.png"}, "does not exist"),

@@ -26,7 +26,7 @@ from ..options.clipdraw import ClipDraw
 from ..options.generate import Generate
 from ..options.style import Style
 from ..paint import NotFiniteError, Synthesizer
-from ..paint.command import write_results
+from ..pipelines import output
 from ..vocabulary import bundled_vocabulary
 from .gallery import SIDES
 from .jobs import Job
@@ -71,7 +71,8 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
 
     def write_side(place: Path, side: str) -> dict[str, Any]:
         result = results[side]
-        write_results(dataclasses.replace(options[side], output=str(place)), [result])
+        chosen = dataclasses.replace(options[side], output=str(place))
+        output.write([result], output.files(chosen, [""], 1))
         facts = _facts(result.image, result.loss, result.steps)
         return facts | write_frames(place, result.frames)
 

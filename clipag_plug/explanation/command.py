@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..guide import Guide, frozen, guide_for
-from ..images import read_image, resize, write_image
+from ..images import read_image, refuse_taken, resize, write_image
 from ..options.explain import Explain
 from . import scores
 from .figure import attack_sheet, text_sheet
@@ -21,10 +22,11 @@ logger = logging.getLogger(__name__)
 
 def run(options: Explain) -> None:
     """Writes the sheet and prints, for each text, the cosine and what the attack left of the map."""
+    refuse_taken([Path(options.output)], overwrite=options.overwrite)
     picture = read_image(options.image)
     sheet, rows = (_attacked if options.attack else _plain)(options, picture)
     # Where the sheet goes and how the numbers are printed does not change the sheet.
-    recipe = {k: v for k, v in options.to_dict().items() if k not in ("json", "quiet")}
+    recipe = {k: v for k, v in options.to_dict().items() if k not in ("overwrite", "json", "quiet")}
     path = write_image(options.output, sheet, recipe)
     if options.json:
         print(json.dumps({"files": [str(path)], "texts": rows}, indent=1, ensure_ascii=False))

@@ -114,6 +114,7 @@ COMMANDS = {
         "measure",
         "show what a model sees in a picture",
         'clipag explain photo.jpg "a goldfish" -o maps.png',
+        shown="output model method layer attack against negation eps steps cell device json",
     ),
     "train": Command(
         "clipag_plug.options.train:Train",
@@ -121,8 +122,8 @@ COMMANDS = {
         "train",
         "train an image encoder, adversarially or plainly",
         "clipag train --init clipag-mini --data 'shards/train-*.tar' --samples 20000 -o runs/mine",
-        shown="data captions validation init output resume samples batch_size "
-        "accumulation lr objective norm eps attack_steps precision evaluate_every save_every",
+        shown="data validation init output resume samples batch_size lr objective norm eps "
+        "attack_steps save_every",
         recipes="train/recipes",
     ),
     "doctor": Command(

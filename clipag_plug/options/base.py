@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
+import secrets
 import types
 import typing
 from fractions import Fraction
@@ -24,11 +26,12 @@ def option(
     positional: bool = False,
     metavar: str | None = None,
     bare: str | None = None,
+    drawn: bool = False,
 ) -> Any:
     """A dataclass field that also carries its help text, its choices and its range.
 
     `low` and `high` are inclusive. A list default is copied for each instance. `bare` is what the flag means where
-    it stands without a value.
+    it stands without a value. `drawn`: a command line that leaves it out gets a random number instead of the default.
     """
     metadata = {
         "help": help,
@@ -39,6 +42,7 @@ def option(
         "positional": positional,
         "metavar": metavar,
         "bare": bare,
+        "drawn": drawn,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -54,6 +58,9 @@ class Options:
         for field in dataclasses.fields(self):
             name = field.name if field.metadata.get("positional") else flag(field.name)
             _check(name, getattr(self, field.name), hints[field.name], field.metadata)
+        device = getattr(self, "device", None)
+        if device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"--device is {device!r}; it must be cpu, cuda, cuda:1 or mps")
 
     def to_dict(self) -> dict[str, Any]:
         """Field names and values, ready for JSON."""
@@ -115,19 +122,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return values
 
 
+# Headings of a command's help and the options below them, results first; all others are settings.
+HEADINGS = {
+    "result": "output overwrite svg animation frames sheet log records report format cell name json quiet",
+    "models": "model models compare vanilla ensemble against judge init device precision compile threads memory",
+}
+
+
 def flag(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: str = "") -> None:
-    """Adds one flag per field of `cls`; where `shown` names fields, the help is silent about the others.
+def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: str = "") -> Any:
+    """Adds one flag per field of `cls` and returns the last group of them.
+
+    Where `shown` names fields, the help is silent about the others.
 
     Flags that are not given stay absent from the namespace, so that `from_arguments` can lay them over a recipe file.
     """
     hints = typing.get_type_hints(cls)
+    groups = {title: parser.add_argument_group(title) for title in (*HEADINGS, "settings")}
+    titles = {name: title for title, names in HEADINGS.items() for name in names.split()}
     for field in dataclasses.fields(cls):
         meta, kind = field.metadata, hints[field.name]
+        group = groups[titles.get(field.name, "settings")]
         silent = shown and field.name not in shown.split() and not meta.get("positional")
         text = argparse.SUPPRESS if silent else _help(field)
         keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
@@ -144,21 +163,26 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: st
             keywords["action"] = argparse.BooleanOptionalAction
         else:
             keywords["type"] = item
-            keywords["metavar"] = meta.get("metavar") or field.name.upper()
+            letter = {int: "N", number: "X"}.get(item, "TEXT")
+            keywords["metavar"] = meta.get("metavar") or letter
             if is_list:
                 keywords["nargs"] = "+"
             elif meta.get("bare"):
                 keywords |= {"nargs": "?", "const": meta["bare"]}
-        parser.add_argument(*names, dest=field.name, **keywords)
+        group.add_argument(*names, dest=field.name, **keywords)
+    return groups["settings"]
 
 
 def from_arguments(
     cls: type[Options], arguments: argparse.Namespace, recipe: str | None = None
 ) -> Any:
     """Options from parsed flags, laid over a recipe file where one is given: flags win."""
-    names = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     values = read_recipe(recipe) if recipe else {}
-    values.update({key: value for key, value in vars(arguments).items() if key in names})
+    values.update({key: value for key, value in vars(arguments).items() if key in fields})
+    for name, field in fields.items():
+        if field.metadata.get("drawn") and name not in values and not values.get("replay"):
+            values[name] = secrets.randbelow(2**31)
     return cls.from_dict(values)
 
 
@@ -185,7 +209,11 @@ def _help(field: dataclasses.Field[Any]) -> str:
     text = field.metadata.get("help", "")
     if field.metadata.get("choices"):
         text += f" ({', '.join(map(str, field.metadata['choices']))})"
-    if field.default not in (dataclasses.MISSING, None, "") and not isinstance(field.default, bool):
+    if field.metadata.get("drawn") or field.default is True:
+        text += " [random]" if field.metadata["drawn"] else f" [on; --no{flag(field.name)[1:]}]"
+    elif field.default not in (dataclasses.MISSING, None, "") and not isinstance(
+        field.default, bool
+    ):
         number = isinstance(field.default, float)
         text += f" [{field.default:.4g}]" if number else f" [{field.default}]"
     return text.replace("%", "%%")

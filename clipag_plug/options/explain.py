@@ -29,6 +29,7 @@ class Explain(Options):
         [], "what to look for, as 'a dog'; several make one sheet", positional=True, metavar="TEXT"
     )
     output: str = option("explain.png", "sheet to write (.png)", short="-o")
+    overwrite: bool = option(False, "replace files, even if they are no pictures of clipag_plug")
     model: str = option("clipag-mini", "key or file of the model", short="-m")
     method: str = option("gradcam", _METHOD, choices=METHODS)
     layer: str = option("", _LAYER)

@@ -6,7 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
-from .base import Options, option
+from . import picture
+from .base import option
 
 _DIFFAUGMENT = (
     "brightness 0.5, saturation 1, contrast 0.5, translate 0.125, resize 0.8 1.2, cutout 0.5"
@@ -97,7 +98,10 @@ _CANVASES: dict[str, dict[str, Any]] = {
     "accent": {**_FREE, "optimizer": "gradient", "lr": 0.1, "decorrelate": True, "anchor": 1.0},
 }
 # Where a result goes does not change it: pictures drawn alike have the same bytes wherever they are written.
-PRESENTATION = ("output", "animation", "sheet", "log", "replay", "frames", "json", "quiet")
+PRESENTATION = (
+    *(name for name in picture.PRESENTATION if name != "variations"),
+    *("sheet", "log", "replay"),
+)
 _LR, _LR_FROM_MIXTURE = 0.05, 0.03  # the mixture has large shapes; smaller steps keep them
 
 
@@ -108,25 +112,11 @@ def decided(fast: Any, help: str, **checks: Any) -> Any:
 
 
 @dataclasses.dataclass
-class Generate(Options):
+class Generate(picture.Picture):
     """Text to picture without a generator (Ganz & Elad 2024, supplement 1.3)."""
 
-    prompts: list[str] = option(
-        [],
-        "what to draw; several make several pictures; 'a fox:1 | blurry:-0.3' weighs parts",
-        positional=True,
-        metavar="PROMPT",
-    )
-    output: str = option(
-        "", "picture (.png) or folder to write; default: runs/DATE-PROMPT-SEED", short="-o"
-    )
-    model: str = option("clipag-mini", "key or file of the guiding model", short="-m")
     ensemble: list[str] = option([], "further models, whose losses are averaged with the first's")
     preset: str = option("fast", "settings to start from", choices=tuple(_CHANGES), short="-p")
-    seed: int = option(0, "seed of the first variation", low=0, short="-s")
-    variations: int = option(
-        1, "pictures per prompt, with seeds seed, seed + 1, ...", low=1, short="-n"
-    )
     prefixes: list[str] = option([], "styles to put before every prompt, as 'an oil painting of'")
     size: str = option("", "side or WIDTHxHEIGHT in pixels; default: what the model sees")
     steps: int | None = decided(50, "updates of the picture", low=1)
@@ -156,7 +146,7 @@ class Generate(Options):
         "start picture, own: the canvas's own noise",
         choices=("noise", "gmm", "gray", "image", "own"),
     )
-    image: str | None = option(None, "picture to start from; implies --init image")
+    image: str | None = option(None, "picture to start from; implies --init image", short="-i")
     strength: float = option(0.0, "share of noise mixed into a start picture", low=0, high=1)
     mask: str | None = option(None, "picture whose white part may change; needs --image")
     prior: str | None = option(None, "mixture for --init gmm; default: the one in the package")
@@ -204,13 +194,10 @@ class Generate(Options):
         "the authors' slips: candidates of 20 classes, scored unnormalised; the picture after the best step",
     )
     precision: str = option("fp32", "of the encoder", choices=("fp32", "bf16", "fp16"))
-    device: str | None = option(None, "cpu, cuda, mps; default: cuda if there is one")
     memory: int | None = option(
         None, "MiB that one step's views may take; fewer at once, same gradient", low=1
     )
     compile: bool = option(False, "compile the encoder with torch.compile")
-    frames: int = option(0, "pictures of the trajectory to keep", low=0)
-    animation: str | None = option(None, "trajectory as .gif, .webp, .png or .mp4")
     sheet: str | None = option(
         None,
         "one picture of all: contact, trajectory (start, middle, end) or stochasticity",
@@ -220,8 +207,6 @@ class Generate(Options):
     replay: str | None = option(
         None, "draw this picture again from the recipe inside it", short="--from"
     )
-    json: bool = option(False, "print paths, seeds and losses as JSON instead of the paths")
-    quiet: bool = option(False, "no bar and no remarks on stderr", short="-q")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,6 +225,9 @@ class Generate(Options):
             wrong = "--threshold" if self.threshold else ""
         if wrong:
             raise ValueError(f"{wrong} does nothing on --canvas {self.canvas}; leave it out")
+
+    def count(self) -> int:
+        return super().count() * max(len(self.prefixes), 1)
 
     def files(self) -> list[str]:
         """What the picture is made from besides the model."""

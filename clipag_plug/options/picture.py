@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any, ClassVar, Self
 
 from .base import Options, option
@@ -18,7 +17,7 @@ PRESENTATION = (
 
 @dataclasses.dataclass
 class Picture(Options):
-    """Base of the option sets of `clipag clipdraw`, `vqgan`, `style` and `search`."""
+    """Base of the option sets of `clipag generate`, `clipdraw`, `vqgan`, `style` and `search`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -30,7 +29,7 @@ class Picture(Options):
     )
     output: str = option(
         "",
-        "picture (.png), with --compare the sheet, or folder to write; default: runs/DATE-PROMPT-SEED",
+        "picture (.png; with --compare the sheet) or folder to write; default: runs/DATE-PROMPT-SEED",
         short="-o",
     )
     overwrite: bool = option(False, "replace files, even if they are no pictures of clipag_plug")
@@ -41,7 +40,9 @@ class Picture(Options):
     vanilla: str | None = option(
         None, "that counterpart; default: what the model was fine-tuned from"
     )
-    seed: int = option(0, "seed of the first variation", low=0, high=2**63 - 1, short="-s")
+    seed: int = option(
+        0, "seed of the first variation", low=0, high=2**63 - 1, short="-s", drawn=True
+    )
     variations: int = option(
         1, "pictures per prompt, with seeds seed, seed + 1, ...", low=1, high=10_000, short="-n"
     )
@@ -53,8 +54,10 @@ class Picture(Options):
         super().__post_init__()
         if any(not prompt.strip() for prompt in self.prompts):
             raise ValueError("a prompt is empty; write what the picture should show")
-        if self.device and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
-            raise ValueError(f"--device is {self.device!r}; it must be cpu, cuda, cuda:1 or mps")
+
+    def count(self) -> int:
+        """Pictures that are made under one model."""
+        return max(len(self.prompts), 1) * self.variations
 
     def decided(self) -> dict[str, Any]:
         """What the preset says about fields that were left at None."""

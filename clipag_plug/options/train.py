@@ -224,7 +224,13 @@ class Train(Options):
     evaluate_images: int = option(1000, "held-out images of an evaluation, drawn at random", low=1)
     tensorboard: bool = option(False, "also log to TensorBoard, in the folder")
     wandb: str = option("", "also log to this project of Weights & Biases")
-    seed: int = option(0, "seed of the weights, the order, the crops and the attack", short="-s")
+    seed: int = option(
+        0,
+        "seed of the weights, the order, the crops and the attack",
+        low=0,
+        high=2**63 - 1,
+        short="-s",
+    )
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     quiet: bool = option(False, "no progress on stderr", short="-q")

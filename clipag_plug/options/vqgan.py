@@ -39,7 +39,7 @@ class Vqgan(Picture):
     config: str | None = option(None, "the .yaml or .json that belongs to such a file")
     backend: str = option("own", "whose code: ours, or taming-transformers'", choices=BACKENDS)
     size: str | None = option(None, "side or WIDTHxHEIGHT in pixels" + PER_PRESET)
-    image: str | None = option(None, "picture to start from")
+    image: str | None = option(None, "picture to start from", short="-i")
     init: str | None = option(None, "start without one", choices=("codes", "noise"))
     init_weight: float | None = option(None, "pull of the codes towards zero" + PER_PRESET, low=0)
     steps: int | None = option(None, "updates" + PER_PRESET, low=1)

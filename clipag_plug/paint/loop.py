@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..augment import Views
-from ..files import sha256
+from ..files import sha256, write_text
 from ..guide import frozen, guide_for
-from ..images import read_image, write_image
+from ..images import png_bytes, read_image, write_image
 from ..options.generate import PRESENTATION, Generate
 from ..version import __version__
 from .canvases import CANVASES
@@ -36,20 +37,37 @@ class Step:
 
 @dataclasses.dataclass
 class Synthesis:
-    """One finished picture: image (3, H, W) in [0, 1] on the CPU, its loss and everything that made it."""
+    """One finished picture: image (3, H, W) in [0, 1] on the CPU, its loss and everything that made it.
+
+    loss: of the picture that was kept. frames: pictures of the course, the start first. svg: strokes, of a drawing.
+    """
 
     image: Tensor
     prompt: str
+    model: str
     seed: int
     loss: float
-    steps: int
     losses: list[float]
     frames: list[Tensor]
     recipe: dict[str, Any]
+    svg: str | None = None
 
-    def save(self, path: str) -> None:
-        """Writes a PNG with the recipe inside."""
-        write_image(path, self.image, self.recipe)
+    @property
+    def steps(self) -> int:
+        """Steps that were done."""
+        return len(self.losses)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a .png with the recipe inside, or the strokes as .svg. Raises: ValueError for another suffix."""
+        if Path(path).suffix.lower() == ".svg":
+            if self.svg is None:
+                raise ValueError(f"{str(path)!r}: this picture is not made of strokes; give a .png")
+            return write_text(path, self.svg)
+        return write_image(path, self.image, self.recipe)
+
+    def _repr_png_(self) -> bytes:
+        """The picture with its recipe, for notebooks."""
+        return png_bytes(self.image, self.recipe)
 
 
 class Synthesizer:
@@ -199,9 +217,9 @@ class Synthesizer:
                 Synthesis(
                     image=pictures[index],
                     prompt=self.captions[index],
+                    model=self.guides[0].name,
                     seed=self.seeds[index],
                     loss=self._loss(index),
-                    steps=len(self.losses),
                     losses=[float(losses[index]) for losses in self.losses],
                     frames=[frame[index].float() / 255 for frame in self.frames],
                     recipe=self._recipe(index),

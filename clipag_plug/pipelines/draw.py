@@ -12,10 +12,10 @@ from torch import Tensor
 from ..augment import fit, random_perspective, random_resized_crops
 from ..guide import Guide
 from ..options.clipdraw import ClipDraw
-from ..paint import Step
+from ..paint import Step, Synthesis
 from ..paint.objective import parse_prompt
 from ..strokes import render_strokes, strokes_to_svg
-from .run import Artwork, Run, command, descend, guides, options_of, perform
+from .run import Run, command, descend, guides, options_of, perform
 
 THINNEST = 1.0  # half width in pixels; thinner strokes would fade instead of thinning
 
@@ -26,7 +26,7 @@ def clipdraw(
     model: Any = "clipag-mini",
     callback: Callable[[Step], object] | None = None,
     **options: Any,
-) -> list[Artwork]:
+) -> list[Synthesis]:
     """Drawings of the prompts in coloured strokes (CLIPDraw, Frans et al. 2022).
 
     Args:
@@ -104,7 +104,7 @@ class Drawing(Run):
         return rate
 
     @torch.no_grad()
-    def result(self) -> Artwork:
+    def result(self) -> Synthesis:
         """The drawing rendered at `size`, and as SVG."""
         side = self.options.canvas
         strokes = zip(self.points, self.widths, self.colors)

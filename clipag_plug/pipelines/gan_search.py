@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from ..guide import Guide, frozen
 from ..options.search import Search
+from ..paint import Synthesis
 from ..paint.objective import parse_prompt
 from ..paint.starts import fitted
 from ..vocabulary import sentence
 from .generators import Generator, load_generator
-from .run import Artwork, Run, command, guides, options_of
+from .run import Run, command, guides, options_of
 
 log = logging.getLogger(__name__)
 LIMIT = 2.0  # of |z| while it is refined, as BigGAN's truncated normal has it
@@ -101,7 +102,7 @@ class Searching(Run):
     def update(self, index: int, loss: Tensor) -> float:
         return float(self.options.rate if self.options.method == "refine" else 0)
 
-    def result(self) -> Artwork:
+    def result(self) -> Synthesis:
         """The best picture at `size`; its class, score and the number of pictures made are in the recipe."""
         best, side = self.found(), self.options.size
         name = self.problem.generator.classes[best.label]

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..files import write_text
-from ..images import contact_sheet, read_recipe, write_animation, write_image
+from ..images import contact_sheet, refuse_taken, write_animation, write_image
+from ..runs import ROOT
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ..paint import Synthesis
+
 SUFFIXES = {"output": (".png",), "animation": (".gif", ".webp", ".png", ".mp4"), "svg": (".svg",)}
 
 
-def is_folder(path: str) -> bool:
+def is_folder(path: str | Path) -> bool:
     """Whether --output means a folder: it has no suffix, or is one."""
     return not Path(path).suffix or Path(path).is_dir()
 
 
-def check_suffixes(options: Any) -> None:
-    """Raises: ValueError for a name that does not say a format, FileNotFoundError for a folder that is not there."""
-    given = {name: getattr(options, name, None) for name in SUFFIXES}
+def check(options: Any, targets: dict[str, list[Path]]) -> None:
+    """Refuses, before any work, what could not be written at the end, or would replace what is not ours.
+
+    Raises: ValueError for a name that does not say a format and for a file that is no picture of ours,
+        FileNotFoundError for a folder that is not there, PermissionError for one that may not be written to.
+    """
+    given = {name: getattr(options, name, None) for name in (*SUFFIXES, "log")}
     for name, path in given.items():
         if not path or (name == "output" and is_folder(path)):
             continue
-        if Path(path).suffix.lower() not in SUFFIXES[name]:
+        if name in SUFFIXES and Path(path).suffix.lower() not in SUFFIXES[name]:
             also = ", or be a folder (no suffix)" if name == "output" else ""
             raise ValueError(
                 f"--{name} is {path!r}; it must end in {' or '.join(SUFFIXES[name])}{also}"
@@ -41,15 +49,21 @@ def check_suffixes(options: Any) -> None:
             )
     if given["animation"] and given["animation"] == given["output"]:
         raise ValueError("--animation and --output name the same file; give two")
+    refuse_taken(
+        [path for paths in targets.values() for path in paths],
+        overwrite=options.overwrite,
+        folder="recipe" in targets,
+    )
 
 
-def files(options: Any, models: Sequence[str]) -> dict[str, list[Path]]:
-    """The files to write, by what they hold, for pictures in the order of `perform`.
+def files(options: Any, models: Sequence[str], each: int) -> dict[str, list[Path]]:
+    """The files to write, by what they hold, for `each` pictures a model, model after model.
 
-    Names get -1, -2, ... where there are several prompts or seeds, and the model's where there are two.
+    Names get -1, -2, ... where there are several pictures, and the model's where there are two. Without --output
+    they lie in a folder that is yet to be named.
     """
-    output, folder = Path(options.output), is_folder(options.output)
-    each = len(options.prompts) * options.variations
+    output = Path(options.output or f"{ROOT}/new")
+    folder = is_folder(output)
     counts = [f"-{n:0{len(str(each))}d}" for n in range(1, each + 1)] if each > 1 else [""]
     tags = [f"-{model}{n}" if models[1:] else n for model in models for n in counts]
 
@@ -57,54 +71,47 @@ def files(options: Any, models: Sequence[str]) -> dict[str, list[Path]]:
         return [path.with_stem(path.stem + tag) for tag in tags]
 
     found: dict[str, list[Path]] = {}
-    if models[1:]:
+    sheet = bool(models[1:] or getattr(options, "sheet", None))
+    if sheet:
         found["sheet"] = [output / "sheet.png" if folder else output]
-    if folder or not models[1:]:
+    if folder or not sheet:
         found["picture"] = all_of(output / "image.png" if folder else output)
     for name, usual in (("animation", "progress.webp"), ("svg", "drawing.svg")):
         path = getattr(options, name, None)
         if path or (folder and hasattr(options, name)):
             found[name] = all_of(Path(path or output / usual))
     if folder:
-        found |= {"recipe": [output / "recipe.json"], "steps": [output / "steps.csv"]}
+        found["recipe"] = [output / "recipe.json"]
+    table = getattr(options, "log", None) or (output / "steps.csv" if folder else None)
+    if table:
+        found["steps"] = [Path(table)]
     return found
 
 
-def check_files(targets: dict[str, list[Path]], overwrite: bool) -> None:
-    """Raises: ValueError for a file that is no picture of ours, and does not lie in a run folder beside one."""
-    taken, ours = [], []
-    for path in (path for paths in targets.values() for path in paths):
-        if path.parent.is_file():
-            raise ValueError(f"--output {str(path.parent)!r} is a file; give a .png or a folder")
-        if path.exists():
-            taken.append(path)
-            with contextlib.suppress(ValueError, OSError):
-                ours += [path] if read_recipe(path) else []
-    others = [path for path in taken if path not in ours]
-    if others and not overwrite and not (ours and "recipe" in targets):
-        raise ValueError(
-            f"{str(others[0])!r} exists and is no picture of clipag_plug; choose another name, or add --overwrite"
-        )
-    for path in taken:
-        log.info("%s is replaced", path)
+def comparison(works: Sequence[Synthesis]) -> Tensor:
+    """A sheet (3, H, W) with a column for each model."""
+    models = list(dict.fromkeys(work.model for work in works))
+    columns = [[work for work in works if work.model == model] for model in models]
+    rows = [
+        [column[i].image for column in columns if i < len(column)] for i in range(len(columns[0]))
+    ]
+    return contact_sheet(rows, captions=[work.prompt for work in columns[0]], headings=models)
 
 
-def write(works: Sequence[Any], targets: dict[str, list[Path]]) -> list[Path]:
-    """Writes artworks and returns the paths, the picture or the sheet first."""
+def write(
+    works: Sequence[Synthesis],
+    targets: dict[str, list[Path]],
+    sheet: Callable[[Sequence[Synthesis]], Tensor] = comparison,
+) -> list[Path]:
+    """Writes the works and returns the paths, the picture or the sheet first."""
     recipes = [work.recipe for work in works]
     if "recipe" in targets:
         targets["recipe"][0].parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for kind, paths in targets.items():
         if kind == "sheet":
-            models = list(dict.fromkeys(work.model for work in works))
-            columns = [[work for work in works if work.model == model] for model in models]
-            rows = [
-                [col[i].image for col in columns if i < len(col)] for i in range(len(columns[0]))
-            ]
-            captions = [work.prompt for work in columns[0]]
-            sheet = contact_sheet(rows, captions=captions, headings=models)
-            write_image(paths[0], sheet, {**recipes[-1], "sheet_of": len(works)})
+            about = {**recipes[-1], "sheet_of": len(works)}
+            write_image(paths[0], sheet(works), about)
         elif kind == "recipe":
             text = json.dumps(recipes if works[1:] else recipes[0], indent=2, ensure_ascii=False)
             write_text(paths[0], text + "\n")
@@ -119,7 +126,7 @@ def write(works: Sequence[Any], targets: dict[str, list[Path]]) -> list[Path]:
     return written
 
 
-def curves(works: Sequence[Any]) -> str:
+def curves(works: Sequence[Synthesis]) -> str:
     """CSV with a row per step and picture."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -130,16 +137,13 @@ def curves(works: Sequence[Any]) -> str:
     return text.getvalue()
 
 
-def report(works: Sequence[Any], paths: Sequence[Path], as_json: bool) -> None:
+def report(works: Sequence[Synthesis], paths: Sequence[Path], as_json: bool) -> None:
     """Prints the paths, the pictures first, or as JSON what was made too."""
     lines = [str(path) for path in paths]
     if as_json:
-        made = [
-            {"prompt": work.prompt, "model": work.model, "seed": work.seed}
-            | {"loss": work.losses[-1] if work.losses else None, "steps": len(work.losses)}
-            for work in works
-        ]
+        names = ("prompt", "model", "seed", "loss", "steps")
+        made = [{name: getattr(work, name) for name in names} for work in works]
+        for each in made:
+            each["loss"] = each["loss"] if math.isfinite(each["loss"]) else None
         lines = [json.dumps({"files": lines, "pictures": made}, indent=1, ensure_ascii=False)]
-    encoding = sys.stdout.encoding or "utf-8"  # a code page lacks letters that file names have
-    for line in lines:
-        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")

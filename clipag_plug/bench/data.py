@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from importlib import resources
@@ -16,7 +17,10 @@ from ..files import sha256
 from ..vocabulary import bundled_vocabulary, sentence
 
 SIDE = 224  # of the squares that a data set is decoded to
-LISTS = ("captions", "drawings", "styles")
+LISTS = ("captions", "drawings", "styles", "things", "cartoons")  # of the last two only names
+KIND = re.compile(
+    r"^(?:(?:an?|the) )?(?:[\w-]+ )*?(?:photo(?:graph)?|picture|image|drawing|painting|sketch|cartoon) of "
+)
 SPLITS = ("all", "development", "test")
 
 
@@ -148,6 +152,11 @@ def read_prompts(name: str, count: int = 0, seed: int = 0, split: str = "all") -
     if len(found) < max(count, 1):
         raise ValueError(f"{name!r} has {len(found)} prompts; {max(count, 1)} were asked for")
     return found[: count or None]
+
+
+def subject(prompt: str) -> str:
+    """What a prompt is of: "goldfish" of "a close-up photo of a goldfish"."""
+    return re.sub(r"^(?:an?|the) ", "", KIND.sub("", prompt))
 
 
 def _coco(path: str, seed: int) -> list[str]:

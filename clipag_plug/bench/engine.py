@@ -107,7 +107,8 @@ def _inputs(job: Job, context: Context) -> dict[str, dict[str, str]]:
     if task.judged:
         judge = context.judge.name
         inputs["judge"] = {"name": judge, "weights": resources.model(judge)[1]}
-        predictor = resources.aesthetic
+        imagenet, predictor = resources.imagenet, resources.aesthetic
+        inputs["imagenet"] = {"name": "" if isinstance(imagenet, str) else imagenet.name}
         if not isinstance(predictor, str):
             inputs["aesthetic"] = {"name": predictor.name, "sha256": predictor.sha256}
     for option in filter(lambda option: getattr(job.entry.options, option), task.reads):

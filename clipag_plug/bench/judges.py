@@ -120,19 +120,20 @@ class ImageNetJudge:
 
     name, side = "efficientnet-lite2", 224
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         from timm.data import ImageNetInfo
 
-        info = ImageNetInfo()
-        self.network = efficientnet_lite(2)
+        info, self.device = ImageNetInfo(), device
+        self.network = efficientnet_lite(2).to(device)
         self.classes = [info.index_to_description(i).split(",")[0] for i in range(1000)]
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Class logits (N, 1000) of pictures (N, 3, H, W) in [0, 1], brought to 224 pixels."""
+        """Class logits (N, 1000) on the CPU of pictures (N, 3, H, W) in [0, 1], brought to 224 pixels."""
         how: dict[str, Any] = {"mode": "bicubic", "antialias": True}
         parts = [F.interpolate(part, (224, 224), **how).clamp(0, 1) for part in images.split(50)]
-        return torch.cat([self.network((part - 127 / 255) / (128 / 255)) for part in parts])
+        shown = [((part - 127 / 255) / (128 / 255)).to(self.device) for part in parts]
+        return torch.cat([self.network(part).cpu() for part in shown])
 
 
 @dataclass(frozen=True)

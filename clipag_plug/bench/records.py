@@ -139,6 +139,19 @@ def read_records(folder: Path, suite: str) -> tuple[list[Record], list[str]]:
     return found, problems
 
 
+def tiles(record: Record, key: str, folder: Path) -> list[Any]:
+    """The pictures of a sheet, cut out of its file as PIL pictures."""
+    from PIL import Image
+
+    sheet, found = record.pictures[key], []
+    side, columns = sheet["side"], sheet["columns"]
+    with Image.open((folder / record.path).parent / sheet["file"]) as atlas:
+        for place in range(len(sheet["titles"])):
+            left, top = place % columns * side, place // columns * side
+            found.append(atlas.crop((left, top, left + side, top + side)))
+    return found
+
+
 def fingerprint(**parts: Any) -> str:
     """A hash of everything that decides a measurement; the same measurement need not be repeated."""
     return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())

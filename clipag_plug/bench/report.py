@@ -18,7 +18,7 @@ from typing import Any
 
 from ..files import slug, write_atomically, write_text
 from .compare import Comparison, Result, difference, ends, number, times
-from .records import Record
+from .records import tiles
 
 HEADS = ("difference", "95 % interval", "p (Holm)", "ratio", "n", "judged by")
 METHOD = (
@@ -133,8 +133,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def rendered(name: str, result: Result, **more: Any) -> str:
-    """The template `name` filled with a result."""
+def filled(name: str, **values: Any) -> str:
+    """A template filled with values."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -145,11 +145,13 @@ def rendered(name: str, result: Result, **more: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"tex": _tex, "number": number, "difference": difference}
+    return environment.get_template(name).render(**values).rstrip("\n")
+
+
+def rendered(name: str, result: Result, **more: Any) -> str:
+    """The template `name` filled with a result."""
     helpers = {"cells": cells, "ends": ends, "heads": HEADS, "method": method(result)}
-    template = environment.get_template(name)
-    return template.render(
-        result=result, suite=result.suite, grouped=grouped, **helpers, **more
-    ).rstrip("\n")
+    return filled(name, result=result, suite=result.suite, grouped=grouped, **helpers, **more)
 
 
 def _tex(said: str) -> str:
@@ -254,7 +256,7 @@ def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str
         if "photographs" in keys and key != "photographs":
             shown.insert(0, ("photograph", records[0], "photographs"))
         columns = [
-            (who, record.pictures[name], _tiles(record, name, folder))
+            (who, record.pictures[name], [embedded(tile) for tile in tiles(record, name, folder)])
             for who, record, name in shown
         ]
         panels[key] = [
@@ -263,31 +265,22 @@ def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str
                 "tiles": [
                     {
                         "who": who,
-                        "image": tiles[place],
+                        "image": shown[place],
                         **{
                             key: sheet[f"{key}s"][place] if place < len(sheet[f"{key}s"]) else ""
                             for key in ("note", "mark")
                         },
                     }
-                    for who, sheet, tiles in columns
+                    for who, sheet, shown in columns
                 ],
             }
-            for place in range(min(len(tiles) for _, _, tiles in columns))
+            for place in range(min(len(shown) for _, _, shown in columns))
         ]
     return panels
 
 
-def _tiles(record: Record, key: str, folder: Path) -> list[str]:
-    """The tiles of a sheet as data URIs: JPEG without chroma subsampling, a tenth of the PNG that lies in `folder`."""
-    from PIL import Image
-
-    sheet, found = record.pictures[key], []
-    side, columns = sheet["side"], sheet["columns"]
-    with Image.open((folder / record.path).parent / sheet["file"]) as atlas:
-        for place in range(len(sheet["titles"])):
-            left, top = place % columns * side, place // columns * side
-            out = io.BytesIO()
-            tile = atlas.crop((left, top, left + side, top + side))
-            tile.save(out, "JPEG", quality=82, subsampling=0)
-            found.append("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
-    return found
+def embedded(picture: Any, quality: int = 82) -> str:
+    """A PIL picture as a data URI: JPEG without chroma subsampling, a tenth of a PNG."""
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

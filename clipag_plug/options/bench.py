@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .base import Options, option
 
-REQUESTS = ("run", "list", "table", "compare", "paper")
+REQUESTS = ("run", "list", "table", "compare", "paper", "blind")
+SUITES = {"blind": "blind"}  # of requests that have one of their own
 FORMATS = ("text", "markdown", "csv", "latex", "json")
 
 
@@ -17,11 +18,13 @@ class Bench(Options):
     request: str = option("run", "what to do", choices=REQUESTS, positional=True, metavar="REQUEST")
     names: list[str] = option(
         [],
-        "after run, table: a suite; after compare: two models; after paper: list, all, or names as clipag:figure4",
+        "run, table, blind: a suite; compare: two models; paper: list, all, or names as clipag:figure4",
         positional=True,
         metavar="NAME",
     )
-    suite: str = option("quick", "suite of the package, or a .toml file")
+    suite: str = option(
+        "", "suite of the package, or a .toml file; default: quick, after blind the suite blind"
+    )
     models: list[str] = option(
         [],
         "models to measure instead of the suite's, by key or file; the first is the baseline",
@@ -52,6 +55,12 @@ class Bench(Options):
         "part of the package's photographs and prompts instead of the suite's",
         choices=("", "all", "development", "test"),
     )
+    answers: list[str] = option(
+        [],
+        'after blind: JSON files of what viewers named, {number: [guess, guess], "by": who}; they are scored',
+    )
+    choices: bool = option(False, "after blind: offer four names for each picture")
+    wordnet: str = option("", "folder of WordNet's files; default: what the extra wordnet brings")
     size: str = option(
         "demo", "size of a paper's figure: minutes, or as published", choices=("demo", "paper")
     )
@@ -65,9 +74,10 @@ class Bench(Options):
             raise ValueError(
                 f"compare takes two models, not {len(self.names)}: compare clip-mini clipag-mini"
             )
-        if self.request in ("run", "list", "table") and self.names:
+        if self.request in ("run", "list", "table", "blind") and self.names:
             if len(self.names) > 1:
                 raise ValueError(
                     f"{self.request} takes one suite, not {' '.join(self.names)!r}; use --suite for a file"
                 )
             self.suite, self.names = self.names[0], []
+        self.suite = self.suite or SUITES.get(self.request, "quick")

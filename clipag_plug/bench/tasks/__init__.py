@@ -15,7 +15,7 @@ from torch import Tensor
 from ...model import CLIP
 from ...options.base import Options
 from ..data import Dataset, read_dataset
-from ..judges import Classifier, Judge, Predictor, find_predictor
+from ..judges import Classifier, ImageNetJudge, Judge, Predictor, find_predictor
 from ..records import Metric, weights_hash
 
 FILES = ("accuracy", "targeted", "gradients", "heatmaps", "pictures", "search")
@@ -75,6 +75,14 @@ class Resources:
     def aesthetic(self) -> Predictor | str:
         """The aesthetic predictor, or why there is none."""
         return find_predictor(self._folder, self.device)
+
+    @functools.cached_property
+    def imagenet(self) -> ImageNetJudge | str:
+        """The judge of the extra `judge`, or why there is none."""
+        try:
+            return ImageNetJudge(self.device)
+        except ImportError as error:
+            return str(error)
 
     @functools.cache  # noqa: B019 (one object lives as long as the run)
     def model(self, name: str) -> tuple[CLIP, str]:

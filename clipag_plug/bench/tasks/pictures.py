@@ -16,7 +16,7 @@ from ... import pipelines
 from ...options.base import Options, option
 from ...paint import Step, synthesize
 from ...vocabulary import sentence
-from ..data import read_prompts
+from ..data import read_prompts, subject
 from ..judges import Judge
 from ..metrics import (
     Inception,
@@ -63,10 +63,13 @@ class Pictures(Options):
     """Which prompts, and who scores besides the judge."""
 
     prompts: str = option(
-        "captions", "captions, drawings, styles, a text file, or MS-COCO's captions_*.json"
+        "captions",
+        "captions, drawings, styles, things, cartoons, a text file, or MS-COCO's captions_*.json",
     )
     count: int = option(100, "prompts to take, 0 for all", low=0)
-    prefix: str = option("", "put before every prompt, as 'an oil painting of '")
+    template: str = option(
+        "{}", "sentence that each of them is put into, as 'an oil painting of {}'"
+    )
     second: str = option("", "a second CLIP to score with, by key or file; it may not guide")
     inception: str = option(
         "", "weight file of torch-fidelity's Inception v3; empty takes the judge's features"
@@ -78,6 +81,7 @@ class GeneratorFree(Painting, Pictures):
     """Prompts, and settings of `synthesize`."""
 
     init: str = option("gmm", "start of a picture", choices=("noise", "gray", "gmm"))
+    sets: bool = option(True, "FID, KID and Inception Score as well, which need the extra bench")
     batch: int = option(25, "pictures that are drawn together and share their start", low=1)
 
 
@@ -136,14 +140,16 @@ def generation(context: Context) -> Measured:
     found = _captions(judge, images, prompts)
     metrics |= {key: found[key] for key in ("r_precision", "similarity")}
     sheet = Sheet(images, prompts, judge.verdicts(scores), marks(ranks(scores, truth)))
-    notes = {"side": images.shape[-1], "classes": len(names)}
+    others, empty = by_imagenet(context, images, prompts)
+    metrics |= others
+    notes = {"side": images.shape[-1], "classes": len(names), "empty": empty}
     return Measured(prompts, metrics, {"pictures": sheet}, notes)
 
 
 @task("generator_free", "generator-free pictures", GeneratorFree, judged=True, reads=READS)
 def generator_free(context: Context) -> Measured:
     """Main paper's generator-free synthesis: CLIPSIM, R-Precision, FID, KID and IS against the photographs."""
-    return _measured(context, lambda prompts: draw(context, prompts), sets=True)
+    return _measured(context, lambda prompts: draw(context, prompts), sets=context.options.sets)
 
 
 @task("clipdraw", "CLIPDraw", Drawings, judged=True, reads=READS)
@@ -250,7 +256,30 @@ def _each(
 def _prompts(context: Context) -> list[str]:
     options: Pictures = context.options
     found = read_prompts(options.prompts, options.count, context.seed, context.data.split)
-    return [options.prefix + text for text in found]
+    return [sentence(text, options.template) for text in found]
+
+
+def by_imagenet(
+    context: Context, images: Tensor, prompts: Sequence[str]
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Recognition among ImageNet's 1,000 classes by a network that is no CLIP, or why there is none."""
+    judge, what = context.resources.imagenet, "recognised by an ImageNet network"
+    if isinstance(judge, str):
+        return {}, {what: judge}
+    known = {name.lower(): number for number, name in enumerate(judge.classes)}
+    wanted = [known.get(subject(prompt).lower(), -1) for prompt in prompts]
+    if -1 in wanted:
+        return {}, {what: f"{wanted.count(-1)} of {len(wanted)} prompts name none of its classes"}
+    scores = judge.logits(images)
+    return {
+        f"imagenet_top{k}": Metric(
+            f"recognised among 1,000, top-{k}",
+            "share",
+            judge.name,
+            top(scores, torch.tensor(wanted), k).tolist(),
+        )
+        for k in (1, 5)
+    }, {}
 
 
 def _measured(
@@ -261,7 +290,9 @@ def _measured(
     options: Pictures = context.options
     judge, prompts = context.judge, _prompts(context)
     images = make(prompts)
-    metrics, empty = _captions(judge, judge.enlarged(images), prompts), {}
+    metrics = _captions(judge, judge.enlarged(images), prompts)
+    found, empty = by_imagenet(context, images, prompts)
+    metrics |= found
     if options.second:
         second = context.second_judge(options.second)
         found = _captions(second, second.enlarged(images), prompts, by=f" by {second.name}")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipag_plug.guide import guide_for
 from clipag_plug.images import read_image, read_recipe, write_image
-from clipag_plug.options.generate import PRESETS, Generate, parse_size
+from clipag_plug.options.generate import LOOKS, PRESETS, Generate, parse_size
 from clipag_plug.paint import Synthesizer, synthesize
 from clipag_plug.paint.command import draw, run
 from clipag_plug.pipelines.run import Stop
@@ -138,6 +138,21 @@ def test_prefixes_are_swept(tmp_path: Path) -> None:
         for what in ("a fox", "a cat")
         for style in ("oil painting of", "a graffiti of")
     ]
+
+
+@pytest.mark.parametrize("look", sorted(LOOKS))
+def test_a_look_is_words_before_the_prompt_and_a_start(tmp_path: Path, look: str) -> None:
+    words, start = LOOKS[look]
+    changes: dict[str, Any] = {"views": 2, "steps": 2}
+    run(Generate(prompts=["fox"], look=look, seed=3, output=str(tmp_path / "a.png"), **changes))
+    changes |= {"prefixes": [words], "init": start}
+    run(Generate(prompts=["fox"], seed=3, output=str(tmp_path / "b.png"), **changes))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert read_recipe(tmp_path / "a.png")["prompt"] == f"{words} fox"
+    kept = Generate(prompts=["fox"], look=look, init="gmm").resolved()
+    assert kept.init == "gmm", "what is said outright counts"
+    with pytest.raises(ValueError, match="leave one out"):
+        Generate(prompts=["fox"], look=look, prefixes=["a graffiti of"])
 
 
 def test_ctrl_c_saves_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

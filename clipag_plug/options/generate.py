@@ -97,6 +97,11 @@ _CANVASES: dict[str, dict[str, Any]] = {
     "phase": {**_FREE, "optimizer": "nadam", "lr": 1.0, "decorrelate": True},
     "accent": {**_FREE, "optimizer": "gradient", "lr": 0.1, "decorrelate": True, "anchor": 1.0},
 }
+# What a picture shall look like: the words before its prompt, and the start.
+LOOKS: dict[str, tuple[str, str]] = {
+    "photo": ("a photo of", "noise"),
+    "cartoon": ("a cartoon of", "gray"),
+}
 # Where a result goes does not change it: pictures drawn alike have the same bytes wherever they are written.
 PRESENTATION = (
     *(name for name in picture.PRESENTATION if name != "variations"),
@@ -117,6 +122,11 @@ class Generate(picture.Picture):
 
     ensemble: list[str] = option([], "further models, whose losses are averaged with the first's")
     preset: str = option("fast", "settings to start from", choices=tuple(_CHANGES), short="-p")
+    look: str | None = option(
+        None,
+        "a start and words before the prompt, 'a photo of' or 'a cartoon of'",
+        choices=tuple(LOOKS),
+    )
     prefixes: list[str] = option([], "styles to put before every prompt, as 'an oil painting of'")
     size: str = option("", "side or WIDTHxHEIGHT in pixels; default: what the model sees")
     steps: int | None = decided(50, "updates of the picture", low=1)
@@ -211,6 +221,10 @@ class Generate(picture.Picture):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_size(self.size)
+        if self.look and self.prefixes:
+            raise ValueError(
+                f"--look {self.look} and --prefixes both put words before the prompt; leave one out"
+            )
         if self.mask and not self.image:
             raise ValueError(f"--mask {self.mask!r} needs a picture to keep; add --image PICTURE")
         if self.init == "image" and not self.image:
@@ -252,6 +266,9 @@ class Generate(picture.Picture):
         values = dict(PRESETS[self.preset])
         if self.canvas not in (None, values["canvas"]):
             values |= _CANVASES[str(self.canvas)]
+        pixels = (self.canvas or values["canvas"]) == "pixels"
+        if self.look and pixels:
+            values["init"] = LOOKS[self.look][1]
         if not self.prompts and not self.like:
             values["init"] = "own"
         if self.image:
@@ -259,13 +276,15 @@ class Generate(picture.Picture):
         if self.views == 0:
             values.update(patches=0, grid=0, grow=1)
         init = self.init or values["init"]
-        pixels = (self.canvas or values["canvas"]) == "pixels"
         if init == "gmm" and values["lr"] == _LR and pixels:
             values["lr"] = _LR_FROM_MIXTURE
         if init == "noise" and self.preset == "fast" and self.views != 0 and pixels:
             values["optimizer"] = "spectral"
         chosen = {name: value for name, value in values.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **chosen)
+        if self.look:
+            filled.prefixes = [LOOKS[self.look][0]]
+            filled.look = None  # what is resolved says it in full
         if self.budget:
             each = self._passes_a_step(filled.views, filled.patches)
             filled.steps = max(self.budget // each, 1)

@@ -6,6 +6,7 @@ Nothing is put into `sys.modules` before a program asks for it, so what is answe
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import sys
@@ -172,13 +173,15 @@ class Names:
         if kind != "folder":
             contents.update(self._contents(tail if inner else "clip", copy))
             extras = [extra for extra in definitions(copy) if extra not in contents]
-            contents["__all__"] = [*contents.get("__all__", ()), *extras]
+            public = [name for name in contents if not name.startswith("_")]
+            contents["__all__"] = [*contents.get("__all__", public), *extras]
         if kind != "inner":
             contents["__path__"] = list((spec and spec.submodule_search_locations) or ())
         if kind == "clip":
             self._found(name, copy)
         tails = {"clip": SUBMODULES, "folder": ("clip",)}.get(kind, ())
-        contents["__getattr__"] = functools.partial(_further, module, tails, copy, {})
+        own = contents.pop("__getattr__", None)
+        contents["__getattr__"] = functools.partial(_further, module, tails, copy, own, {})
         return module
 
     def stale(self) -> set[str]:
@@ -211,11 +214,19 @@ class Names:
 
 
 def _further(
-    module: ModuleType, tails: tuple[str, ...], copy: Path | None, run: dict[str, Any], name: str
+    module: ModuleType,
+    tails: tuple[str, ...],
+    copy: Path | None,
+    own: Callable[[str], Any] | None,
+    run: dict[str, Any],
+    name: str,
 ) -> Any:
-    """An attribute of an answered module that OpenAI's has not: a submodule, or a name of the program's own copy."""
+    """An attribute made when it is asked for: a submodule, one of ours (`own`), or of the program's own copy."""
     if name in tails:
         return importlib.import_module(f"{module.__name__}.{name}")
+    if own is not None and not name.startswith("__"):
+        with contextlib.suppress(AttributeError):
+            return own(name)
     if name not in definitions(copy):
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
     if not run:

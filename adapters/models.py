@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib
 import os
 import tempfile
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -33,12 +36,38 @@ def contents(patch: Patch, kind: str, copy: Path | None) -> dict[str, Any]:
     """
     module = importlib.import_module(f"..{kind}", __package__)
     names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
-    if kind != "clip":
+    if kind == "simple_tokenizer":
         return names
+    names["build_model"] = build_model
+    if kind == "model":  # with what `from clip.model import *` brings besides
+        typed = {"Tuple": tuple, "Union": typing.Union, "OrderedDict": collections.OrderedDict}
+        return names | typed | {"np": numpy}
     answer = _in_the_form_of(patch, copy) or load
-    patch.ours += [load, answer, tokenize, available_models]
+    patch.ours += [load, answer, tokenize, available_models, build_model]
     ours = {"load": answer, "tokenize": tokenize, "available_models": available_models}
-    return names | ours | {"__all__": list(ours)}
+    return names | ours | {"__all__": list(ours), "__getattr__": _private}
+
+
+def _private(name: str) -> Any:
+    """A private name of `clip.clip`; the models of `_MODELS` are those that the patch gives."""
+    patch = current()
+    if name == "_MODELS" and patch is not None:
+        return {model: f"clipag_plug:{_key(patch, model)}" for model in available_models()}
+    return clip.__getattr__(name)
+
+
+def build_model(state_dict: Any, *more: Any, **named: Any) -> CLIP:
+    """OpenAI's `build_model`. TypeError for what only a changed copy of `clip` builds its changed model by."""
+    if more or named:
+        raise TypeError(
+            f"the program's own build_model takes {len(more) + len(named)} arguments beside the weights: it changes "
+            "the network inside, and the models of this package have no such changes"
+        )
+    model, patch = clip.build_model(state_dict), current()
+    if patch is not None:
+        what = f"build_model gives {model.name!r}"
+        patch.answered("model", what, model.visual.output_dim)
+    return model
 
 
 def load(

@@ -19,6 +19,7 @@ from .model import CLIP as CLIP
 from .model import OPENAI_MEAN, OPENAI_STD, PRECISIONS, RECIPE, as_open_clip, build
 from .model import build_model as build_model
 from .simple_tokenizer import shared, token_rows
+from .version import __version__
 
 __all__ = ["available_models", "load", "tokenize"]
 
@@ -61,13 +62,27 @@ def load(
     name: a key or a name of `available_models()`, `hf-hub:org/name`, `local-dir:folder`, or a path
     to a file. One of OpenAI's names gives the robust counterpart (said once through `logging`), or
     what the environment variable CLIPAG_PLUG_MODEL names; `openai/ViT-B/32` and the like give
-    the vanilla weights. device: CUDA where there is any, else the CPU. jit: accepted, and ignored.
+    the vanilla weights. device: CUDA where there is any, else the CPU. jit: the model stays a plain
+    module, and has the numbers that are read from a scripted one as `model.input_resolution.item()`.
     precision: "fp32", "fp16" or "bf16". An unknown name is a RuntimeError listing the known ones.
     """
+    model, record = _open(name, device, download_root, precision)
     if jit:
         _log.warning("jit=True is ignored: the model is a plain module, which computes the same")
-    model, record = _open(name, device, download_root, precision)
+        model.input_resolution = Scalar(model.visual.input_resolution)
+        model.context_length, model.vocab_size = (
+            Scalar(model.context_length),
+            Scalar(model.vocab_size),
+        )
     return model, _transform(model, record)
+
+
+class Scalar(int):
+    """A number that programs for a scripted model read by `.item()`."""
+
+    def item(self) -> int:
+        """The number."""
+        return int(self)
 
 
 def load_model(
@@ -270,9 +285,11 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
 
     from .weights import fetch, opening
 
-    path = fetch.root(root) / f"{files.slug(key)}.{kind}"
+    opened = opening.open_checkpoint(key, root)
+    stats = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in opened.files]
+    mark = files.sha256(repr((stats, opened.config, __version__)).encode())[:12]
+    path = fetch.root(root) / f"{files.slug(key)}-{mark}.{kind}"
     if not path.is_file():
-        opened = opening.open_checkpoint(key, root)
         state = {name: tensor.contiguous() for name, tensor in opened.state_dict.items()}
         record = opened.record
         write: Callable[..., Any] = save_file

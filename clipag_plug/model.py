@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .simple_tokenizer import foreign_rows, token_rows
-from .towers import Attention, exporting
+from .towers import Attention, exporting, hooked
 from .towers import AttentionPool2d as AttentionPool2d
 from .towers import Bottleneck as Bottleneck
 from .towers import LayerNorm as LayerNorm
@@ -162,22 +162,22 @@ class CLIP(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Tokens (N, context_length) -> raw features (N, D).
 
-        More than `TEXT_CHUNK` texts of which no gradient is kept are encoded in pieces, and each
-        piece is cut behind its last end-of-text token: attention is causal, so nothing behind that
-        token reaches the features (they agree to rounding, about 1e-6).
+        More than `TEXT_CHUNK` texts of which no gradient is kept, and that no hook looks at, are encoded in pieces,
+        each cut behind its last end-of-text token: attention is causal, so nothing behind that token reaches the
+        features (they agree to rounding, about 1e-6).
         """
         if exporting():
             return self._text_features(text)
         self._check_tokens(text)
-        if len(text) <= TEXT_CHUNK or self._keeps_text_graph():
+        if len(text) <= TEXT_CHUNK or self._keeps_text_graph() or any(map(hooked, self.modules())):
             return self._text_features(text)
         pieces = text.split(TEXT_CHUNK)
         return torch.cat([self._text_features(self._cut(piece)) for piece in pieces])
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine similarities times the logit scale: (images, texts) and its transpose."""
-        image_features = F.normalize(CLIP.encode_image(self, image), dim=-1)
-        text_features = F.normalize(CLIP.encode_text(self, text), dim=-1)
+        image_features = F.normalize(self.encode_image(image), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
         logits = self.logit_scale.exp().squeeze() * image_features @ text_features.t()
         if self.logit_bias is not None:
             logits = logits + self.logit_bias
@@ -233,7 +233,11 @@ class CLIP(nn.Module):
     def _laid_out(self, name: str, output: Tensor, spatial: bool) -> Tensor:
         """A layer's output with its samples in front, as maps or as rows."""
         inside = name.split(".")[0] == "transformer"
-        if output.ndim == 3 and inside and not self.visual.transformer.batch_first:
+        if (
+            output.ndim == 3
+            and inside
+            and not getattr(self.visual.transformer, "batch_first", False)
+        ):
             output = output.transpose(0, 1)
         if not spatial or name == "output":
             return output.flatten(1)
@@ -271,9 +275,9 @@ class CLIP(nn.Module):
     def _text_features(self, text: Tensor) -> Tensor:
         if hasattr(self, "text"):
             return cast(Tensor, self.text(text))
-        dtype, length = self.transformer.get_cast_dtype(), text.shape[1]
+        dtype, length = self.dtype, text.shape[1]
         x = self.token_embedding(text).to(dtype) + self.positional_embedding[:length].to(dtype)
-        if getattr(self.transformer, "batch_first", True):
+        if getattr(self.transformer, "batch_first", False):
             mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
             x = self.transformer(x, attn_mask=mask)
         else:

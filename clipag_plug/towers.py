@@ -29,6 +29,12 @@ def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(x.transpose(0, 1)).transpose(0, 1)
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what passes through the module, either way."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation in the precision of its weights, which stay fp32 in a model of lower precision."""
 
@@ -65,7 +71,7 @@ class Attention(nn.MultiheadAttention):
         if query.ndim != 3 or query is not key or key is not value:
             return super().forward(query, key, value, *rest, **options)
         x = query if self.batch_first else query.transpose(0, 1)
-        quick = attn_mask is None and _gradient_flows(self, self.in_proj_weight, x)
+        quick = attn_mask is None and not options and _gradient_flows(self, self.in_proj_weight, x)
         dropped = self.training and self.dropout
         weights = None
         if (quick or exporting()) and not (need_weights or dropped or key_padding_mask is not None):
@@ -88,12 +94,14 @@ class Attention(nn.MultiheadAttention):
 
 
 class MLP(nn.Sequential):
-    """The two linear layers of a block; one whose parts are hooked calls them on (L, N, D), as `clip` does."""
+    """The two linear layers of a block; parts that are hooked or replaced are called on (L, N, D), as in `clip`."""
+
+    PLAIN = (nn.Linear, QuickGELU, nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
-        if any(part._forward_hooks or part._forward_pre_hooks for part in self):
-            return cast(Tensor, super().forward(x))
-        return in_memory_order(super().forward, x)
+        if all(type(part) in self.PLAIN and not hooked(part) for part in self):
+            return in_memory_order(super().forward, x)
+        return cast(Tensor, super().forward(x))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -129,12 +137,13 @@ class ResidualAttentionBlock(nn.Module):
         """Self-attention of normalised tokens under a mask, by default the block's own."""
         mask = self.attn_mask if attn_mask is None else attn_mask
         if mask is not None:
-            length = x.shape[1 if self.attn.batch_first else 0]
+            length = x.shape[1 if getattr(self.attn, "batch_first", False) else 0]
             mask = mask[:length, :length].to(x.device, x.dtype)
         return cast(Tensor, self.attn(x, x, x, need_weights=False, attn_mask=mask)[0])
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.ln_1(x), attn_mask)
+        given = () if attn_mask is None else (attn_mask,)
+        x = x + self.attention(self.ln_1(x), *given)
         return cast(Tensor, x + self.mlp(self.ln_2(x)))
 
 
@@ -161,8 +170,7 @@ class Transformer(nn.Module):
 
     def get_cast_dtype(self) -> torch.dtype:
         """The dtype of the matrices."""
-        block = cast(ResidualAttentionBlock, self.resblocks[0])
-        return block.attn.in_proj_weight.dtype
+        return next(p.dtype for p in self.parameters() if p.ndim > 1)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         if (
@@ -190,14 +198,15 @@ class Patches(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (_gradient_flows(self, self.weight, x) or x.device.type == "mps"):
+        changed = self.stride != self.kernel_size or any(self.padding) or set(self.dilation) != {1}
+        if changed or not (_gradient_flows(self, self.weight, x) or x.device.type == "mps"):
             return super().forward(x)
         (count, channels, height, width), (p, q) = x.shape, self.kernel_size
         rows, columns = height // p, width // q
         x = x[:, :, : rows * p, : columns * q].reshape(count, channels, rows, p, columns, q)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(count * rows * columns, channels * p * q)
         x = F.linear(x, self.weight.flatten(1), self.bias)
-        return x.view(count, rows, columns, -1).permute(0, 3, 1, 2)
+        return x.view(count, rows, columns, len(self.weight)).permute(0, 3, 1, 2)
 
 
 class VisionTransformer(nn.Module):
@@ -246,7 +255,7 @@ class VisionTransformer(nn.Module):
         token = self.class_embedding.expand(x.shape[0], 1, -1).to(x.dtype)
         x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(x)
-        if self.transformer.batch_first:
+        if getattr(self.transformer, "batch_first", False):
             x = self.transformer(x)
         else:
             x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)

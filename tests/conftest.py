@@ -109,7 +109,7 @@ def local_models(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             record = registry.get(name) or registry.Checkpoint(key=name)
             weights = {key: tensor.clone() for key, tensor in state_dict.items()}
             return SimpleNamespace(
-                record=record, config=config, state_dict=weights, card=card or {}
+                record=record, config=config, state_dict=weights, card=card or {}, files=()
             )
 
         monkeypatch.setattr(opening, "open_checkpoint", open_checkpoint, raising=False)

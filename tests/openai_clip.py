@@ -26,9 +26,11 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict([*parts, ("c_proj", nn.Linear(4 * width, width))]))
         self.attn_mask = mask
 
+    def attention(self, x: Tensor) -> Tensor:
+        return self.attn(x, x, x, need_weights=False, attn_mask=self.attn_mask)[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.attn_mask)[0]
+        x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -58,7 +60,8 @@ class ViT(nn.Module):
         x = torch.cat([self.class_embedding.expand(len(x), 1, 64), x], 1)
         x = self.ln_pre(x + self.positional_embedding).permute(1, 0, 2)
         x = self.transformer(x).permute(1, 0, 2)
-        return self.ln_post(x[:, 0]) @ self.proj
+        x = self.ln_post(x[:, 0])
+        return x if self.proj is None else x @ self.proj
 
 
 class Bottleneck(nn.Module):
@@ -147,6 +150,12 @@ class OpenAIModel(nn.Module):
         x = (self.token_embedding(text) + self.positional_embedding).permute(1, 0, 2)
         x = self.ln_final(self.transformer(x).permute(1, 0, 2))
         return x[torch.arange(len(x)), text.argmax(-1)] @ self.text_projection
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        images, texts = self.encode_image(image), self.encode_text(text)
+        images, texts = (x / x.norm(dim=1, keepdim=True) for x in (images, texts))
+        scores = self.logit_scale.exp() * images @ texts.t()
+        return scores, scores.t()
 
 
 def original(tower: str = "ViT") -> OpenAIModel:

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -290,3 +291,19 @@ def test_a_patch_is_passed_on_and_leaves_no_variable_behind() -> None:
     with clipag_plug.patch(model="clipag-mini"):
         assert "clipag-mini" in os.environ["CLIPAG_RUN"] and "child" in os.environ["PYTHONPATH"]
     assert dict(os.environ) == before
+
+
+def test_under_a_patch_private_names_and_stars_are_the_originals() -> None:
+    names: dict[str, Any] = {}
+    with clipag_plug.patch(model="clipag-mini") as patch:
+        inner = importlib.import_module("clip.clip")
+        exec("from clip.clip import *", names)
+        assert {"load", "tokenize", "available_models"} == names.keys() - {"__builtins__"}
+        exec("from clip.model import *\nfrom clip.simple_tokenizer import *", names)
+        assert {"CLIP", "Transformer", "nn", "np", "OrderedDict", "SimpleTokenizer"} <= names.keys()
+        assert set(inner._MODELS) >= {"RN50", "ViT-B/16", "ViT-L/14@336px"}
+        state = torch.load(inner._download(inner._MODELS["RN50"]), weights_only=True)
+        assert inner.build_model(state).name == names["build_model"](state).name == "clipag-mini"
+        assert ("model", "build_model gives 'clipag-mini'") in patch.used and patch.widths == {192}
+        with pytest.raises(TypeError, match="own build_model takes 1 arguments"):
+            inner.build_model(state, {"trainer": "CoOp"})

@@ -65,6 +65,9 @@ def test_point_1_jit_is_ignored_and_said(caplog: pytest.LogCaptureFixture) -> No
         model, _ = clip.load("clipag", "cpu", jit=True)
     assert "jit=True is ignored" in caplog.text
     assert isinstance(model, CLIP)
+    sizes = (model.input_resolution, model.context_length, model.vocab_size)
+    assert [size.item() for size in sizes] == [224, 77, 49408]
+    assert model.encode_text(model.tokenize("a")).shape == (1, 32)
 
 
 def test_point_1_precision_by_keyword() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,6 +110,137 @@ def test_hooks_receive_what_they_receive_in_the_original(count: int, grad: bool)
         want, got = recorded(theirs, HOOKED, count), recorded(ours, HOOKED, count)
     assert not [name for name in HOOKED if not close(got[name], want[name])]
     assert not any(module._forward_hooks for module in ours.modules())
+
+
+@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize("train", [False, True])
+def test_backward_hooks_receive_what_they_receive_in_the_original(name: str, train: bool) -> None:
+    found: list[tuple[Tensor, ...]] = []
+    image, tokens = batch(3)
+    for model in map(copy.deepcopy, pair("ViT")):
+        model.train(train).get_submodule(name).register_full_backward_hook(
+            lambda _, into, out: found.append(tuple(x for x in (*into, *out) if x is not None))
+        )
+        embedded = model.token_embedding.register_forward_hook(
+            lambda _, __, out: out.requires_grad_()
+        )
+        features = model.encode_image(image.requires_grad_()), model.encode_text(tokens)
+        embedded.remove()
+        sum(value.square().sum() for value in features).backward()
+    assert len(found) == 2 and len(found[0]) == len(found[1])
+    assert all(close(mine, other) for mine, other in zip(found[1], found[0]))
+
+
+class Wrapped(nn.Module):
+    """A module somebody has put around one of the model's, as adapters and prompts do: it knows places by axis 0."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        out = self.inner(*inputs, **options)
+        first = out[0] if isinstance(out, tuple) else out
+        first = first + torch.linspace(0, 1, len(first)).view(-1, *[1] * (first.ndim - 1))
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+
+def _around(path: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        for tower in (model.visual, model):
+            parents = [tower] if path == "transformer" else tower.transformer.resblocks
+            for parent in parents:
+                home, _, name = path.rpartition(".")
+                owner = parent.get_submodule(home)
+                setattr(owner, name, Wrapped(getattr(owner, name)))
+
+    return change
+
+
+def _patched(model: Any) -> None:
+    model.encode_image = lambda image: model.visual(image) * torch.arange(32)
+
+
+def _subclass(model: Any) -> None:
+    kind = type(model)
+    model.__class__ = type(
+        "Changed", (kind,), {"encode_text": lambda self, text: kind.encode_text(self, text).flip(1)}
+    )
+
+
+def _denser(model: Any) -> None:
+    model.visual.conv1.stride = (8, 8)  # overlapping patches, as in work on dense features
+    model.visual.positional_embedding = nn.Parameter(torch.linspace(-1, 1, 50 * 64).view(50, 64))
+
+
+def _own_attention(model: Any) -> None:
+    for block in model.transformer.resblocks:
+        block.attention = lambda x, block=block: block.attn(x, x, x, need_weights=False)[0] * 2
+
+
+def _mask(value: Any) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        for block in model.transformer.resblocks:
+            block.attn_mask = value
+
+    return change
+
+
+def _shorter(model: Any) -> None:
+    model.visual.transformer.resblocks = model.visual.transformer.resblocks[:-1]
+    model.visual.proj = None
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    **{
+        f"around {n}": _around(n)
+        for n in ("transformer", "ln_1", "attn", "mlp", "mlp.c_fc", "mlp.gelu")
+    },
+    "encode_image replaced": _patched,
+    "a subclass": _subclass,
+    "overlapping patches": _denser,
+    "attention replaced": _own_attention,
+    "no mask": _mask(None),
+    "another mask": _mask(torch.linspace(0, -9, 77).expand(77, 77)),
+    "fewer blocks, no projection": _shorter,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_program_changes_in_the_model_has_the_same_effect(change: str) -> None:
+    image, tokens = batch(2)
+    found = []
+    for model in map(copy.deepcopy, pair("ViT")):
+        CHANGES[change](model.requires_grad_(False))
+        x = image.clone().requires_grad_()
+        features, texts = model.encode_image(x), model.encode_text(tokens)
+        scores = () if "no projection" in change else model(image, tokens)
+        gradient = torch.autograd.grad(features.square().sum(), x)[0]
+        found.append((features, model.encode_image(image), texts, gradient, *scores))
+    assert all(close(mine, other) for mine, other in zip(found[1], found[0]))
+
+
+def test_a_hook_sees_a_long_list_of_texts_whole() -> None:
+    theirs, ours = pair("ViT")
+    tokens = batch(5)[1].repeat(60, 1)
+    shapes = []
+    for model in (theirs, ours):
+        handle = model.transformer.register_forward_hook(
+            lambda _, __, out: shapes.append(out.shape)
+        )
+        with torch.no_grad():
+            model.encode_text(tokens)
+        handle.remove()
+    assert shapes == [(77, 300, 64)] * 2
+
+
+@pytest.mark.parametrize("tower", ["ViT", "ResNet"])
+def test_no_images_have_no_features(tower: str) -> None:
+    model = copy.deepcopy(pair(tower)[1])
+    for frozen in (False, True):
+        x = torch.zeros(0, 3, 64, 64).requires_grad_()
+        assert model.requires_grad_(not frozen).encode_image(x).shape == (0, 32)
+    assert model.encode_text(batch(1)[1][:0]).shape == (0, 32)
 
 
 def test_the_parts_of_a_residual_network_have_the_originals_names() -> None:

@@ -32,11 +32,10 @@ def test_long_lists_of_texts_agree_with_open_clip(tiny_clip: CLIP) -> None:
 
 def seen_shapes(model: CLIP, tokens: Tensor) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
-    handle = model.token_embedding.register_forward_hook(
-        lambda _, __, out: shapes.append(tuple(out.shape[:2]))
-    )
+    pieces = model._text_features
+    model._text_features = lambda text: shapes.append(tuple(text.shape)) or pieces(text)
     model.encode_text(tokens)
-    handle.remove()
+    del model._text_features
     return shapes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,17 @@ def test_fresh_weights_follow_the_seed() -> None:
     first, same, other = make_tiny(3), make_tiny(3), make_tiny(4)
     assert torch.equal(first.visual.proj, same.visual.proj)
     assert not torch.equal(first.visual.proj, other.visual.proj)
+
+
+def test_a_file_that_changes_under_its_name_is_not_answered_from_before(
+    tiny_clip: CLIP, tmp_path: Path
+) -> None:
+    path, state = tmp_path / "mine.pt", tiny_clip.state_dict()
+    path.with_suffix(".json").write_text(json.dumps(TINY))
+    for scale in (1.0, 2.0):
+        torch.save({name: tensor * scale for name, tensor in state.items()}, path)
+        found = clip._download(
+            f"clipag_plug:{path}#gelu,arch={path.with_suffix('.json')}", str(tmp_path)
+        )
+        weights = torch.load(found, weights_only=True)
+        assert torch.allclose(weights["logit_scale"], state["logit_scale"] * scale)

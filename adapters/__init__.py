@@ -61,15 +61,6 @@ def start(model: str | None = None, device: str | None = None, **settings: str) 
     return Patch(chosen, ALIASES, _contents, model, device)
 
 
-def taming_shims() -> Patch:
-    """A patch without any `clip`: taming-transformers imports on today's torch and lightning, its LPIPS loads nothing
-    before its first use, and checkpoints of 2020 are read. Ends with `undo()` or the `with` block."""
-    from .patching import Patch
-    from .shims import SHIMS
-
-    return Patch({name: SHIMS[name] for name in ("lightning", "torch_six", "lpips", "torch_load")})
-
-
 def _contents(made: Patch, kind: str, copy: Path | None) -> dict[str, Any]:
     from . import models  # brings torch, which a process that never asks for a model can do without
 

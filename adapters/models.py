@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from .. import clip, weights
+from .. import clip
 from ..clip import ROBUST_COUNTERPART
 from ..model import CLIP, as_open_clip
 from .imports import definitions
@@ -247,8 +247,10 @@ def transformers_model(patch: Patch, module: Any) -> None:
         key = patch.model or ROBUST_COUNTERPART.get(f"ViT-{size[:1].upper()}/{patch_size}")
         if not patch.active or key is None or not patch_size or os.path.exists(name):
             return original(kind, name, *given, **keywords)
+        from ..weights.export import save_pretrained
+
         with tempfile.TemporaryDirectory() as folder:
-            weights.save_pretrained(key, folder, format="transformers")
+            save_pretrained(key, folder, format="transformers")
             model = original(kind, folder, *given, **keywords)
         what = f"CLIPModel.from_pretrained({name!r}) gives {key!r}"
         patch.answered("transformers", what, model.config.projection_dim)

@@ -312,3 +312,9 @@ SHIMS: dict[str, Shim] = {
         asked=("plain",),
     ),
 }
+
+
+def taming_shims() -> Patch:
+    """A patch without any `clip`: taming-transformers imports on today's torch and lightning, its LPIPS loads nothing
+    before its first use, and checkpoints of 2020 are read. Ends with `undo()` or the `with` block."""
+    return Patch({name: SHIMS[name] for name in ("lightning", "torch_six", "lpips", "torch_load")})

@@ -38,7 +38,7 @@ def vgg19(folder: Path) -> None:
 def vqgan(folder: Path) -> None:
     """A small random VQGAN in the files that VQGAN-CLIP loads by default."""
     import torch
-    from clipag_plug.adapters import taming_shims
+    from clipag_plug.adapters.shims import taming_shims
 
     config = {"double_z": False, "z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config |= {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "attn_resolutions": []}

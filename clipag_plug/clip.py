@@ -283,12 +283,12 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
     """A file in the cache with all tensors of a model: "safetensors", or "pt" with the recipe of `build_model`."""
     from safetensors.torch import save_file
 
-    from .weights import fetch, opening
+    from .weights import opening
 
     opened = opening.open_checkpoint(key, root)
     stats = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in opened.files]
     mark = files.sha256(repr((stats, opened.config, __version__)).encode())[:12]
-    path = fetch.root(root) / f"{files.slug(key)}-{mark}.{kind}"
+    path = files.root(root) / f"{files.slug(key)}-{mark}.{kind}"
     if not path.is_file():
         state = {name: tensor.contiguous() for name, tensor in opened.state_dict.items()}
         record = opened.record

@@ -65,3 +65,14 @@ def slug(text: str, keep: str = "._@+") -> str:
     """`openai/ViT-B/32` -> `openai-ViT-B-32`: a file name in which letters and digits of any script and `keep` stay."""
     letters = "".join(letter if letter.isalnum() or letter in keep else "-" for letter in text)
     return re.sub("-+", "-", letters).strip("-.")
+
+
+def root(download_root: str | Path | None = None) -> Path:
+    """`download_root`, or $CLIPAG_HOME, or $XDG_CACHE_HOME/clipag_plug (~/.cache/clipag_plug)."""
+    home = download_root or os.environ.get("CLIPAG_HOME")
+    return Path(home).expanduser() if home else caches() / "clipag_plug"
+
+
+def caches() -> Path:
+    """$XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()

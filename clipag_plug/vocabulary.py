@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+# Prompts of a class whose unit features are averaged: zero-shot classification.
+PROMPTS = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
 TEMPLATES = (
     "{}",
     "a {}",

@@ -23,7 +23,7 @@ MODULES = (
     "clipag_plug.images",
     "clipag_plug.augment",
     "clipag_plug.priors",
-    "clipag_plug.runs",
+    "clipag_plug.pipelines.runs",
     "clipag_plug.paint",
     "clipag_plug.explanation",
     "clipag_plug.strokes",

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from adapters_helpers import library, old_file
-from clipag_plug.adapters import models, shims, taming_shims, torch_shims
+from clipag_plug.adapters import models, shims, torch_shims
+from clipag_plug.adapters.shims import taming_shims
 
 import clipag_plug
 

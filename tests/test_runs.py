@@ -12,7 +12,7 @@ import pytest
 
 from clipag_plug.cli import main
 from clipag_plug.images import read_recipe
-from clipag_plug.runs import new_run, run_name, slug
+from clipag_plug.pipelines.runs import new_run, run_name, slug
 
 
 @pytest.mark.parametrize(

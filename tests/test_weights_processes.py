@@ -18,6 +18,7 @@ import torch
 import weights_helpers as helpers
 from faulty_server import Handler, Server
 
+from clipag_plug.files import root
 from clipag_plug.weights import fetch, open_checkpoint, read, registry
 from clipag_plug.weights.registry import BadFileError, FetchError
 
@@ -73,7 +74,7 @@ def test_first_load_downloads_and_converts_second_does_neither(
     server.faults = [lambda handler: handler.fail(500)] * 9
     assert_right(open_checkpoint("served"))
     assert len(server.requests) == 1
-    seen = fetch.Trust(fetch.root()).get("served")
+    seen = fetch.Trust(root()).get("served")
     assert seen is not None and seen["sha256"] == hashlib.sha256(server.content).hexdigest()
 
 
@@ -180,7 +181,8 @@ DRIVER = """
     import torch
     sys.path.insert(0, {tests!r})
     import weights_helpers as helpers
-    from clipag_plug.weights import fetch, opening, read, registry
+    from clipag_plug.files import root
+from clipag_plug.weights import fetch, opening, read, registry
     import open_clip
 
     record = registry.Checkpoint(key="served", arch={arch!r}, quick_gelu=False, sources=({url!r},))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clipag_plug.files import root
 from clipag_plug.options.weights import Models
 from clipag_plug.weights import configs, doctor, fetch, registry
 
@@ -198,5 +199,5 @@ def test_cache_root(given: dict[str, str], wanted: str, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert fetch.root() == Path(wanted)
-    assert fetch.root("/mine") == Path("/mine")
+    assert root() == Path(wanted)
+    assert root("/mine") == Path("/mine")

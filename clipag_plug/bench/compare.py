@@ -8,11 +8,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .records import Record, read_records
 from .stats import Interval, Units, holm, mean, p_value, paired_difference
-from .suites import Claim, Suite
+
+if TYPE_CHECKING:
+    from .suites import Claim, Suite
 
 LEVEL = 0.05
 ROUNDING = 1e-9  # 0.6 - 0.2 is less than 0.4

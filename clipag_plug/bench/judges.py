@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from ..files import sha256
 from ..model import CLIP
-from ..train.evaluate import PROMPTS
 from ..train.lessons import TextFeatures
-from ..vocabulary import sentence
+from ..vocabulary import PROMPTS, sentence
 
 BATCH = 256
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"

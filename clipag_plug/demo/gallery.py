@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from ..runs import new_run
+from ..pipelines.runs import new_run
 
 RECORD = "run.json"
 SIDES = ("a", "b")

@@ -112,7 +112,7 @@ class Studio:
 
     def warm_up(self, job: Job) -> str:
         """Loads the models that the page opens with, and paints one step with each; a job that comes goes first."""
-        from ..paint import Synthesizer
+        from ..paint.loop import Synthesizer
 
         for number, model in enumerate(self.models[:2]):
             if job.stopping.is_set():

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ..bench.judges import Judge
 from ..clip import load_model
-from ..explanation import explain, squash, text_features
 from ..explanation.figure import fitted, overlay, shown_maps
+from ..explanation.maps import explain, squash, text_features
 from ..files import write_text
 from ..images import read_image, to_pil, write_animation, write_image
 from ..options.clipdraw import ClipDraw
 from ..options.generate import Generate
 from ..options.style import Style
-from ..paint import NotFiniteError, Synthesizer
+from ..paint.loop import Synthesizer
+from ..paint.results import NotFiniteError
 from ..pipelines import output
 from ..vocabulary import bundled_vocabulary
 from .gallery import SIDES

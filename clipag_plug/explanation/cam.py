@@ -9,14 +9,16 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attacks import value_and_gradient
-from ..guide import Guide
+
+if TYPE_CHECKING:
+    from ..guide import Guide
 
 CHANNELS = 300
 # Where image towers keep their blocks or stages: OpenAI's and open_clip's ViT, timm's, the ResNets,

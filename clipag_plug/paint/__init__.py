@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..guide import Guide
 from ..options.generate import Generate
-from .loop import Step, Synthesis, Synthesizer
-from .objective import NotFiniteError
+from .loop import Synthesizer
+from .results import NotFiniteError, Step, Synthesis
 
 __all__ = ["Generate", "Guide", "NotFiniteError", "Step", "Synthesis", "Synthesizer", "synthesize"]
 

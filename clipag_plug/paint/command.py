@@ -18,7 +18,7 @@ from ..options.weights import Words
 from ..pipelines import output
 from ..pipelines.run import Stop, produce, progress
 from .loop import Synthesis, Synthesizer
-from .objective import NotFiniteError
+from .results import NotFiniteError
 
 _TRAJECTORY = 3  # the paper's figure 3 shows the start, one picture on the way and the end
 

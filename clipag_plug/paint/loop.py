@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..augment import Views
-from ..files import sha256, write_text
+from ..files import sha256
 from ..guide import frozen, guide_for
-from ..images import png_bytes, read_image, write_image
+from ..images import read_image
 from ..options.generate import PRESENTATION, Generate
 from ..version import __version__
 from .canvases import CANVASES
-from .objective import NotFiniteError, Objective, Target, ViewSet, layer_readout, parse_prompt
+from .objective import Objective, Target, ViewSet, layer_readout, parse_prompt
+from .results import NotFiniteError, Step, Synthesis
 from .rules import Stepper
 from .starts import picture_size, read_mask, start_pictures
 
 # Between the seeds of a picture's drafts: further than anyone's variations reach, and within the 32 bits that
 # torch's generator on the CPU takes of a seed.
 _DRAFT = 1_000_003
-
-
-@dataclasses.dataclass
-class Step:
-    """What one step did: its number from 0, losses (N,) of the pictures before it, and its step size."""
-
-    index: int
-    losses: Tensor
-    rate: float
-
-
-@dataclasses.dataclass
-class Synthesis:
-    """One finished picture: image (3, H, W) in [0, 1] on the CPU, its loss and everything that made it.
-
-    loss: of the picture that was kept. frames: pictures of the course, the start first. svg: strokes, of a drawing.
-    """
-
-    image: Tensor
-    prompt: str
-    model: str
-    seed: int
-    loss: float
-    losses: list[float]
-    frames: list[Tensor]
-    recipe: dict[str, Any]
-    svg: str | None = None
-
-    @property
-    def steps(self) -> int:
-        """Steps that were done."""
-        return len(self.losses)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes a .png with the recipe inside, or the strokes as .svg. Raises: ValueError for another suffix."""
-        if Path(path).suffix.lower() == ".svg":
-            if self.svg is None:
-                raise ValueError(f"{str(path)!r}: this picture is not made of strokes; give a .png")
-            return write_text(path, self.svg)
-        return write_image(path, self.image, self.recipe)
-
-    def _repr_png_(self) -> bytes:
-        """The picture with its recipe, for notebooks."""
-        return png_bytes(self.image, self.recipe)
 
 
 class Synthesizer:

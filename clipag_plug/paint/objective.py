@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,18 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..augment import Views, fit
-from ..guide import Guide
 from .canvases import Canvas
+from .results import NotFiniteError
+
+if TYPE_CHECKING:
+    from ..guide import Guide
 
 Parts = list[tuple[str, float]]
 Chunk = tuple[slice, slice]  # of pictures and of their views
 _NUMBER = re.compile(r"(.*):\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.DOTALL)
-
-
-class NotFiniteError(RuntimeError):
-    """A model gave features, or a gradient, that are not finite. `results`: the pictures so far, if any."""
-
-    results: Sequence[Any] = ()
 
 
 def split_prompt(prompt: str, numbers: int = 1) -> list[tuple[str, list[float]]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import priors
-from ..guide import Guide
 from ..images import read_image
 from ..options.generate import Generate, parse_size
 from .canvases import shrink
-from .objective import Target
+
+if TYPE_CHECKING:
+    from ..guide import Guide
+    from .objective import Target
 
 # The notebook indexes its 200 samplers with a hard-coded `i // 50`: of 1000 candidates, 50 each come from 20 classes.
 _QUIRK_CLASSES, _QUIRK_DRAWS = 20, 50

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..augment import fit, random_perspective, random_resized_crops
 from ..guide import Guide
 from ..options.clipdraw import ClipDraw
-from ..paint import Step, Synthesis
 from ..paint.objective import parse_prompt
+from ..paint.results import Step, Synthesis
 from ..strokes import render_strokes, strokes_to_svg
 from .run import Run, command, descend, guides, options_of, perform
 

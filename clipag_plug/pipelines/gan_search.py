@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ..guide import Guide, frozen
 from ..options.search import Search
-from ..paint import Synthesis
 from ..paint.objective import parse_prompt
+from ..paint.results import Synthesis
 from ..paint.starts import fitted
 from ..vocabulary import sentence
 from .generators import Generator, load_generator

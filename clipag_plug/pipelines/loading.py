@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights.fetch import Trust, fetch, lock, root
+from ..files import root
+from ..weights.fetch import Trust, fetch, lock
 from ..weights.read import tensors as read_file
 from ..weights.registry import FetchError
 from .autoencoder import NO_LOSS, Shape, VQModel
@@ -116,7 +117,7 @@ def _params(path: Path) -> dict[str, Any]:
 
 def _taming(params: dict[str, Any]) -> Any:
     try:
-        from ..adapters import taming_shims
+        from ..adapters.shims import taming_shims
 
         with taming_shims():
             from taming.models.vqgan import VQModel as Original

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..files import write_text
 from ..images import contact_sheet, refuse_taken, write_animation, write_image
-from ..runs import ROOT
+from .runs import ROOT
 
 if TYPE_CHECKING:
-    from ..paint import Synthesis
+    from ..paint.results import Synthesis
 
 SUFFIXES = {"output": (".png",), "animation": (".gif", ".webp", ".png", ".mp4"), "svg": (".svg",)}
 

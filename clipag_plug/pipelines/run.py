@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ..guide import Guide, frozen, guide_for
 from ..options.picture import PRESENTATION, Picture
-from ..paint import NotFiniteError, Step, Synthesis
-from ..runs import new_run
+from ..paint.results import NotFiniteError, Step, Synthesis
 from ..version import __version__
 from . import output
+from .runs import new_run
 
 log = logging.getLogger(__name__)
 FRAMES = 48  # of an animation, where --frames does not say

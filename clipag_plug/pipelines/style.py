@@ -18,8 +18,8 @@ from ..guide import Guide
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.style import Style
-from ..paint import Step, Synthesis
 from ..paint.objective import parse_prompt
+from ..paint.results import Step, Synthesis
 from ..paint.starts import fitted
 from .run import Run, command, descend, guides, options_of, perform
 from .stylenets import UNet, content_network, padded

@@ -16,8 +16,8 @@ from ..guide import Guide
 from ..images import read_image
 from ..options.generate import parse_size
 from ..options.vqgan import Vqgan
-from ..paint import Step, Synthesis
 from ..paint.objective import split_prompt
+from ..paint.results import Step, Synthesis
 from ..paint.starts import fitted
 from .loading import load_autoencoder
 from .run import Run, command, descend, guides, options_of, perform

@@ -11,13 +11,11 @@ from torch.nn import functional as F
 from .. import losses
 from ..attacks import pgd
 from ..model import CLIP
-from ..vocabulary import sentence
+from ..vocabulary import PROMPTS, sentence
 from .data import Photos
 from .distributed import Workers
 from .lessons import TextFeatures
 from .teachers import TextTeacher
-
-PROMPTS = ("a photo of a {}", "a picture of a {}", "an image of a {}", "{}")
 
 
 class Validation:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..files import sha256, write_atomically
-from ..weights.fetch import root
+from ..files import root, sha256, write_atomically
 
 LARGE = 1 << 25  # bytes of a shard or table from which on its index is kept in the cache
 VERSION = 1

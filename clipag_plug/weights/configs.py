@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layouts
 from .registry import BadFileError
 
 SHOWN = 6
+_TEXT = re.compile(
+    r"(token_embedding|positional_embedding|transformer|ln_final|text_projection|cls_emb)\b"
+)
 DEEPEST, LARGEST, LONGEST_FILE = 512, 2**24, 2**24
 # Keys of older or foreign configs that concern the tokenizer's files and no tensor.
 _TOKENIZER_FILES = ("vocab_path", "bpe_path")
@@ -315,7 +318,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors under the names of open_clip's model with this config. BadFileError that names every difference."""
     expected = shapes(path, config)
-    state = layouts.separate(state) if config.get("custom_text") else dict(state)
+    state = separate(state) if config.get("custom_text") else dict(state)
     for name in ("logit_scale", "logit_bias"):
         if name in state and name in expected and state[name].numel() == 1:
             state[name] = state[name].reshape(expected[name])
@@ -341,6 +344,11 @@ def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
             path, f"its tensors are not those of its architecture ({'; '.join(problems)})"
         )
     return state
+
+
+def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of what `unify` does to a text tower that is a module of its own."""
+    return {f"text.{name}" if _TEXT.match(name) else name: v for name, v in state.items()}
 
 
 def shapes(path: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

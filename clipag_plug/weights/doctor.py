@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from ..files import slug
+from ..files import root, slug
 from ..options.weights import Doctor, Models
 from . import fetch, registry
 from .registry import BadFileError, Checkpoint, FetchError, UnknownActivationError
@@ -86,13 +86,13 @@ def examine(model: str = "") -> Iterator[Finding]:
 
 def forget(model: str) -> list[Finding]:
     """Deletes the cached weights and the recorded hash of a registered model."""
-    record, root = registry.find(model), fetch.root()
+    record, folder = registry.find(model), root()
     mine = (f"{slug(record.key)}.v", f"{slug(record.key)}+")
-    there = root.iterdir() if root.is_dir() else ()
+    there = folder.iterdir() if folder.is_dir() else ()
     files = [file for file in there if file.name.startswith(mine) and file.suffix != ".lock"]
     for file in files:
         file.unlink()
-    known = "the" if fetch.Trust(root).forget(record.key) else "no"
+    known = "the" if fetch.Trust(folder).forget(record.key) else "no"
     return [Finding("forgotten", True, f"{len(files)} cached file(s) and {known} recorded hash")]
 
 
@@ -108,11 +108,11 @@ def _surroundings() -> Iterator[Finding]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     yield Finding("device", True, f"{device}, {torch.get_num_threads()} threads")
-    root = fetch.root()
-    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    folder = root()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
     advice = "set CLIPAG_HOME to a folder on a larger disk that you may write to"
-    says = f"{root} ({free / 1e9:,.0f} GB free{'' if writable else ', not writable'})"
+    says = f"{folder} ({free / 1e9:,.0f} GB free{'' if writable else ', not writable'})"
     yield Finding("cache", writable, says, "" if writable and free > 2 * 10**9 else advice)
     if fetch.offline():
         yield Finding("network", True, "HF_HUB_OFFLINE is set: nothing will be downloaded")
@@ -129,7 +129,7 @@ def _cached(record: Checkpoint) -> Iterator[Finding]:
         advice = "download them by hand and load the file by its path"
         yield Finding("weights", False, str(record.note), advice)
     else:
-        begun = list(fetch.root().glob(f"{slug(record.key)}.*.partial"))
+        begun = list(root().glob(f"{slug(record.key)}.*.partial"))
         part = f"; {begun[0].stat().st_size:,} bytes of a broken download are kept" if begun else ""
         advice = f"load({record.key!r}) fetches {record.sources[0]}"
         yield Finding("weights", False, f"not downloaded yet{part}", advice)
@@ -138,7 +138,7 @@ def _cached(record: Checkpoint) -> Iterator[Finding]:
             f"SHA-256 {record.sha256[:16]}... is published, and every download is compared with it"
         )
         yield Finding("hash", True, says)
-    elif seen := fetch.Trust(fetch.root()).get(record.key):
+    elif seen := fetch.Trust(root()).get(record.key):
         says = f"none is published; {seen['sha256'][:16]}... was recorded on {seen['seen']} and is held against it"
         yield Finding("hash", True, says)
     elif any(source.startswith("http") for source in record.sources):

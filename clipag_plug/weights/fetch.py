@@ -20,8 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..files import caches, root, slug, write_text
 from ..files import sha256 as hash_file
-from ..files import slug, write_text
 from .registry import Checkpoint, FetchError
 
 VERSION = 2
@@ -48,16 +48,6 @@ LAYOUTS = {
 }
 
 
-def root(download_root: _Root = None) -> Path:
-    """`download_root`, or $CLIPAG_HOME, or $XDG_CACHE_HOME/clipag_plug (~/.cache/clipag_plug)."""
-    home = download_root or os.environ.get("CLIPAG_HOME")
-    return Path(home).expanduser() if home else _caches() / "clipag_plug"
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-
-
 def offline() -> bool:
     """Whether $HF_HUB_OFFLINE or $TRANSFORMERS_OFFLINE forbids the network."""
     values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
@@ -79,7 +69,7 @@ def whereabouts(record: Checkpoint) -> str:
     if record.bundled:
         folder = resources.files("clipag_plug.bundled")
         return "bundled" if folder.joinpath(f"{record.key}.safetensors").is_file() else "missing"
-    home = Path(os.environ.get("HF_HOME") or _caches() / "huggingface")
+    home = Path(os.environ.get("HF_HOME") or caches() / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     hubs = [s.removeprefix("hf-hub:") for s in record.sources if s.startswith("hf-hub:")]
     folders = (hub / f"models--{name.replace('/', '--')}" / "snapshots" for name in hubs)

@@ -55,9 +55,6 @@ _BLOCK = (
 )
 _QKV = re.compile(r"(.*)self_attn\.([qkv])_proj\.(weight|bias)$")
 _TRANSPOSED = ("text_projection", "visual.proj")
-_TEXT = re.compile(
-    r"(token_embedding|positional_embedding|transformer|ln_final|text_projection|cls_emb)\b"
-)
 
 
 def choose(path: Any, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,11 +116,6 @@ def unify(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: (value.float() if value.is_floating_point() else value).contiguous()
         for name, value in state.items()
     }
-
-
-def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of what `unify` does to a text tower that is a module of its own."""
-    return {f"text.{name}" if _TEXT.match(name) else name: v for name, v in state.items()}
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

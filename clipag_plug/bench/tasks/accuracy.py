@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ...attacks import pgd
 from ...attacks.apgd import apgd_ce, apgd_targeted
 from ...options.base import Options, option
-from ...train.evaluate import PROMPTS
+from ...vocabulary import PROMPTS
 from ..judges import Classifier
 from ..metrics import recall, top
 from ..records import Metric

@@ -6,6 +6,7 @@ python -m clipag_plug.bench run SUITE --models MY-VANILLA MY-ROBUST
 python -m clipag_plug.bench table                    # what the records say, without measuring
 python -m clipag_plug.bench compare clip-mini clipag-mini
 python -m clipag_plug.bench blind                    # pictures to be named by viewers; --answers FILE ... scores them
+python -m clipag_plug.bench canvas                   # every canvas by both models at equal budgets: hours
 python -m clipag_plug.bench paper list               # figures and tables of the papers; all, or clipag:figure4
 """
 
@@ -36,6 +37,8 @@ def run(options: Bench) -> int:
         torch.set_num_threads(options.threads)
     if options.request == "list":
         return _list()
+    if options.request == "canvas":
+        return _canvas(options)
     if options.request == "paper":
         known = suites.papers()
         wanted = options.names or ["list"]
@@ -67,6 +70,22 @@ def run(options: Bench) -> int:
     return 0
 
 
+def _canvas(options: Bench) -> int:
+    """Runs what is missing of the fight of canvases, and writes its table, figure and contact sheet."""
+    from .fight import Arena, Fight, write
+
+    fight = Fight.from_file(options.suite) if options.suite else Fight()
+    models = options.models or ["clip-mini", "clipag-mini"]
+    if len(models) != 2:
+        raise ValueError(f"canvas compares a vanilla and a robust model, not {len(models)} models")
+    say = Progress(0, options.quiet)
+    folder, judge = _writable(options), options.judge or "judge-mini"
+    arena = Arena(fight, models, judge, folder, _device(options), lambda done: say.done(done))
+    arena.run()
+    print(write(arena, folder / "canvas"), end="")
+    return 0
+
+
 def _blind(options: Bench, suite: Suite) -> None:
     """Makes the page of a suite's pictures, or scores what viewers answered."""
     from . import blind
@@ -94,32 +113,38 @@ def _print(result: Result, options: Bench) -> None:
 
 def _measure(options: Bench, suite: Suite) -> Result:
     """Runs a suite, and writes its report."""
-    import torch
-
     from . import engine
     from .compare import result_of
     from .report import write_report
     from .tasks import Resources
 
-    folder = Path(options.records)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):  # an hour of work should not end with a refusal
-        raise PermissionError(
-            f"the folder {str(folder)!r} cannot be written to; choose another --records"
-        )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    resources = Resources(
-        suite.judge, device, options.photos, options.classes, suite.split, options.aesthetic
-    )
+    folder = _writable(options)
+    data = (options.photos, options.classes, suite.split, options.aesthetic)
+    resources = Resources(suite.judge, _device(options), *data)
     say = Progress(len(engine.plan(suite)), options.quiet)
     for done in engine.run(suite, folder, resources, again=options.again, progress=say.moving):
-        seconds = "there already" if done.skipped else f"{done.record.seconds:.0f} s"
-        say.line(f"{say.name(done.job)}  {seconds}")
-        say.number += 1
+        say.done(done)
     result = result_of(suite, folder)
     if options.report:
         say.line(f"report: {write_report(result, folder / f'{suite.name}.html', folder)}")
     return result
+
+
+def _writable(options: Bench) -> Path:
+    """The folder of the records; an hour of work should not end with a refusal."""
+    folder = Path(options.records)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"the folder {str(folder)!r} cannot be written to; choose another --records"
+        )
+    return folder
+
+
+def _device(options: Bench) -> str:
+    import torch
+
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _list() -> int:
@@ -148,7 +173,8 @@ class Progress:
 
     def name(self, job: Any) -> str:
         """What runs: its number, entry, model and seed."""
-        return f"[{self.number + 1}/{self.jobs}] {job.entry.name:<10} {job.model} seed {job.seed}"
+        of = f"/{self.jobs}" if self.jobs else ""
+        return f"[{self.number + 1}{of}] {job.entry.name:<10} {job.model} seed {job.seed}"
 
     def moving(self, job: Any, share: float) -> None:
         """Called by the engine while a job runs."""
@@ -158,6 +184,12 @@ class Progress:
             self._shown = now
             left = (now - self._started) * (1 - share) / share if share else 0.0
             self.line(f"{self.name(job)}  {share:4.0%}  {left:.0f} s left", end="")
+
+    def done(self, done: Any) -> None:
+        """A job is finished."""
+        seconds = "there already" if done.skipped else f"{done.record.seconds:.0f} s"
+        self.line(f"{self.name(done.job)}  {seconds}")
+        self.number += 1
 
     def line(self, text: str, end: str = "\n") -> None:
         """Writes a line over the moving one."""

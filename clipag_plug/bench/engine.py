@@ -113,11 +113,15 @@ def _inputs(job: Job, context: Context) -> dict[str, dict[str, str]]:
             inputs["aesthetic"] = {"name": predictor.name, "sha256": predictor.sha256}
     for option in filter(lambda option: getattr(job.entry.options, option), task.reads):
         name = getattr(job.entry.options, option)
+        if isinstance(name, list):
+            inputs[option] = {each: resources.model(each)[1] for each in name}
+            continue
         if option == "second":
             context.second_judge(name)
             found = {"weights": resources.model(name)[1]}
         elif name in LISTS:
-            prompts = read_prompts(name, split=data.split)
+            split = getattr(job.entry.options, "split", data.split)
+            prompts = read_prompts(name, split=split)
             found = {"sha256": fingerprint(prompts=prompts)}
         else:
             file = BUNDLED / f"{'generator' if name == 'bundled' else name}.safetensors"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .base import Options, option
 
-REQUESTS = ("run", "list", "table", "compare", "paper", "blind")
-SUITES = {"blind": "blind"}  # of requests that have one of their own
+REQUESTS = ("run", "list", "table", "compare", "paper", "blind", "canvas")
+SUITES = {"blind": "blind", "canvas": ""}  # of requests that have one of their own
 FORMATS = ("text", "markdown", "csv", "latex", "json")
 
 
@@ -23,7 +23,9 @@ class Bench(Options):
         metavar="NAME",
     )
     suite: str = option(
-        "", "suite of the package, or a .toml file; default: quick, after blind the suite blind"
+        "",
+        "suite of the package, or a .toml file; default: quick, after blind the suite blind; after canvas a .toml "
+        "file with other budgets, methods or prompts",
     )
     models: list[str] = option(
         [],

@@ -18,7 +18,7 @@ from ..data import Dataset, read_dataset
 from ..judges import Classifier, ImageNetJudge, Judge, Predictor, find_predictor
 from ..records import Metric, weights_hash
 
-FILES = ("accuracy", "targeted", "gradients", "heatmaps", "pictures", "search")
+FILES = ("accuracy", "targeted", "gradients", "heatmaps", "pictures", "canvas", "search")
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,17 @@ class Context:
     def judge(self) -> Judge:
         """The independent judge, which looks and never steers. ValueError where it is the measured model."""
         name = self.resources.judge_name
-        self._check_other(name, self.name, "judge its own pictures")
+        self.check_other(name, self.name, "judge its own pictures")
         return self.resources.judge(name)
 
     def second_judge(self, name: str) -> Judge:
         """A further judge. ValueError where it is the measured model or the judge, by key or by weights."""
-        self._check_other(name, self.name, "judge its own pictures")
-        self._check_other(name, self.judge.name, "be its own second judge")
+        self.check_other(name, self.name, "judge its own pictures")
+        self.check_other(name, self.judge.name, "be its own second judge")
         return self.resources.judge(name)
 
-    def _check_other(self, name: str, other: str, what: str) -> None:
+    def check_other(self, name: str, other: str, what: str) -> None:
+        """ValueError where two models are one, by key or by weights."""
         if name == other or self.resources.model(name)[1] == self.resources.model(other)[1]:
             raise ValueError(
                 f"{other} would {what}: pictures made with a model's gradients please that model whatever they show, "

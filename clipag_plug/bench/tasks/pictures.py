@@ -137,7 +137,7 @@ def generation(context: Context) -> Measured:
         )
         for k in (1, 5)
     }
-    found = _captions(judge, images, prompts)
+    found = captioned(judge, images, prompts)
     metrics |= {key: found[key] for key in ("r_precision", "similarity")}
     sheet = Sheet(images, prompts, judge.verdicts(scores), marks(ranks(scores, truth)))
     others, empty = by_imagenet(context, images, prompts)
@@ -270,16 +270,15 @@ def by_imagenet(
     wanted = [known.get(subject(prompt).lower(), -1) for prompt in prompts]
     if -1 in wanted:
         return {}, {what: f"{wanted.count(-1)} of {len(wanted)} prompts name none of its classes"}
-    scores = judge.logits(images)
-    return {
-        f"imagenet_top{k}": Metric(
-            f"recognised among 1,000, top-{k}",
-            "share",
-            judge.name,
-            top(scores, torch.tensor(wanted), k).tolist(),
-        )
-        for k in (1, 5)
-    }, {}
+    scores, truth = judge.logits(images), torch.tensor(wanted)
+    logp = scores.log_softmax(dim=1).gather(1, truth[:, None])[:, 0].tolist()
+    title = "log-probability among 1,000"
+    found = {"imagenet_logp": Metric(title, "nats", judge.name, logp)}
+    for k in (1, 5):
+        seen = top(scores, truth, k).tolist()
+        title = f"recognised among 1,000, top-{k}"
+        found[f"imagenet_top{k}"] = Metric(title, "share", judge.name, seen)
+    return found, {}
 
 
 def _measured(
@@ -290,12 +289,12 @@ def _measured(
     options: Pictures = context.options
     judge, prompts = context.judge, _prompts(context)
     images = make(prompts)
-    metrics = _captions(judge, judge.enlarged(images), prompts)
+    metrics = captioned(judge, judge.enlarged(images), prompts)
     found, empty = by_imagenet(context, images, prompts)
     metrics |= found
     if options.second:
         second = context.second_judge(options.second)
-        found = _captions(second, second.enlarged(images), prompts, by=f" by {second.name}")
+        found = captioned(second, second.enlarged(images), prompts, by=f" by {second.name}")
         metrics |= {f"second_{key}": metric for key, metric in found.items()}
     else:
         empty["similarity by a second CLIP"] = (
@@ -314,7 +313,7 @@ def _measured(
     return Measured(prompts, metrics, {"pictures": Sheet(images, prompts, seen)}, notes)
 
 
-def _captions(judge: Judge, images: Tensor, prompts: list[str], by: str = "") -> dict[str, Metric]:
+def captioned(judge: Judge, images: Tensor, prompts: list[str], by: str = "") -> dict[str, Metric]:
     features, texts = judge.features(images), judge.texts(prompts).cpu()
     found = {
         "similarity": ("similarity to the prompt", "cosine", similarity(features, texts)),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import functools
 import importlib
+import inspect
 import os
 import tempfile
+import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,7 +83,7 @@ def load(
     if patch is None:
         return clip.load(name, device, jit, download_root)
     key = _key(patch, os.fspath(name))
-    model, transform = clip.load(key, device, False, download_root)
+    model, transform = clip.load(key, device, jit, download_root)
     if patch.attention:
         keep_attention(model)
     patch.answered("model", f"clip.load({name!r}) gives {model.name!r}", model.visual.output_dim)
@@ -156,7 +158,9 @@ class Attention(nn.MultiheadAttention):
             probabilities.register_hook(functools.partial(setattr, self.block, "attn_grad"))
         heads = (probabilities @ v).unflatten(0, (-1, self.num_heads))
         out = self.out_proj(heads.transpose(1, 2).flatten(2))
-        return (out if self.batch_first else out.transpose(0, 1)), None
+        wanted = keywords.get("need_weights", True)
+        weights = probabilities.unflatten(0, (-1, self.num_heads)).mean(1) if wanted else None
+        return (out if self.batch_first else out.transpose(0, 1)), weights
 
 
 def keep_attention(model: CLIP) -> None:
@@ -182,14 +186,21 @@ def open_clip_factories(patch: Patch, module: Any) -> None:
         return module.tokenizer.SimpleTokenizer(context_length=length)
 
     for name in FACTORIES:
-        call = functools.partial(_create, patch, name) if name != "get_tokenizer" else tokenizer
-        for owner in (module, module.factory):
+        call = functools.partial(_create, patch, module, name)
+        call = tokenizer if name == "get_tokenizer" else call
+        for owner in (module, getattr(module, "factory", None)):
             if hasattr(owner, name):
                 patch.wrap(owner, name, call)
 
 
 def _create(
-    patch: Patch, factory: str, original: Any, model_name: str, *given: Any, **keywords: Any
+    patch: Patch,
+    module: Any,
+    factory: str,
+    original: Any,
+    model_name: str,
+    *given: Any,
+    **keywords: Any,
 ) -> Any:
     """A model, and its transforms where the factory gives them; the original's answer if none of ours stands for it."""
     openai = factory == "load_openai_model"
@@ -203,12 +214,25 @@ def _create(
         return original(model_name, *given, **keywords)
     precision = PRECISIONS.get(asked.get("precision") or "fp32", "fp32")
     model, transform = clip.load(key, asked.get("device") or "cpu", precision=precision)
-    model = as_open_clip(model, output_dict=bool(asked.get("output_dict")))
+    model = _as_in(module, model, bool(asked.get("output_dict")))
     patch.answered("open_clip", f"{what} gives {key!r}", model.visual.output_dim)
     if factory == "create_model_and_transforms":
         return model, transform, transform
     both = factory == "create_model_from_pretrained" and asked.get("return_transform", True)
     return (model, transform) if both else model
+
+
+def _as_in(module: Any, model: CLIP, output_dict: bool) -> Any:
+    """A model for callers of this open_clip: a program's own copy may be older, of (L, N, D), and have more methods."""
+    own = "site-packages" not in (module.__file__ or "")
+    parts = vars(module).get("transformer"), vars(module).get("model")
+    blocks, kind = (getattr(part, name, None) for part, name in zip(parts, ("Transformer", "CLIP")))
+    old = own and blocks and "batch_first" not in inspect.signature(blocks).parameters
+    made = as_open_clip(model, output_dict=output_dict, batch_first=not old)
+    for name, value in vars(kind).items() if own and kind else ():
+        if inspect.isfunction(value) and not hasattr(made, name):
+            setattr(made, name, types.MethodType(value, made))
+    return made
 
 
 def open_clip_key(patch: Patch, name: str, pretrained: Any) -> str | None:

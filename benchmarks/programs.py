@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS = Path(__file__).with_suffix(".toml")
+MOST_SECONDS = 1800
 HEAD = "| program | commit | command, behind `clipag run --device cpu` | seconds | to install | stand-in weights |"
 
 
@@ -134,6 +135,8 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
         for name in row.get("standins", ()):
             subprocess.run([sys.executable, __file__, str(copy), "--make", name], check=True)
         folder = copy / row.get("folder", "")
+        for name in (*row.get("copies", ()), *row.get("files", ())):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
         for name, source_name in row.get("copies", {}).items():
             shutil.copy(copy / source_name, folder / name)
         for name, text in row.get("files", {}).items():
@@ -150,6 +153,7 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
             stdin=subprocess.DEVNULL,
             text=True,
             errors="replace",
+            timeout=MOST_SECONDS,
         )
         seconds = time.perf_counter() - start
         new = [p for p in set(folder.rglob(row.get("writes", "*"))) - before if p.is_file()]
@@ -185,7 +189,7 @@ def main() -> int:
         if not given.names or row["name"] in given.names:
             try:
                 print(run(row, given.folder), flush=True)
-            except (RuntimeError, subprocess.CalledProcessError) as error:
+            except (RuntimeError, subprocess.SubprocessError) as error:
                 failed += 1
                 print(f"{row['name']}: {error}", file=sys.stderr, flush=True)
     return int(failed > 0)

@@ -68,6 +68,7 @@ class CLIP(nn.Module):
     visual: Any
     transformer: Any
     attn_mask: Tensor | None
+    input_resolution: int  # of a model loaded with jit=True alone
 
     def __init__(
         self,
@@ -380,15 +381,19 @@ class OpenCLIP(CLIP):
         part.transformer.grad_checkpointing = enable
 
 
-def as_open_clip(model: CLIP, *, output_dict: bool = False) -> OpenCLIP:
-    """The same model, changed in place, for callers of open_clip: its calls, and (N, L, D) with masks as arguments."""
+def as_open_clip(model: CLIP, *, output_dict: bool = False, batch_first: bool = True) -> OpenCLIP:
+    """The same model, changed in place, for callers of open_clip: its calls, and (N, L, D) with masks as arguments.
+
+    batch_first: False for callers of an open_clip of 2023 or before, whose transformers take (L, N, D).
+    """
     blocks: Any = () if hasattr(model, "text") else model.transformer.resblocks
     for block in blocks:
         if isinstance(block, ResidualAttentionBlock):
-            model.attn_mask, block.attn_mask = block.attn_mask, None
+            model.attn_mask = block.attn_mask
+            block.attn_mask = None if batch_first else block.attn_mask
     for module in model.modules():
         if isinstance(module, Transformer | Attention):
-            module.batch_first = True
+            module.batch_first = batch_first
     model.__class__ = OpenCLIP
     cast(OpenCLIP, model).output_dict = output_dict
     return cast(OpenCLIP, model)

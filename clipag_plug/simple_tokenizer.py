@@ -7,12 +7,14 @@ takes seconds, is not imported. Where the two differ this follows OpenAI: a text
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import html
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,12 @@ MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 
 def default_bpe() -> str:
     """Path of CLIP's merges in the installed open_clip, found without importing it."""
+    places: list[Any] = []
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        # A program may have a package `open_clip` of its own, which hides the installed one.
+        places.append(metadata.distribution("open_clip_torch").locate_file("open_clip"))
     spec = importlib.util.find_spec("open_clip")
-    places = list(spec.submodule_search_locations or []) if spec else []
+    places += list(spec.submodule_search_locations or []) if spec else []
     for place in places:
         path = Path(place) / "bpe_simple_vocab_16e6.txt.gz"
         if path.is_file():

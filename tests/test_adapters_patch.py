@@ -19,6 +19,7 @@ from adapters_helpers import library, old_file
 from clipag_plug.adapters import models
 
 import clipag_plug
+from clipag_plug import simple_tokenizer
 
 CLIP_COPY = "def load(name):\n    return 'theirs'\ndef tokenize(texts):\n    return texts\n"
 
@@ -307,3 +308,46 @@ def test_under_a_patch_private_names_and_stars_are_the_originals() -> None:
         assert ("model", "build_model gives 'clipag-mini'") in patch.used and patch.widths == {192}
         with pytest.raises(TypeError, match="own build_model takes 1 arguments"):
             inner.build_model(state, {"trainer": "CoOp"})
+
+
+OPEN_CLIP_COPY = """
+class CLIP:
+    def encode_image(self, image): raise NotImplementedError
+    def encode_embedding(self, x, ids):
+        x = (x + self.positional_embedding).permute(1, 0, 2)
+        x = self.transformer(x, attn_mask=self.attn_mask).permute(1, 0, 2)
+        return self.ln_final(x)[range(len(x)), ids.argmax(-1)] @ self.text_projection
+"""
+
+
+def test_methods_of_an_own_older_open_clip_run_on_our_model(library: Path) -> None:
+    (library / "open_clip").mkdir()
+    (library / "open_clip" / "__init__.py").write_text(
+        "from . import factory, model, transformer\nfrom .factory import create_model\n"
+    )
+    (library / "open_clip" / "factory.py").write_text(
+        "def create_model(name, pretrained=''): 1 / 0\n"
+    )
+    (library / "open_clip" / "model.py").write_text(OPEN_CLIP_COPY)
+    (library / "open_clip" / "transformer.py").write_text(
+        "class Transformer:\n    def __init__(self, width, layers, heads): pass\n"
+    )
+    simple_tokenizer.shared.cache_clear()  # its words are those of the installed open_clip
+    kept = {
+        name: sys.modules.pop(name)
+        for name in list(sys.modules)
+        if name.split(".")[0] == "open_clip"
+    }
+    try:
+        with clipag_plug.patch(model="clipag-mini"):
+            import open_clip
+
+            model = open_clip.create_model("ViT-B-32", pretrained="openai")
+            tokens = clipag_plug.tokenize(["a fox", "two dogs"])
+            found = model.encode_embedding(model.token_embedding(tokens), tokens)
+            assert torch.allclose(found, model.encode_text(tokens), atol=1e-5)
+            assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 192)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
+            del sys.modules[name]
+        sys.modules.update(kept)

@@ -141,6 +141,10 @@ def test_blocks_keep_the_attention_of_their_last_call_and_its_gradient(tiny_clip
         for block in tower.transformer.resblocks:
             assert block.attn_probs.shape == (count * block.attn.num_heads, length, length)
             assert torch.allclose(block.attn_probs.sum(-1), torch.ones(()), atol=1e-5)
+            x = torch.rand(length, count, block.attn.embed_dim)
+            theirs = torch.nn.MultiheadAttention.forward(block.attn, x, x, x)
+            for one, two in zip(block.attn(x, x, x), theirs, strict=True):
+                assert torch.allclose(one, two, atol=1e-5)
             assert (
                 block.attn_grad.shape == block.attn_probs.shape and block.attn_grad.abs().sum() > 0
             )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import json
 import random
+import socket as network
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import chromium
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
@@ -18,6 +27,7 @@ from clipag_plug.losses.rendering import SemanticLoss
 from clipag_plug.model import CLIP
 from clipag_plug.options.serve import Serve
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "serve.html"
 CONFIG = {"type": "config", "prompt": "a goldfish", "augs": 2, "seed": 3, "fill": [0.5, 0.5, 0.5]}
 
 
@@ -135,3 +145,44 @@ def test_only_pages_of_this_machine_may_connect(
     else:
         with pytest.raises(WebSocketDisconnect), server.websocket_connect("/", headers=headers):
             pass
+
+
+@contextlib.contextmanager
+def listening(run: Any, port: int) -> Iterator[str]:
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    for _ in range(600):
+        with contextlib.suppress(OSError), network.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(chromium.find() is None, reason="no Chromium: set CHROMIUM")
+def test_the_example_draws_in_a_browser_and_its_loss_falls(
+    bundled_pair: dict[str, CLIP], tmp_path: Path
+) -> None:
+    assert len(EXAMPLE.read_text().splitlines()) < 80
+    made = LossServer(Serve(model="clipag-mini", device="cpu"))
+    made.models["clipag-mini"] = bundled_pair["clipag-mini"]
+    with network.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = uvicorn.Server(uvicorn.Config(made.app, port=port, log_level="warning"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=EXAMPLE.parent)
+    pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    browser = chromium.Browser(tmp_path)
+    try:
+        with (
+            listening(serving.run, port) as place,
+            listening(pages.serve_forever, pages.server_port) as page,
+        ):
+            browser.go(f"http://{page}/{EXAMPLE.name}?server=ws://{place}/&steps=30")
+            browser.wait("losses.length >= 30", 240)
+        losses = browser.run("losses")
+        assert sum(losses[-5:]) < sum(losses[:5]) - 0.05 and not browser.messages
+    finally:
+        browser.close()
+        serving.should_exit = True
+        pages.shutdown()

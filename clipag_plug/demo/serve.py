@@ -164,7 +164,7 @@ def _gradient(loss: SemanticLoss, header: dict[str, Any], picture: bytes) -> tup
     (gradient,) = torch.autograd.grad(value, rgba)
     if not (torch.isfinite(value) and bool(torch.isfinite(gradient).all())):
         raise ValueError("the loss became non-finite")
-    return float(value), gradient.cpu().numpy().tobytes()
+    return value.item(), gradient.cpu().numpy().tobytes()
 
 
 def run(options: Serve) -> int:

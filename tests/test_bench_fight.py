@@ -133,6 +133,8 @@ def test_every_method_paints_with_its_own_canvas_and_the_rest_alike() -> None:
     assert canvas.Painted(views=4, passes=240, ensemble=["a", "b"]).steps() == 20
 
 
-def test_two_models_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_fights_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="2 passes and 3 seeds"):
+        Fight(passes=[1, 2])
     assert main(["canvas", "-m", "one"]) == 2
     assert "vanilla and a robust model" in capsys.readouterr().err

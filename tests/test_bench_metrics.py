@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from clipag_plug.bench import judges, metrics
 from clipag_plug.bench.stats import mean, paired_difference
 from clipag_plug.bench.tasks.gradients import picture
+from clipag_plug.bundled.photos import bundled_photos
+from clipag_plug.priors import Mixture
+from clipag_plug.vocabulary import bundled_vocabulary
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -330,3 +333,35 @@ def test_without_its_files_the_predictor_is_a_reason_and_never_another(
     (tmp_path / judges.BACKBONE).write_bytes(b"another backbone")
     with pytest.raises(ValueError, match=hashlib.sha256(b"another head").hexdigest()[:12]):
         judges.find_predictor(str(tmp_path))
+
+
+def test_the_mixtures_score_is_the_gradient_of_its_log_density() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 5, generator=drawn))[0].T
+    mixture = Mixture(
+        torch.rand(3, 12, generator=drawn),
+        torch.randn(3, 2, 5, generator=drawn),
+        basis,
+        0.1 + torch.rand(3, 1, generator=drawn),
+        ["a", "b", "c"],
+    )
+    images = torch.rand(4, 3, 2, 2, generator=drawn).requires_grad_(True)
+    labels = torch.tensor([0, 2, 2, 1])
+    total = torch.zeros(())
+    for image, label in zip(images.flatten(1), labels.tolist()):
+        factors = mixture.factors[label] @ basis
+        covariance = factors.T @ factors + torch.diag(mixture.rest[label].expand(12))
+        own = torch.distributions.MultivariateNormal(mixture.means[label], covariance)
+        total = total + own.log_prob(image)
+    (expected,) = torch.autograd.grad(total, images)
+    found = metrics.mixture_score(mixture, images.detach(), labels)
+    assert torch.allclose(found, expected.flatten(1), rtol=1e-3, atol=1e-3)
+
+
+def test_the_bundled_mixture_has_the_photographs_classes() -> None:
+    photos, mixture = bundled_photos(), Mixture.load()
+    small = torch.nn.functional.adaptive_avg_pool2d(
+        photos.pixels(range(505)), mixture.side
+    ).flatten(1)
+    far = [(small - mixture.means[photos.labels + by]).square().mean() for by in (0, -1)]
+    assert len(mixture.classes) == len(bundled_vocabulary().class_names) and far[0] < 0.9 * far[1]

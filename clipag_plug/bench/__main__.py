@@ -40,17 +40,7 @@ def run(options: Bench) -> int:
     if options.request == "canvas":
         return _canvas(options)
     if options.request == "paper":
-        known = suites.papers()
-        wanted = options.names or ["list"]
-        if wanted == ["list"]:
-            print("\n".join(f"{name}\t{table['about']}" for name, table in known.items()))
-            return 0
-        for name in known if wanted == ["all"] else wanted:
-            suite = suites.read_paper(
-                name, options.size, options.models, options.judge, options.seeds
-            )
-            _print(_measure(options, suite), options)
-        return 0
+        return _papers(options)
     suite = suites.read_suite(
         options.suite,
         models=options.names if options.request == "compare" else options.models,
@@ -67,6 +57,28 @@ def run(options: Bench) -> int:
         _blind(options, suite)
     else:
         _print(_measure(options, suite), options)
+    return 0
+
+
+def _papers(options: Bench) -> int:
+    """Lists the figures and tables of the papers, or makes them."""
+    from . import paper
+
+    known = paper.papers()
+    wanted = options.names or ["list"]
+    if wanted == ["list"]:
+        print("\n".join(f"{name}\t{table['about']}" for name, table in known.items()))
+        return 0
+    for name in known if wanted == ["all"] else wanted:
+        suite = paper.read_paper(name, options.size, options.models, options.judge, options.seeds)
+        result = _measure(options, suite)
+        table = paper.published(result, name)
+        print(
+            f"## {name}: {known[name]['about']}\n\n{table}" if table else "",
+            end="\n\n" if table else "",
+        )
+        if not table:
+            _print(result, options)
     return 0
 
 

@@ -252,16 +252,18 @@ def judged(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         enough = [
             r.at for r in sweep if r.at is not None and r.ours.value >= claim.reach - ROUNDING
         ]
+        if not sweep:
+            return Verdict(claim, None, f"not run: {claim.reach_metric} for both models")
         if not enough:
-            best = max((row.ours.value for row in sweep), default=0.0)
-            reason = (
-                f"the model reaches {best:.0%} of its targets at most (asked: {claim.reach:.0%})"
+            best = max(row.ours.value for row in sweep)
+            asked = f"(asked: {claim.reach:.0%})"
+            return Verdict(
+                claim, None, f"the model reaches {best:.0%} of its targets at most {asked}"
             )
-            return Verdict(claim, None, reason)
         radius = min(enough)
     found = [row for row in _sweep(rows, claim.metric) if row.at == radius]
     if not found:
-        return Verdict(claim, None, f"no record of {claim.metric} for both models")
+        return Verdict(claim, None, f"not run: {claim.metric} for both models")
     row, checks = found[0], []
     parts = [f"{number(row.ours.value, row.unit)} against {number(row.theirs.value, row.unit)}"]
     if radius is not None:

@@ -53,6 +53,13 @@ class Fight(Options):
     guides: list[str] = option([], "two further vanilla models, for an ensemble of three")
     batch: int = option(10, "pictures that are drawn together", low=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.seeds) != len(self.passes):
+            raise ValueError(
+                f"{len(self.passes)} passes and {len(self.seeds)} seeds; give one number of seeds for each"
+            )
+
 
 @dataclass(frozen=True)
 class Cell:

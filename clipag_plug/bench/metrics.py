@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..priors import Mixture
+
 BLOCKS = 20
 
 
@@ -158,6 +160,19 @@ def roughness(gradients: Tensor) -> Tensor:
 def stability(gradients: Tensor, others: Tensor) -> Tensor:
     """Cosine of the gradients at a picture and at the same picture with noise, (N, 3, H, W) twice -> (N,)."""
     return torch.cosine_similarity(gradients.flatten(1), others.flatten(1), dim=1)
+
+
+def mixture_score(mixture: Mixture, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient (N, P) of the log-density of each class's Gaussian at images (N, 3, side, side), P = 3 * side^2."""
+    found = []
+    for image, label in zip(images.flatten(1), labels.tolist()):
+        factors = mixture.factors[label] @ mixture.basis
+        rest = mixture.rest[label].expand(factors.shape[1])
+        gap = image - mixture.means[label]
+        inner = torch.eye(len(factors)) + factors / rest @ factors.T
+        explained = factors.T @ torch.linalg.solve(inner, factors / rest @ gap)
+        found.append((explained - gap) / rest)
+    return torch.stack(found)
 
 
 def fid(made: Tensor, real: Tensor) -> float:

@@ -1,6 +1,7 @@
 """A result as text, Markdown, LaTeX, CSV and JSON, and as one HTML file with its pictures inside.
 
-Beside the HTML file lie the table as CSV and LaTeX, and each chart as PDF. Nothing is fetched when the report is read.
+Beside the HTML file lie the table as CSV, LaTeX and PNG, each chart as PDF and PNG, and the first pictures with labels.
+A reader fetches nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import slug, write_atomically, write_text
+from ..images import contact_sheet, from_pil, write_image
 from .compare import Comparison, Result, difference, ends, number, times
 from .records import tiles
 
@@ -27,7 +29,7 @@ METHOD = (
     "bootstrap's. * significant: exact paired randomisation test (McNemar's for shares) after Holm's adjustment over "
     "all {count} compared rows of the table. 'itself': what a guide says of its own work, not compared."
 )
-COLOURS = {"theirs": "#3b5b78", "ours": "#b4451f"}
+SHOWN, SIDE = 10, 128  # pictures in a row of the sheet, and their side
 
 
 def cells(row: Comparison) -> tuple[str, ...]:
@@ -58,25 +60,28 @@ def method(result: Result) -> str:
 
 def text(result: Result) -> str:
     """Aligned columns for a terminal."""
+    words = {True: "yes ", False: "NO  ", None: "?   "}
+    claims = "\n".join(f"{words[v.holds]} {v.claim.text}: {v.text}" for v in result.verdicts)
+    parts = [_columns(result), claims, "\n".join(result.remarks), method(result)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _columns(result: Result) -> str:
     parts = []
     for model in result.rows:
         lines: list[tuple[str, ...]] = [("", result.suite.models[0], model, *HEADS)]
         for title, rows in grouped(result, model):
             lines += [(title,), *(("  " + cells(row)[0], *cells(row)[1:]) for row in rows)]
-        full = [line for line in lines if len(line) > 1]
-        widths = [max(map(len, column)) for column in zip(*full)]
-        parts.append(
-            "\n".join(
-                "  ".join(
-                    cell.rjust(width) if 0 < place < 8 else cell.ljust(width)
-                    for place, (cell, width) in enumerate(zip(line, widths))
-                ).rstrip()
-                for line in lines
-            )
-        )
-    words = {True: "yes ", False: "NO  ", None: "?   "}
-    parts.append("\n".join(f"{words[v.holds]} {v.claim.text}: {v.text}" for v in result.verdicts))
-    return "\n\n".join(filter(None, [*parts, "\n".join(result.remarks), method(result)]))
+        widths = [max(map(len, column)) for column in zip(*(li for li in lines if len(li) > 1))]
+        parts += [
+            "  ".join(
+                cell.rjust(width) if 0 < place < 8 else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        ]
+        parts.append("")
+    return "\n".join(parts).rstrip("\n")
 
 
 def as_csv(result: Result) -> str:
@@ -173,8 +178,19 @@ FORMATS: dict[str, Callable[[Result], str]] = {
 
 def write_report(result: Result, path: Path, folder: Path) -> Path:
     """Writes the report of a suite with its exports. Pictures are read from `folder`, where the records are."""
+    labelled(result, folder, path.with_name(f"{path.stem}-pictures.png"))
     write_text(path.with_suffix(".csv"), as_csv(result) + "\n")
     write_text(path.with_suffix(".tex"), FORMATS["latex"](result) + "\n")
+    if result.rows:
+        from matplotlib.figure import Figure
+
+        lines = _columns(result).splitlines()
+        size = (0.068 * max(map(len, lines)) + 0.2, 0.15 * len(lines) + 0.2)
+        page = Figure(figsize=size, dpi=150)
+        page.text(
+            0.1 / size[0], 1 - 0.1 / size[1], "\n".join(lines), va="top", family="monospace", size=8
+        )
+        write_atomically(path.with_suffix(".png"), page.savefig)
     charts = {
         name: _drawn(curves, path.with_name(f"{path.stem}-{slug(name)}.pdf"))
         for name, curves in _charts(result)
@@ -224,7 +240,7 @@ def _charts(result: Result) -> Iterator[tuple[str, Chart]]:
 
 
 def _drawn(chart: Chart, path: Path) -> str:
-    """Writes a chart as PDF and returns it as SVG in a data URI."""
+    """Writes a chart as PDF and PNG and returns it as SVG in a data URI."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -239,7 +255,8 @@ def _drawn(chart: Chart, path: Path) -> str:
     axes.set(xlabel=chart.across, ylabel=chart.up)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
-    write_atomically(path, figure.savefig)
+    for suffix in (".pdf", ".png"):
+        write_atomically(path.with_suffix(suffix), figure.savefig)
     out = io.BytesIO()
     figure.savefig(out, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
@@ -277,6 +294,22 @@ def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str
             for place in range(min(len(shown) for _, _, shown in columns))
         ]
     return panels
+
+
+def labelled(result: Result, folder: Path, path: Path) -> Path | None:
+    """Writes the first pictures of every sheet, entry, model and seed with labels; None where there are none."""
+    rows, captions, heads = [], [], []
+    titles = {entry.name: entry.title for entry in result.suite.entries}
+    for record in result.records:
+        for key, sheet in record.pictures.items():
+            shown = tiles(record, key, folder)[:SHOWN]
+            rows.append([from_pil(tile.resize((SIDE, SIDE))) for tile in shown])
+            seed = f", seed {record.seed}" if len(result.suite.seeds) > 1 else ""
+            captions.append(f"{titles[record.entry]}: {record.model}, {key}{seed}")
+            heads = sheet["titles"][:SHOWN]
+    if not rows:
+        return None
+    return write_image(path, contact_sheet(rows, headings=heads, captions=captions))
 
 
 def embedded(picture: Any, quality: int = 82) -> str:

@@ -82,40 +82,11 @@ def read_suite(
         )
     changes = {"models": models, "judge": judge, "seeds": seeds, "split": split}
     data = read_recipe(path) | {key: value for key, value in changes.items() if value}
-    return _suite(path.stem, data, only)
+    return make_suite(path.stem, data, only)
 
 
-def papers() -> dict[str, Any]:
-    """Figures and tables of the papers, as KEY:NAME -> the table of a suite with its two sizes."""
-    data = read_recipe(HOME / "papers.toml")
-    return {f"{key}:{name}": table for key, part in data.items() for name, table in part.items()}
-
-
-def read_paper(
-    name: str, size: str, models: Sequence[str] = (), judge: str = "", seeds: Sequence[int] = ()
-) -> Suite:
-    """A figure or table of a paper as a suite, at its published size or at one that takes minutes."""
-    known = papers()
-    if name not in known:
-        raise ValueError(f"there is no {name!r} of a paper; known: {', '.join(known)}")
-    table = known[name]
-    entries = {
-        key: {part: each for part, each in entry.items() if part not in ("paper", "demo")}
-        | {"options": entry.get("options", {}) | entry.get(size, {})}
-        for key, entry in table["entries"].items()
-    }
-    data = {
-        "about": table["about"],
-        "models": models or ["clip-mini", "clipag-mini"],
-        "judge": judge or "judge-mini",
-        "seeds": seeds or table.get("seeds", [0]),
-        "split": "test",
-        "entries": entries,
-    }
-    return _suite(f"{name.replace(':', '-')}-{size}", data, ())
-
-
-def _suite(name: str, data: dict[str, Any], only: Sequence[str]) -> Suite:
+def make_suite(name: str, data: dict[str, Any], only: Sequence[str] = ()) -> Suite:
+    """A suite from its table. ValueError for one that makes no sense."""
     _known(data, KEYS, f"suite {name!r}")
     entries = [_entry(key, table) for key, table in data.get("entries", {}).items()]
     known = [entry.name for entry in entries]

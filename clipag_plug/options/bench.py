@@ -64,7 +64,9 @@ class Bench(Options):
     choices: bool = option(False, "after blind: offer four names for each picture")
     wordnet: str = option("", "folder of WordNet's files; default: what the extra wordnet brings")
     size: str = option(
-        "demo", "size of a paper's figure: minutes, or as published", choices=("demo", "paper")
+        "demo",
+        "size of a paper's figure: minutes, as published, or only to see that it runs",
+        choices=("demo", "paper", "tiny"),
     )
     device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)

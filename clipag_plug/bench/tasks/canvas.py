@@ -26,7 +26,7 @@ METHODS = {
     "phase": ({"canvas": "phase", "optimizer": "nadam", "init": "own"}, 1.0),
 }
 EQUAL = {"init": "gray", "schedule": "cosine", "contrast": 0, "grid": 0, "margin": 0.0}
-EQUAL |= {"patches": 0, "keep": "last"}
+EQUAL |= {"patches": 0, "keep": "last", "memory": 1024}
 
 
 @dataclass

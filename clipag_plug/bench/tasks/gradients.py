@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...attacks import Loss, value_and_gradient
 from ...options.base import Options, option
-from ..metrics import fine_share, inside, roughness, slope, stability
+from ...priors import Mixture
+from ...vocabulary import bundled_vocabulary
+from ..metrics import fine_share, inside, mixture_score, roughness, slope, stability
 from ..records import Metric
 from . import Context, Measured, Sheet, evenly, task
 
@@ -24,6 +27,11 @@ METRICS = {
     "slope": ("slope of the gradient's power spectrum", "ratio", "lower"),
     "roughness": ("roughness of the gradient", "ratio", "lower"),
     "stability": ("stability of the gradient under noise", "cosine", "higher"),
+    "score": (
+        "agreement of the gradient with the score of the class's Gaussian",
+        "cosine",
+        "higher",
+    ),
 }
 SPECTRA = {"fine": fine_share, "slope": slope, "roughness": roughness}
 
@@ -47,7 +55,8 @@ def run(context: Context) -> Measured:
     No judge is needed. A gradient that is equal everywhere has the box's share of the area on the object, which is
     that metric's chance level and stands in its title. What white noise has in the three numbers of the spectrum
     depends on how a tower reduces its input, and is measured for each; photographs have a slope about -2. Stability:
-    cosine with the gradient at the photograph plus noise.
+    cosine with the gradient at the photograph plus noise. Score (Srinivas et al. 2023): cosine of the gradient,
+    at the bundled mixture's side, with the gradient of the class's log-density in the mixture, where it has the class.
     """
     options: Gradients = context.options
     photos, classifier = context.data.photos, context.classifier
@@ -57,6 +66,10 @@ def run(context: Context) -> Measured:
     areas, pictures = [], []
     found: dict[str, list[Tensor]] = {key: [] for key in METRICS}
     noise = context.generator(1)
+    mixture = Mixture.load()
+    known = (
+        context.data.classes == bundled_vocabulary().class_names
+    )  # the mixture has their numbers
     for part in rows.split(options.batch):
         prompts = classifier.prompts[photos.labels[part].to(context.resources.device)]
 
@@ -74,6 +87,10 @@ def run(context: Context) -> Measured:
         )
         for key, measure in SPECTRA.items():
             found[key].append(measure(gradients))
+        if known:
+            small = [F.adaptive_avg_pool2d(each, mixture.side) for each in (images, gradients)]
+            score = mixture_score(mixture, small[0], photos.labels[part])
+            found["score"].append(torch.cosine_similarity(small[1].flatten(1), score))
         areas.append(masks.mean((1, 2, 3)))
         pictures += [picture(g) for g, row in zip(gradients, part) if row in shown]
         context.progress(sum(map(len, areas)) / len(rows))
@@ -87,7 +104,7 @@ def run(context: Context) -> Measured:
             better=better,
         )
         for key, (title, unit, better) in METRICS.items()
-        if context.data.boxed or key != "on_object"
+        if found[key] and (context.data.boxed or key != "on_object")
     }
     titles = [context.data.classes[int(label)] for label in photos.labels[shown]]
     sheets = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from ... import pipelines
 from ...options.base import Options, option
 from ...paint import Step, synthesize
-from ...vocabulary import sentence
+from ...vocabulary import bundled_vocabulary, sentence
 from ..data import read_prompts, subject
 from ..judges import Judge
 from ..metrics import (
@@ -33,6 +33,7 @@ from ..records import Metric
 from . import Context, Measured, Sheet, evenly, marks, task
 
 AESTHETIC = "aesthetic score"
+NONSENSE = "qzx vrrk blorfgh"
 
 
 @dataclass
@@ -81,6 +82,7 @@ class GeneratorFree(Painting, Pictures):
     """Prompts, and settings of `synthesize`."""
 
     init: str = option("gmm", "start of a picture", choices=("noise", "gray", "gmm"))
+    trajectory: bool = option(False, "show starts and pictures half way, too")
     sets: bool = option(True, "FID, KID and Inception Score as well, which need the extra bench")
     batch: int = option(25, "pictures that are drawn together and share their start", low=1)
 
@@ -94,7 +96,7 @@ class Drawings(Pictures):
     )
     preset: str = option("demo", "preset of clipdraw")
     augment: bool = option(True, "look at random views")
-    steps: int = option(60, "updates", low=1)
+    steps: int = option(60, "updates, 0 for the preset's", low=0)
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Codes(Pictures):
 
     preset: str = option("demo", "preset of vqgan_clip")
     autoencoder: str = option("vqgan-mini", "its autoencoder, by name or file")
-    steps: int = option(60, "updates", low=1)
+    steps: int = option(60, "updates, 0 for the preset's", low=0)
 
 
 @dataclass
@@ -115,7 +117,7 @@ class Styles(Pictures):
     photographs: int = option(4, "photographs that are put into each style", low=1)
     preset: str = option("demo", "preset of clipstyler")
     mode: str = option("network", "what is optimised", choices=("network", "pixels"))
-    steps: int = option(40, "updates", low=1)
+    steps: int = option(40, "updates, 0 for the preset's", low=0)
 
 
 READS = ("prompts", "second", "inception")
@@ -128,7 +130,7 @@ def generation(context: Context) -> Measured:
     judge, names = context.judge, context.data.classes
     classes = context.data.every(options.every)
     prompts = [sentence(names[index], options.template) for index in classes]
-    images = draw(context, prompts)
+    images = torch.stack([each.image for each in draw(context, prompts)])
     scores = judge.logits(images)
     truth = torch.tensor(classes)
     metrics = {
@@ -149,29 +151,32 @@ def generation(context: Context) -> Measured:
 @task("generator_free", "generator-free pictures", GeneratorFree, judged=True, reads=READS)
 def generator_free(context: Context) -> Measured:
     """Main paper's generator-free synthesis: CLIPSIM, R-Precision, FID, KID and IS against the photographs."""
-    return _measured(context, lambda prompts: draw(context, prompts), sets=context.options.sets)
+    options: GeneratorFree = context.options
+    prompts = _prompts(context)
+    made = draw(context, prompts, frames=3 if options.trajectory else 0)
+    sheets = {
+        name: Sheet(torch.stack([each.frames[place] for each in made]), prompts)
+        for place, name in enumerate(("start", "half way"))
+        if options.trajectory
+    }
+    images = torch.stack([each.image for each in made])
+    return _measured(context, prompts, images, sets=options.sets, sheets=sheets)
 
 
 @task("clipdraw", "CLIPDraw", Drawings, judged=True, reads=READS)
 def clipdraw(context: Context) -> Measured:
     """Supplement 1.2: drawings with and without augmentations; aesthetics, similarity by two CLIPs, R-Precision."""
-    return _measured(
-        context,
-        lambda prompts: _each(
-            context, "clipdraw", prompts, augment=context.options.augment, size=0
-        ),
-    )
+    prompts = _prompts(context)
+    settings = {"augment": context.options.augment, "size": 0}
+    return _measured(context, prompts, _each(context, "clipdraw", prompts, **settings))
 
 
 @task("vqgan_clip", "VQGAN+CLIP", Codes, judged=True, reads=(*READS, "autoencoder"))
 def vqgan_clip(context: Context) -> Measured:
     """Supplement 1.2: pictures of 100 captions through an autoencoder's codes; similarity by two CLIPs."""
-    return _measured(
-        context,
-        lambda prompts: _each(
-            context, "vqgan_clip", prompts, autoencoder=context.options.autoencoder
-        ),
-    )
+    prompts = _prompts(context)
+    settings = {"autoencoder": context.options.autoencoder}
+    return _measured(context, prompts, _each(context, "vqgan_clip", prompts, **settings))
 
 
 @task("clipstyler", "CLIPStyler", Styles, judged=True, reads=READS)
@@ -204,17 +209,17 @@ def clipstyler(context: Context) -> Measured:
     return Measured(items, metrics, sheets, {"side": images.shape[-1]}, drawn)
 
 
-def draw(context: Context, prompts: list[str]) -> Tensor:
-    """The pictures (N, 3, side, side) of the prompts. Each batch has a seed, and so a start, of its own."""
+def draw(context: Context, prompts: list[str], frames: int = 0) -> list[Any]:
+    """A `Synthesis` for each prompt. Each batch has a seed, and so a start, of its own."""
     options: Painting = context.options
-    pictures: list[Tensor] = []
+    made: list[Any] = []
     for number, start in enumerate(range(0, len(prompts), options.batch)):
         part = prompts[start : start + options.batch]
 
         def report(step: Step, done: int = start, count: int = len(part)) -> None:
             context.progress((done + count * (step.index + 1) / options.steps) / len(prompts))
 
-        results = synthesize(
+        made += synthesize(
             part,
             model=context.model,
             seed=context.seed * 1000 + number,
@@ -223,12 +228,12 @@ def draw(context: Context, prompts: list[str]) -> Tensor:
             views=options.views,
             steps=options.steps,
             init=options.init,
-            # Guides are compared by the published loss and rule, whatever the preset.
+            frames=frames,
+            # Guides are compared by the published loss; without the published settings by one rule, too.
             contrast=0,
-            optimizer="adam",
+            **({} if options.preset == "paper" else {"optimizer": "adam"}),
         )
-        pictures += [result.image for result in results]
-    return torch.stack(pictures)
+    return made
 
 
 def _each(
@@ -245,7 +250,7 @@ def _each(
             model=context.model,
             seed=context.seed * 100_003 + place,
             preset=options.preset,
-            steps=options.steps,
+            **({"steps": options.steps} if options.steps else {}),
             **settings,
         )
         pictures.append(made[0].image)
@@ -266,8 +271,12 @@ def by_imagenet(
     judge, what = context.resources.imagenet, "recognised by an ImageNet network"
     if isinstance(judge, str):
         return {}, {what: judge}
-    known = {name.lower(): number for number, name in enumerate(judge.classes)}
-    wanted = [known.get(subject(prompt).lower(), -1) for prompt in prompts]
+    names = [name.lower() for name in judge.classes]
+    known = {name: place for place, name in enumerate(names) if names.count(name) == 1}
+    wanted = []
+    for own in map(subject, prompts):
+        others = next((each for each in bundled_vocabulary().names if own in each), (own,))
+        wanted.append(next((known[n.lower()] for n in others if n.lower() in known), -1))
     if -1 in wanted:
         return {}, {what: f"{wanted.count(-1)} of {len(wanted)} prompts name none of its classes"}
     scores, truth = judge.logits(images), torch.tensor(wanted)
@@ -282,13 +291,16 @@ def by_imagenet(
 
 
 def _measured(
-    context: Context, make: Callable[[list[str]], Tensor], sets: bool = False
+    context: Context,
+    prompts: list[str],
+    images: Tensor,
+    sets: bool = False,
+    sheets: dict[str, Sheet] | None = None,
 ) -> Measured:
-    """Similarity and R-Precision by the judge and by a second one, neither of which may have guided; aesthetic score
-    where there is a predictor; sets: FID, KID and Inception Score against the photographs as well."""
+    """Similarity and R-Precision by the judge and by a second one, neither of which may have guided; recognition by an
+    ImageNet network and the aesthetic score where there are these; sets: FID, KID and Inception Score, too."""
     options: Pictures = context.options
-    judge, prompts = context.judge, _prompts(context)
-    images = make(prompts)
+    judge = context.judge
     metrics = captioned(judge, judge.enlarged(images), prompts)
     found, empty = by_imagenet(context, images, prompts)
     metrics |= found
@@ -306,11 +318,26 @@ def _measured(
     else:
         found_scores = predictor(images).tolist()
         metrics["aesthetic"] = Metric(AESTHETIC, "score", predictor.name, found_scores)
+    remarks = [reading(judge, prompts)]
     if sets:
-        metrics |= _sets(context, images, options.inception)
+        found, floor = _sets(context, images, options.inception)
+        metrics, remarks = metrics | found, [*remarks, floor]
     seen = judge.verdicts(judge.logits(judge.enlarged(images)))
-    notes = {"side": images.shape[-1], "empty": empty}
-    return Measured(prompts, metrics, {"pictures": Sheet(images, prompts, seen)}, notes)
+    notes = {"side": images.shape[-1], "empty": empty, "remarks": remarks}
+    shown = (sheets or {}) | {"pictures": Sheet(images, prompts, seen)}
+    return Measured(prompts, metrics, shown, notes)
+
+
+def reading(judge: Judge, prompts: Sequence[str]) -> str:
+    """Whether the judge reads the prompts it scores: how near their features lie to nonsense and to each other."""
+    texts = judge.texts([*prompts, NONSENSE]).cpu()
+    cosines = (texts @ texts.T).fill_diagonal_(-1)
+    nonsense, others = cosines[-1, :-1], cosines[:-1, :-1]
+    near, far = float(others.amax(1).mean()), float(nonsense.mean())
+    return (
+        f"{judge.name} reads {len(prompts)} prompts as {prompts[0]!r}: mean cosine to nonsense {far:.2f} "
+        f"(at most {float(nonsense.max()):.2f}), to the nearest other prompt {near:.2f}"
+    )
 
 
 def captioned(judge: Judge, images: Tensor, prompts: list[str], by: str = "") -> dict[str, Metric]:
@@ -329,8 +356,9 @@ def captioned(judge: Judge, images: Tensor, prompts: list[str], by: str = "") ->
     }
 
 
-def _sets(context: Context, images: Tensor, inception: str) -> dict[str, Metric]:
-    """By torch-fidelity's Inception from the weight file, else in the judge's features and classes."""
+def _sets(context: Context, images: Tensor, inception: str) -> tuple[dict[str, Metric], str]:
+    """By torch-fidelity's Inception from the weight file, else in the judge's features and classes; and what FID is at
+    this number of real photographs against the others: it depends on the number, and no picture gets below."""
     judge = context.judge
     photos = context.data.photos.pixels(range(len(context.data.photos)))
     if inception:
@@ -358,4 +386,10 @@ def _sets(context: Context, images: Tensor, inception: str) -> dict[str, Metric]
     for key, (title, unit, statistic) in statistics.items():
         values, blocks = jackknife(statistic, count)
         metrics[key] = Metric(f"{title}, {where}, n = {count}", unit, by, values, blocks=blocks)
-    return metrics
+    rest = torch.ones(len(real), dtype=torch.bool)
+    rest[:: max(len(real) // count, 1)] = False
+    floor = fid(real[~rest], real[rest]) if rest.sum() > 1 else float("nan")
+    return (
+        metrics,
+        f"FID of {int((~rest).sum())} photographs against the others, its floor: {floor:.2f}",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ from ...options.search import METHODS, RANGES
 from ...options.search import Search as SearchOptions
 from ...pipelines.gan_search import Problem, class_features, ordered, scorer, solve
 from ...pipelines.generators import load_generator
-from ...vocabulary import sentence
-from ..metrics import fid, jackknife, ranks, similarity
+from ..data import read_prompts
+from ..metrics import fid, jackknife
 from ..records import Metric
-from ..stats import paired_difference
-from . import Context, Measured, Sheet, marks, task
+from . import Context, Measured, Sheet, task
+from .pictures import captioned
 
 
 @dataclass
@@ -27,8 +26,8 @@ class GanSearch(Options):
     """Prompts, class counts, budget and methods."""
 
     generator: str = option("bundled", "generator, as --generator of clipag search takes it")
-    every: int = option(4, "prompts: every n-th class of the photographs", low=1)
-    template: str = option("a photo of a {}", "prompt of a class")
+    prompts: str = option("captions", "list of captions, a text file, or MS-COCO's captions_*.json")
+    count: int = option(50, "prompts to take, 0 for all", low=0)
     ks: list[int] = option([1, 10, 20, 50, 100, 0], "classes drawn from, 0 for all", low=0)
     methods: list[str] = option(
         ["random", "evolve", "refine"], "methods at the second of the ks", choices=METHODS
@@ -44,35 +43,23 @@ class GanSearch(Options):
     "CLIP-guided search over a generator",
     GanSearch,
     judged=True,
-    reads=("generator",),
+    reads=("generator", "prompts"),
 )
 def run(context: Context) -> Measured:
-    """Algorithm 1 of Du, Yin & Gu over prompts that name classes, for each number k of nearest classes and method.
+    """Algorithm 1 of Du, Yin & Gu over captions, for each number k of nearest classes and each method.
 
-    The best score is the guide's own, a diagnostic; the judge says what was found: recognition of the class among
-    all, similarity, and FID against the photographs, in the judge's features (not to be compared with Inception's).
-    Images needed: until the running best beats the guide's mean score of photographs of the prompt's class; budget + 1
-    where it never does.
+    The best score is the guide's own, a diagnostic; the judge says what was found: R-Precision, similarity, and FID
+    against the photographs, in the judge's features (not to be compared with Inception's). Images needed: until the
+    running best beats the guide's mean score of the photographs with their captions; budget + 1 where it never does.
     """
     options: GanSearch = context.options
-    photos, judge, names = context.data.photos, context.judge, context.data.classes
+    photos, judge = context.data.photos, context.judge
     generator = load_generator(options.generator, options.truncation)
     guide = Guide(context.model, name=context.name)
-    wanted = [
-        label for label in context.data.every(options.every) if (photos.labels == label).any()
-    ]
-    prompts = [sentence(names[label], options.template) for label in wanted]
+    prompts = read_prompts(options.prompts, options.count, context.seed, context.data.split)
     texts = guide.texts(prompts)
     classes = class_features(guide, generator.classes, "An image of {}")
-    scorers = [scorer(guide, text, options.range) for text in texts]
-    bars = []  # what photographs of the class score, shown in the way the generator's pictures are
-    with torch.no_grad():
-        for score, label in zip(scorers, wanted):
-            shown = photos.pixels((photos.labels == label).nonzero()[:, 0]).to(
-                context.resources.device
-            )
-            bars.append(float(score(2 * shown - 1).mean()))
-    bar = sum(bars) / len(bars)
+    bar = data_score(context, guide)
     real = judge.features(photos.pixels(torch.arange(len(photos)), judge.side))
     plan = [(k, "random") for k in options.ks]
     plan += [(options.ks[:2][-1], name) for name in options.methods if name != "random"]
@@ -81,10 +68,10 @@ def run(context: Context) -> Measured:
     curves: dict[str, list[float]] = {}
     for number, (k, method) in enumerate(plan):
         found = []
-        for place, (text, score) in enumerate(zip(texts, scorers)):
+        for place, text in enumerate(texts):
             problem = Problem(
                 generator,
-                score,
+                scorer(guide, text, options.range),
                 ordered(classes, text, k),
                 seed=context.seed * 100_003 + place,
                 batch=options.batch,
@@ -92,32 +79,27 @@ def run(context: Context) -> Measured:
             )
             found.append(solve(problem, SearchOptions(method=method, budget=options.budget)))
             context.progress((number + (place + 1) / len(texts)) / len(plan))
-        key, name = f"{method}_k{k or 'all'}", f"{method}, k = {k or 'all'}"
+        key, name = f"{method}_k{k or 'all'}", f", {method}, k = {k or 'all'}"
         running = torch.stack([each.running for each in found])
         curves[key] = [round(float(value), 6) for value in running.mean(0)]
+        own = {"diagnostic": True, "by": context.name}
+        best, counts = running[:, -1].tolist(), [float(_needed(curve, bar)) for curve in running]
+        metrics[f"best_{key}"] = Metric(
+            f"best score by the guide{name}", "cosine", values=best, **own
+        )
+        metrics[f"needed_{key}"] = Metric(
+            f"pictures needed to beat the data{name}", "count", values=counts, **own
+        )
         images = torch.stack([each.image for each in found])
         shown = judge.enlarged(images)
-        scores, features = judge.logits(shown), judge.features(shown)
-        place_of = ranks(scores, torch.tensor(wanted))
-        needed = [float(_needed(curve, level)) for curve, level in zip(running, bars)]
-        cosine = similarity(features, judge.texts(prompts).cpu())
-        columns: dict[str, tuple[str, str, str, Any]] = {
-            "best": ("best score by the guide", "cosine", context.name, running[:, -1].tolist()),
-            "needed": ("pictures needed to beat the data", "count", context.name, needed),
-            "top5": ("recognised, top-5", "share", judge.name, (place_of < 5).float().tolist()),
-            "similarity": ("similarity to the prompt", "cosine", judge.name, cosine.tolist()),
-        }
-        for what, (title, unit, by, values) in columns.items():
-            metrics[f"{what}_{key}"] = Metric(
-                f"{title}, {name}", unit, by, values, diagnostic=by == context.name
-            )
+        seen = captioned(judge, shown, prompts, by=name)
+        metrics |= {f"{what}_{key}": metric for what, metric in seen.items()}
         if len(images) >= 3:
-            values, blocks = jackknife(
-                functools.partial(_fid, features, real), len(images), blocks=10
-            )
-            title = f"FID in the judge's features, {name}, n = {len(images)}"
+            statistic = functools.partial(_fid, judge.features(shown), real)
+            values, blocks = jackknife(statistic, len(images), blocks=10)
+            title = f"FID in the judge's features{name}, n = {len(images)}"
             metrics[f"fid_{key}"] = Metric(title, "distance", judge.name, values, blocks=blocks)
-        sheets[name] = Sheet(images, prompts, judge.verdicts(scores), marks(place_of))
+        sheets[name.strip(", ")] = Sheet(images, prompts, judge.verdicts(judge.logits(shown)))
     notes = {
         "generator": generator.name,
         "classes": len(generator.classes),
@@ -125,9 +107,20 @@ def run(context: Context) -> Measured:
         "curves": curves,
         # As the published table has it: when the mean over prompts beats the mean score of the data.
         "needed": {key: _needed(torch.tensor(curve), bar) for key, curve in curves.items()},
-        "against_all": _against_all(metrics, options),
     }
     return Measured(prompts, metrics, sheets, notes)
+
+
+@torch.no_grad()
+def data_score(context: Context, guide: Guide) -> float:
+    """The guide's mean score of the photographs with their captions, shown in the way the generator's pictures are."""
+    data, total = context.data, 0.0
+    for caption in dict.fromkeys(data.captions):
+        rows = [row for row, own in enumerate(data.captions) if own == caption]
+        score = scorer(guide, guide.texts([caption])[0], context.options.range)
+        shown = data.photos.pixels(rows).to(context.resources.device)
+        total += float(score(2 * shown - 1).sum())
+    return total / len(data.captions)
 
 
 def _fid(made: Tensor, real: Tensor, rows: Tensor) -> float:
@@ -138,15 +131,3 @@ def _needed(curve: Tensor, bar: float) -> int:
     """How many pictures it takes until the curve is above the bar; one more than there are where it never is."""
     above = (curve > bar).nonzero()
     return int(above[0]) + 1 if len(above) else len(curve) + 1
-
-
-def _against_all(metrics: dict[str, Metric], options: GanSearch) -> dict[str, dict[str, float]]:
-    """Best score with each k minus that with all classes, the same draws of z: paired over prompts, 95 % interval."""
-    every = metrics.get("best_random_kall")
-    found = {}
-    for k in options.ks if every else ():
-        if every and k:
-            gap = paired_difference(metrics[f"best_random_k{k}"].values, every.values)
-            if gap.high - gap.low < float("inf"):
-                found[str(k)] = {"value": gap.value, "low": gap.low, "high": gap.high}
-    return found

@@ -46,6 +46,7 @@ class Painting(Options):
     )
     steps: int = option(60, "updates of the picture", low=1)
     init: str = option("noise", "start of a picture", choices=("noise", "gray", "gmm"))
+    contrast: float = option(0.0, "scale of the softmax against known words; 0: cosine", low=-1)
     batch: int = option(26, "pictures that are drawn together and share their start", low=1)
 
 
@@ -230,7 +231,7 @@ def draw(context: Context, prompts: list[str], frames: int = 0) -> list[Any]:
             init=options.init,
             frames=frames,
             # Guides are compared by the published loss; without the published settings by one rule, too.
-            contrast=0,
+            contrast=options.contrast,
             **({} if options.preset == "paper" else {"optimizer": "adam"}),
         )
     return made
@@ -387,7 +388,7 @@ def _sets(context: Context, images: Tensor, inception: str) -> tuple[dict[str, M
         values, blocks = jackknife(statistic, count)
         metrics[key] = Metric(f"{title}, {where}, n = {count}", unit, by, values, blocks=blocks)
     rest = torch.ones(len(real), dtype=torch.bool)
-    rest[:: max(len(real) // count, 1)] = False
+    rest[evenly(len(real), count)] = False
     floor = fid(real[~rest], real[rest]) if rest.sum() > 1 else float("nan")
     return (
         metrics,

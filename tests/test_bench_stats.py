@@ -146,8 +146,9 @@ def test_units_of_different_sizes_count_by_their_values() -> None:
     interval = mean(values, units)
     assert interval.value == pytest.approx(sum(values) / 9)
     sums, sizes = torch.tensor([6.0, 22, 4, 6, 5, 5.5]), torch.tensor([3.0, 2, 1, 1, 1, 1])
-    rest = sums - sizes * sum(values) / 9
-    error = math.sqrt(float(rest.square().sum()) * 6 / 5) / 9  # the linearised ratio
+    without = [sum(v for v, u in zip(values, units[0]) if u != unit) for unit in "abcdef"]
+    moved = torch.tensor(without) / (9 - sizes) - sum(values) / 9
+    error = math.sqrt(float(moved.square().sum()) * 5 / 6)  # the jackknife's
     assert stats._error(sums.double(), sizes.double()) == pytest.approx(error)
     assert (
         interval.low < interval.value - 1.5 * error < interval.value + 1.5 * error < interval.high
@@ -196,30 +197,37 @@ def test_a_shares_interval_covers_it() -> None:
 
 
 def coverage(runs: int, count: int, kind: str, seeds: int = 1, correlation: float = 0.0) -> float:
-    """The share of intervals that hold the true mean, of `count` units with `seeds` values each."""
+    """The share of intervals that hold the true mean, of `count` units with `seeds` values each, 0 for 1 to 9."""
     generator = torch.Generator().manual_seed(count)
     hits = 0
+    units = [unit for unit in range(count) for _ in range(seeds or 1 + unit * 7 % 9)]
     for _ in range(runs):
-        own = torch.rand(count, seeds, generator=generator, dtype=torch.float64)
-        shared = torch.rand(count, 1, generator=generator, dtype=torch.float64)
-        if kind == "normal":
-            a, b = (torch.special.ndtri(each.clamp(1e-9, 1 - 1e-9)) for each in (own, shared))
-            values, truth = a * (1 - correlation) ** 0.5 + b * correlation**0.5, 0.0
-        else:
-            values, truth = (own, 0.5) if kind == "uniform" else (-own.log(), 1.0)
-        units = [[unit for unit in range(count) for _ in range(seeds)]]
-        interval = mean(values.flatten().tolist(), units)
-        hits += interval.low <= truth <= interval.high
+        own = torch.rand(len(units), generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        shared = torch.rand(count, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        a, b, truth = {
+            "normal": (torch.special.ndtri(own), torch.special.ndtri(shared), 0.0),
+            "uniform": (own, shared, 0.5),
+            "exponential": (-own.log(), -shared.log(), 1.0),
+        }[kind]
+        weights = (1 - correlation) ** 0.5, correlation**0.5
+        interval = mean((a * weights[0] + b[units] * weights[1]).tolist(), [units])
+        hits += interval.low <= truth * sum(weights) <= interval.high
     return hits / runs
 
 
 CASES = [
     (kind, count, 1, 0.0) for kind in ("normal", "uniform", "exponential") for count in (12, 30)
 ]
-CASES += [("normal", count, 5, rho) for count in (12, 30) for rho in (0.0, 0.5, 0.9)]
+CASES += [
+    (kind, count, seeds, rho)
+    for kind in ("normal", "exponential")
+    for seeds in (5, 0)
+    for count in (12, 30)
+    for rho in (0.0, 0.5, 0.9)
+]
 
 
-@pytest.mark.parametrize(("kind", "count", "seeds", "correlation"), [CASES[0], CASES[8]])
+@pytest.mark.parametrize(("kind", "count", "seeds", "correlation"), [CASES[0], CASES[8], CASES[14]])
 def test_intervals_of_means_cover_them(
     kind: str, count: int, seeds: int, correlation: float
 ) -> None:

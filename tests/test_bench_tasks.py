@@ -22,7 +22,7 @@ from clipag_plug.bench.judges import Classifier
 from clipag_plug.bench.metrics import recall
 from clipag_plug.bench.records import Metric, Record
 from clipag_plug.bench.suites import read_suite
-from clipag_plug.bench.tasks import Resources, accuracy, gradients, pictures, spread
+from clipag_plug.bench.tasks import Resources, accuracy, gradients, pictures, spread, targeted
 from clipag_plug.bench.tasks.accuracy import Robustness
 from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.images import write_image
@@ -304,7 +304,7 @@ def test_styles_and_photographs_are_crossed(
 def test_errors_that_a_judge_shares_are_counted() -> None:
     labels = torch.tensor([0, 1, 2, 3, 4])
     ours, theirs = torch.tensor([0, 0, 0, 0, 0]), torch.tensor([0, 1, 0, 2, 0])
-    assert accuracy.common_errors("a", "b", ours, theirs, labels).endswith("in 2 of 3")
+    assert targeted.common_errors(ours, theirs, labels).startswith("2 of 3 ")
 
 
 def test_an_imagenet_network_judges_what_is_among_its_classes(
@@ -317,11 +317,11 @@ def test_an_imagenet_network_judges_what_is_among_its_classes(
     monkeypatch.setattr(Resources, "imagenet", judge)
     context: Any = SimpleNamespace(resources=Resources())
     images = torch.zeros(2, 3, 4, 4)
-    images[0, 0], images[1, 1] = 4.0, 4.0
+    images[0, 0], images[1, 1], images[1, 2] = 4.0, 4.0, 1.0
     found, empty = pictures.by_imagenet(context, images, ["a photo of a red panda", "a desk"])
     assert empty == {} and {metric.by for metric in found.values()} == {"net"}
     assert found["imagenet_top1"].values == [1, 0] and found["imagenet_top5"].values == [1, 1]
-    expected = [math.log(math.exp(4) / (math.exp(4) + 7)), math.log(1 / (math.exp(4) + 7))]
+    expected = [-math.log(1 + 7 * math.exp(-4)), 1 - math.log(math.exp(4) + math.e + 6)]
     assert found["imagenet_logp"].values == pytest.approx(expected)
     for prompt in ("a crane", "a sunset"):  # two classes of one name; none
         found, empty = pictures.by_imagenet(context, images, [prompt, "a desk"])

@@ -255,11 +255,8 @@ def judged(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
         if not sweep:
             return Verdict(claim, None, f"not run: {claim.reach_metric} for both models")
         if not enough:
-            best = max(row.ours.value for row in sweep)
-            asked = f"(asked: {claim.reach:.0%})"
-            return Verdict(
-                claim, None, f"the model reaches {best:.0%} of its targets at most {asked}"
-            )
+            best = f"{max(row.ours.value for row in sweep):.0%} of its targets at most"
+            return Verdict(claim, None, f"the model reaches {best} (asked: {claim.reach:.0%})")
         radius = min(enough)
     found = [row for row in _sweep(rows, claim.metric) if row.at == radius]
     if not found:

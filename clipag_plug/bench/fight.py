@@ -173,7 +173,11 @@ class Arena:
 
     def _options(self, method: str, views: int, budget: int, rate: float, count: int) -> Painted:
         fight = self.fight
-        shared = {"prompts": fight.prompts, "template": fight.template, "batch": fight.batch}
+        shared: dict[str, Any] = {
+            "prompts": fight.prompts,
+            "template": fight.template,
+            "batch": fight.batch,
+        }
         return Painted(method=method, views=views, passes=budget, lr=rate, count=count, **shared)
 
     def _measure(self, model: str, name: str, options: Painted, seeds: int) -> list[Record]:

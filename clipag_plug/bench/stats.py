@@ -151,10 +151,12 @@ def _real(data: Tensor, groups: Tensor) -> Interval:
 
 
 def _error(sums: Tensor, sizes: Tensor) -> float:
-    """Standard error of the mean of all values, from the spread of the units around it."""
-    rest = sums - sums.sum() / sizes.sum() * sizes
-    units = len(sums)
-    return float((rest.square().sum() * units / max(units - 1, 1)).sqrt() / sizes.sum())
+    """Jackknife standard error of the mean of all values: how it moves without each unit. Large units weigh more."""
+    units, total = len(sums), sizes.sum()
+    if units < 2:
+        return 0.0
+    moved = (sums - sums.sum() / total * sizes) / (total - sizes)
+    return float((moved.square().sum() * (units - 1) / units).sqrt())
 
 
 def _swapped(sums: Tensor) -> float:

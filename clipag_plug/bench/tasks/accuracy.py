@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,21 +75,7 @@ def zeroshot(context: Context) -> Measured:
         for k in (1, 5):
             title = f"top-{k}, {state}" if key == "clean" else f"top-{k} {state}"
             metrics[f"{key}_top{k}"] = _share(title, context, top(scores, labels, k))
-    notes: dict[str, Any] = {"side": context.side}
-    judge = context.resources.judge_name
-    if judge and judge != context.name:
-        scores = context.judge.logits(context.data.photos.pixels(rows, context.judge.side))
-        guesses = [logits.argmax(1) for logits in (clean @ classifier.prompts.cpu().T, scores)]
-        notes["remarks"] = [common_errors(context.name, judge, *guesses, labels)]
-    return Measured(context.keys(rows), metrics, notes=notes)
-
-
-def common_errors(model: str, judge: str, ours: Tensor, theirs: Tensor, labels: Tensor) -> str:
-    """How often a judge names the same wrong class as the guide where both err: a judge of its kind is no witness."""
-    both = (ours != labels) & (theirs != labels)
-    same = int((ours == theirs)[both].sum())
-    count = int(both.sum())
-    return f"where {model} and {judge} both err on a photograph, they name one class in {same} of {count}"
+    return Measured(context.keys(rows), metrics, notes={"side": context.side})
 
 
 @task("retrieval", "retrieval of captions and photographs", Retrieval)

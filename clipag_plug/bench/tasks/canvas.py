@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,20 @@ from . import Context, Measured, Sheet, task
 from .pictures import by_imagenet, captioned
 
 # What `synthesize` is given beside the step size, where the search for it begins.
-METHODS = {
+METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "pixels": ({"canvas": "pixels", "optimizer": "adam"}, 0.05),
     "tilt 1": ({"canvas": "pixels", "optimizer": "spectral", "tilt": 1.0}, 0.02),
     "pyramid": ({"canvas": "pyramid", "optimizer": "sgd"}, 0.2),
     "fourier": ({"canvas": "fourier", "optimizer": "adam"}, 0.05),
     "phase": ({"canvas": "phase", "optimizer": "nadam", "init": "own"}, 1.0),
 }
-EQUAL = {"init": "gray", "schedule": "cosine", "contrast": 0, "grid": 0, "margin": 0.0}
+EQUAL: dict[str, Any] = {
+    "init": "gray",
+    "schedule": "cosine",
+    "contrast": 0,
+    "grid": 0,
+    "margin": 0.0,
+}
 EQUAL |= {"patches": 0, "keep": "last", "memory": 1024}
 
 

@@ -214,6 +214,7 @@ def draw(context: Context, prompts: list[str], frames: int = 0) -> list[Any]:
     """A `Synthesis` for each prompt. Each batch has a seed, and so a start, of its own."""
     options: Painting = context.options
     made: list[Any] = []
+    rule: dict[str, Any] = {} if options.preset == "paper" else {"optimizer": "adam"}
     for number, start in enumerate(range(0, len(prompts), options.batch)):
         part = prompts[start : start + options.batch]
 
@@ -232,7 +233,7 @@ def draw(context: Context, prompts: list[str], frames: int = 0) -> list[Any]:
             frames=frames,
             # Guides are compared by the published loss; without the published settings by one rule, too.
             contrast=options.contrast,
-            **({} if options.preset == "paper" else {"optimizer": "adam"}),
+            **rule,
         )
     return made
 

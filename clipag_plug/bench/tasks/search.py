@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def run(context: Context) -> Measured:
         key, name = f"{method}_k{k or 'all'}", f", {method}, k = {k or 'all'}"
         running = torch.stack([each.running for each in found])
         curves[key] = [round(float(value), 6) for value in running.mean(0)]
-        own = {"diagnostic": True, "by": context.name}
+        own: dict[str, Any] = {"diagnostic": True, "by": context.name}
         best, counts = running[:, -1].tolist(), [float(_needed(curve, bar)) for curve in running]
         metrics[f"best_{key}"] = Metric(
             f"best score by the guide{name}", "cosine", values=best, **own

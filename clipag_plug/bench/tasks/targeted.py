@@ -50,6 +50,10 @@ def run(context: Context) -> Measured:
     own = [names[int(labels[row])] for row in shown]
     metrics: dict[str, Metric] = {}
     before = judge.logits(images)
+    with torch.no_grad():
+        parts = [part.to(context.resources.device) for part in images.split(options.batch)]
+        ours = torch.cat([guide.logits(part).argmax(1).cpu() for part in parts])
+    shared = common_errors(ours, before.argmax(1), labels)
     sheets = {
         "photographs": Sheet(
             images[shown],
@@ -105,7 +109,16 @@ def run(context: Context) -> Measured:
             judge.verdicts(after[shown]),
             marks(ranks(after[shown], targets[shown])),
         )
-    return Measured(context.keys(rows), metrics, sheets, {"side": images.shape[-1]})
+    remark = f"{context.name} and {judge.name} name one wrong class in {shared}"
+    notes = {"side": images.shape[-1], "remarks": [remark]}
+    return Measured(context.keys(rows), metrics, sheets, notes)
+
+
+def common_errors(ours: Tensor, theirs: Tensor, labels: Tensor) -> str:
+    """How often a judge names the guide's own wrong class where both err: a judge of its kind is no witness."""
+    both = (ours != labels) & (theirs != labels)
+    same = int((ours == theirs)[both].sum())
+    return f"{same} of {int(both.sum())} photographs that both misread"
 
 
 def other_classes(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
-import importlib
+import importlib.util
 import inspect
 import os
 import tempfile
@@ -86,6 +87,10 @@ def load(
     model, transform = clip.load(key, device, jit, download_root)
     if patch.attention:
         keep_attention(model)
+    for copy in patch.copies:
+        own = own_module(copy.with_name("model.py"))
+        borrow(model, own.get("CLIP"))
+        borrow(model.visual, own.get(type(model.visual).__name__))
     patch.answered("model", f"clip.load({name!r}) gives {model.name!r}", model.visual.output_dim)
     return model, transform
 
@@ -180,13 +185,14 @@ def open_clip_factories(patch: Patch, module: Any) -> None:
 
     def tokenizer(original: Any, model_name: str = "", *given: Any, **keywords: Any) -> Any:
         # Whatever stands for the model reads CLIP's vocabulary; others keep their own tokenizer.
-        if not (patch.model or open_clip_key(patch, model_name, "any")):
+        kind = getattr(getattr(module, "tokenizer", None), "SimpleTokenizer", None)
+        known = "context_length" in inspect.signature(kind).parameters if kind else False
+        if not (known and (patch.model or open_clip_key(patch, model_name, "any"))):
             return original(model_name, *given, **keywords)
-        length = keywords.get("context_length") or 77
-        return module.tokenizer.SimpleTokenizer(context_length=length)
+        return kind(context_length=keywords.get("context_length") or 77)
 
     for name in FACTORIES:
-        call = functools.partial(_create, patch, module, name)
+        call: Any = functools.partial(_create, patch, module, name)
         call = tokenizer if name == "get_tokenizer" else call
         for owner in (module, getattr(module, "factory", None)):
             if hasattr(owner, name):
@@ -217,9 +223,17 @@ def _create(
     model = _as_in(module, model, bool(asked.get("output_dict")))
     patch.answered("open_clip", f"{what} gives {key!r}", model.visual.output_dim)
     if factory == "create_model_and_transforms":
-        return model, transform, transform
+        return model, _for_training(module, model, asked.get("aug_cfg")) or transform, transform
     both = factory == "create_model_from_pretrained" and asked.get("return_transform", True)
     return (model, transform) if both else model
+
+
+def _for_training(module: Any, model: CLIP, augmentation: Any) -> Any:
+    """open_clip's own transform of training pictures, with the model's size and normalisation."""
+    make = getattr(module, "image_transform", None)
+    options: dict[str, Any] = {"aug_cfg": augmentation} if augmentation else {}
+    options |= {"mean": model.mean, "std": model.std}
+    return make and make(model.visual.input_resolution, is_train=True, **options)
 
 
 def _as_in(module: Any, model: CLIP, output_dict: bool) -> Any:
@@ -229,10 +243,27 @@ def _as_in(module: Any, model: CLIP, output_dict: bool) -> Any:
     blocks, kind = (getattr(part, name, None) for part, name in zip(parts, ("Transformer", "CLIP")))
     old = own and blocks and "batch_first" not in inspect.signature(blocks).parameters
     made = as_open_clip(model, output_dict=output_dict, batch_first=not old)
-    for name, value in vars(kind).items() if own and kind else ():
-        if inspect.isfunction(value) and not hasattr(made, name):
-            setattr(made, name, types.MethodType(value, made))
+    borrow(made, kind if own else None)
     return made
+
+
+@functools.cache
+def own_module(path: Path) -> dict[str, Any]:
+    """The names of a module of a program's own copy of `clip`; none where it is not there or does not run alone."""
+    spec = importlib.util.spec_from_file_location("clipag_own_copy", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        return {}
+    module = importlib.util.module_from_spec(spec)
+    with contextlib.suppress(Exception):
+        spec.loader.exec_module(module)
+    return vars(module)
+
+
+def borrow(part: nn.Module, kind: Any) -> None:
+    """Gives a part of a model the methods that a program's own class has beside those of ours."""
+    for name, value in vars(kind).items() if inspect.isclass(kind) else ():
+        if isinstance(value, types.FunctionType | staticmethod) and not hasattr(part, name):
+            setattr(part, name, value.__get__(part))
 
 
 def open_clip_key(patch: Patch, name: str, pretrained: Any) -> str | None:

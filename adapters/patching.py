@@ -68,6 +68,7 @@ class Patch:
         self.ours: list[Any] = []  # what shows that a module was imported meanwhile, if it holds it
         self.widths: set[int] = set()  # numbers of a feature, of the models that were handed out
         self.attention = False  # whether the blocks of a model are to keep their attention
+        self.copies: list[Path] = []  # the program's own files in the place of `clip.clip`
         self.active = True
         self._stack = contextlib.ExitStack()
         self.enter = self._stack.enter_context  # enters a context manager until the patch is over
@@ -159,8 +160,10 @@ class Patch:
     def _found(self, name: str, copy: Path | None) -> None:
         own = "; other names are those of the program's own copy" if copy else ""
         self.say("names", f"`{name}` is answered by clipag_plug{own}")
-        if copy and any(b"attn_probs" in path.read_bytes() for path in copy.parent.glob("*.py")):
-            self.attention = True
+        if copy:
+            self.copies.append(copy)
+            files = copy.parent.glob("*.py")
+            self.attention |= any(b"attn_probs" in path.read_bytes() for path in files)
 
     def _absent(self, name: str) -> ModuleType | None:
         for key, shim in self.shims.items():

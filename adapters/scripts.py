@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import io
 import logging
@@ -83,7 +84,13 @@ def _program(options: Run) -> Path:
         script = f"there is no script {options.script!r}"
         raise FileNotFoundError(f"{script}; give the path of a .py or .ipynb file")
     sys.path[0] = os.getcwd()
-    spec = importlib.util.find_spec(options.module)
+    # Its packages are not imported to look for it: they may import `clip`, which is not answered yet.
+    top, *rest = options.module.split(".")
+    spec = importlib.util.find_spec(top)
+    for depth in range(len(rest)):
+        path = spec.submodule_search_locations if spec else None
+        name = ".".join((top, *rest[: depth + 1]))
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if path else None
     if spec is None or not spec.origin:
         module = f"there is no module {options.module!r}"
         raise ModuleNotFoundError(f"{module} to run with -m; a model is --model")

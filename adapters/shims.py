@@ -177,7 +177,8 @@ def affine_arguments(patch: Patch, module: Any) -> None:
 
 def kornia_transforms(patch: Patch, module: Any) -> None:
     """`return_transform=`, gone since kornia 0.7: where it is true, the picture comes with the matrix of the change,
-    and a pair that goes in comes out as one."""
+    and a pair that goes in comes out as one. And subclasses of before 0.6.6, whose `apply_transform` takes no flags:
+    they find them as attributes."""
 
     def initialise(original: Any, self: Any, *arguments: Any, **keywords: Any) -> None:
         wanted = keywords.pop("return_transform", None)
@@ -185,6 +186,13 @@ def kornia_transforms(patch: Patch, module: Any) -> None:
         if wanted is not None:
             patch.say("kornia", "return_transform is gone from kornia; given back")
             self.gives_matrix = bool(wanted)
+        own = type(self).apply_transform
+        if "flags" not in inspect.signature(own).parameters:
+            patch.say("kornia", "apply_transform is given no flags, as before kornia 0.6.6")
+            vars(self).update(getattr(self, "flags", None) or {})
+            self.apply_transform = lambda x, params, flags=None, transform=None: own(
+                self, x, params, transform
+            )
 
     def call(original: Any, self: Any, given: Any, *arguments: Any, **keywords: Any) -> Any:
         picture, before = given if isinstance(given, tuple) else (given, None)
@@ -196,10 +204,17 @@ def kornia_transforms(patch: Patch, module: Any) -> None:
             matrix = before if matrix is None else matrix @ before
         return out, matrix
 
-    for kind in {value for value in vars(module).values() if inspect.isclass(value)}:
-        if hasattr(kind, "transform_matrix"):
-            patch.wrap(kind, "__init__", initialise)
+    classes = {value for value in vars(module).values() if inspect.isclass(value)}
+    kinds = {kind for kind in classes if hasattr(kind, "transform_matrix")}
+    for kind in kinds:
+        patch.wrap(kind, "__init__", initialise)
+        if not kinds.intersection(kind.__mro__[1:]):  # those below call this one
             patch.wrap(kind, "__call__", call)
+
+
+def timm_registry(patch: Patch, module: Any) -> None:
+    """`timm.models.registry`, which has an underscore since timm 0.9."""
+    patch.fallback(module, "timm", {"registry": importlib.import_module("timm.models._registry")})
 
 
 def numpy_aliases(patch: Patch, module: Any) -> None:
@@ -275,6 +290,7 @@ SHIMS: dict[str, Shim] = {
     "open_clip": Shim(after={"open_clip": late("models.open_clip_factories")}),
     "transformers": Shim(after={CLIP_MODEL: late("models.transformers_model")}),
     "torch_load": Shim(after={"torch": late("torch_shims.load_old_files")}),
+    "single": Shim(after={"torch": late("torch_shims.single_numbers")}),
     "cuda": Shim(after={"torch": late("torch_shims.to_cpu")}),
     "lpips": Shim(after={"taming.modules.losses.lpips": late("torch_shims.defer_lpips")}),
     "pydiffvg": Shim("this package's renderer stands in", {"pydiffvg": pydiffvg}, useful=True),
@@ -302,6 +318,7 @@ SHIMS: dict[str, Shim] = {
         },
     ),
     "kornia": Shim(after={"kornia.augmentation": kornia_transforms}),
+    "timm": Shim(after={"timm.models": timm_registry}),
     "numpy": Shim(after={"numpy": numpy_aliases}),
     "pillow": Shim(after={"PIL.Image": pillow_aliases}),
     "pkg_resources": Shim("its common names are given back", {"pkg_resources": pkg_resources}),

@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .patching import Patch
+from .patching import Patch, current
 
 KINDS = ("Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double", "Bool")
 ORDERS = (
@@ -212,6 +212,33 @@ def load_old_files(patch: Patch, module: Any) -> None:
     patch.wrap(torch, "load", load)
     # Its name in torch 1.7.
     patch.fallback(module, "torch", {"set_deterministic": torch.use_deterministic_algorithms})
+
+
+class Single(numpy.ndarray):
+    """An array of one number along its axes that counts as that number, as all such arrays did before numpy 2.4."""
+
+    def __float__(self) -> float:
+        patch = current()
+        if patch is not None:
+            patch.say("numpy", "an array of one number is taken for it, as before numpy 2.4")
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(float(self))
+
+    def __reduce__(self) -> Any:
+        return self.view(numpy.ndarray).__reduce__()
+
+
+def single_numbers(patch: Patch, module: Any) -> None:
+    """`float(correct.sum(0, keepdim=True).numpy())`, by which much code counts its hits."""
+
+    def as_array(original: Any, self: Any, *arguments: Any, **keywords: Any) -> Any:
+        array = original(self, *arguments, **keywords)
+        return array.view(Single) if array.ndim and array.size == 1 else array
+
+    if tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
+        patch.wrap(torch.Tensor, "numpy", as_array)
 
 
 def defer_lpips(patch: Patch, module: Any) -> None:

@@ -106,6 +106,26 @@ def pictures(folder: Path) -> None:
     (folder / "texts" / "CLIP.txt").unlink()
 
 
+def caltech(folder: Path) -> None:
+    """A data set in the layout of Caltech101 with two classes of two pictures in each split."""
+    import json
+
+    import numpy
+    from PIL import Image
+
+    root, splits = folder / "Caltech101", {}
+    generator = numpy.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        splits[split] = []
+        for label, name in enumerate(("noise", "fog")):
+            for number in range(2):
+                path = root / "101_ObjectCategories" / name / f"{split}{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 255, (64, 64, 3), "uint8")).save(path)
+                splits[split].append([f"{name}/{path.name}", label, name])
+    (root / "split_zhou_Caltech101.json").write_text(json.dumps(splits))
+
+
 def vit512(folder: Path) -> None:
     """For programs written for ViT-B/32."""
     _vit(folder, 512)
@@ -117,7 +137,7 @@ def vit768(folder: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    maker.__name__: maker for maker in (vgg19, vqgan, u2net, pictures, vit512, vit768)
+    maker.__name__: maker for maker in (vgg19, vqgan, u2net, pictures, caltech, vit512, vit768)
 }
 
 
@@ -142,11 +162,12 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
         for name, text in row.get("files", {}).items():
             (folder / name).write_text(text)
         command = [sys.executable, "-m", "clipag_plug", "run", "--device", "cpu"]
+        home = {"HOME": str(folder)} if row.get("home") else {}
         paths = [row.get("path") and str(copy / row["path"]), os.environ.get("PYTHONPATH")]
         start, before = time.perf_counter(), set(folder.rglob("*"))
         done = subprocess.run(
             [*command, *shlex.split(row["command"])],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | home,
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

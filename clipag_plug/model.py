@@ -394,6 +394,8 @@ def as_open_clip(model: CLIP, *, output_dict: bool = False, batch_first: bool = 
     for module in model.modules():
         if isinstance(module, Transformer | Attention):
             module.batch_first = batch_first
+    if not hasattr(model.visual, "image_size"):
+        model.visual.image_size = (model.visual.input_resolution,) * 2
     model.__class__ = OpenCLIP
     cast(OpenCLIP, model).output_dict = output_dict
     return cast(OpenCLIP, model)

@@ -215,7 +215,12 @@ def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Pat
     (folder / "clip.py").write_text(COPY)
     (folder / "simple_tokenizer.py").touch()
     (folder / "surgery.py").write_text("from .clip import load\nDEPTH = 3\n")
-    (folder / "model.py").write_text("class Changed:\n    attn_probs = None\n")
+    (folder / "model.py").write_text(
+        "class Changed:\n    attn_probs = None\nclass CLIP:\n    def encode_text(self, text): 1 / 0\n"
+        "    def width(self, x): return self.unit(x).shape[1] + self.visual.twice(x)\n"
+        "    unit = staticmethod(lambda x: x / x.norm(dim=1, keepdim=True))\n"
+        "class MiniVisual:\n    def twice(self, x): return 2 * x.shape[0]\n"
+    )
     (folder / "explainability.py").write_text(COPY)
     with clipag_plug.patch(model="clipag-mini") as patch:
         from CLIP import clip
@@ -225,6 +230,7 @@ def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Pat
         model, train, test = clip.load("ViT-B/32", "cpu", jit=False)
         assert model.name == "clipag-mini" and train is test and isinstance(model, CLIP) and Changed
         assert encode_with_ensemble(model, ["a fox", "a dog"]).shape == (1, 192)
+        assert model.width(torch.rand(3, 5)) == 5 + 6, "methods of their classes, on our model"
         assert surgery.DEPTH == 3 and surgery.load is clip.clip.load and clip.who()("x", "cpu")
         assert explainability.load("ViT-B/32", "cpu")[0].name == "clipag-mini" and patch.attention
         assert pickle.loads(pickle.dumps(clip.load)).args == clip.load.args
@@ -247,7 +253,9 @@ def test_open_clips_calls_are_there(tmp_path: Path) -> None:
         assert tokenizer.decode(tokenizer.encode("a fox")).strip() == "a fox"
         assert open_clip.get_tokenizer("ViT-B-32", context_length=20)("a").shape == (1, 20)
         out = model(images, tokens)
-        assert set(out) == {"image_features", "text_features", "logit_scale"} and train is test
+        assert set(out) == {"image_features", "text_features", "logit_scale"}
+        assert "Random" in repr(train) and train.transforms[0].size == (224, 224) != test
+        assert train.transforms[-1].mean == test.transforms[-1].mean
         logits = out["logit_scale"] * out["image_features"] @ out["text_features"].T
         assert torch.allclose(model.get_logits(images, tokens)[0], logits, atol=1e-4)
         assert torch.equal(model.encode_image(images, normalize=True), out["image_features"])
@@ -323,11 +331,13 @@ class CLIP:
 def test_methods_of_an_own_older_open_clip_run_on_our_model(library: Path) -> None:
     (library / "open_clip").mkdir()
     (library / "open_clip" / "__init__.py").write_text(
-        "from . import factory, model, transformer\nfrom .factory import create_model\n"
+        "from . import factory, model, tokenizer, transformer\n"
+        "from .factory import create_model, get_tokenizer\n"
     )
     (library / "open_clip" / "factory.py").write_text(
-        "def create_model(name, pretrained=''): 1 / 0\n"
+        "def create_model(name, pretrained=''): 1 / 0\ndef get_tokenizer(name): return len\n"
     )
+    (library / "open_clip" / "tokenizer.py").write_text("class SimpleTokenizer: pass\n")
     (library / "open_clip" / "model.py").write_text(OPEN_CLIP_COPY)
     (library / "open_clip" / "transformer.py").write_text(
         "class Transformer:\n    def __init__(self, width, layers, heads): pass\n"
@@ -344,6 +354,7 @@ def test_methods_of_an_own_older_open_clip_run_on_our_model(library: Path) -> No
 
             model = open_clip.create_model("ViT-B-32", pretrained="openai")
             tokens = clipag_plug.tokenize(["a fox", "two dogs"])
+            assert open_clip.get_tokenizer("ViT-B-32") is len, "its own, which is older"
             found = model.encode_embedding(model.token_embedding(tokens), tokens)
             assert torch.allclose(found, model.encode_text(tokens), atol=1e-5)
             assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 192)

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from adapters_helpers import library, old_file
@@ -185,15 +186,30 @@ def test_kornia_gives_the_matrix_where_return_transform_asks_for_it() -> None:
         def __init__(self, p: float = 1.0) -> None:
             self.p = p
 
+        flags = {"resample": 3}
+
         def __call__(self, picture: Any) -> Any:
-            return picture + 1
+            return self.apply_transform(picture, {}, self.flags, transform=1)
+
+        def apply_transform(
+            self, picture: Any, params: Any, flags: Any, transform: Any = None
+        ) -> Any:
+            return picture + transform
 
     module = types.ModuleType("kornia.augmentation")
-    vars(module)["Turn"] = type("Turn", (Base,), {})
+    turn = vars(module)["Turn"] = type("Turn", (Base,), {})
+    vars(module)["Spin"] = type(
+        "Spin", (turn,), {"__init__": lambda self: turn.__init__(self, p=1)}
+    )
+    old = {"apply_transform": lambda self, x, params, transform=None: x + transform + self.resample}
     with clipag_plug.patch() as patch:
         shims.kornia_transforms(patch, module)
+        assert type("Old", (module.Turn,), old)()(1) == 1 + 1 + 3
         assert module.Turn(p=0.5)(1) == 2 and module.Turn(return_transform=False)(1) == 2
         picture, matrix = module.Turn(return_transform=True)(1)
+        assert module.Spin(return_transform=True)(1)[0] == 2, (
+            "each layer of a class changes it once"
+        )
         assert picture == 2 and torch.equal(matrix, Base.transform_matrix)
         picture, matrix = module.Turn()((1, matrix))
         assert picture == 2 and torch.equal(matrix, 4 * torch.eye(3)[None])
@@ -209,3 +225,12 @@ def test_a_local_package_is_the_programs(library: Path) -> None:
 
         with pytest.raises(OSError):
             datasets.load_dataset("Maysee/tiny-imagenet")
+
+
+def test_an_array_of_one_number_is_that_number_while_a_patch_is_on() -> None:
+    with clipag_plug.patch():
+        hits = torch.ones(1, 5).sum(1, keepdim=True).numpy()
+        assert float(hits) == 5.0 and int(hits[0]) == 5 and hits.shape == (1, 1)
+        assert type(torch.ones(2).numpy()) is numpy.ndarray
+        assert type(pickle.loads(pickle.dumps(hits))) is numpy.ndarray
+    assert type(torch.ones(1).numpy()) is numpy.ndarray

@@ -384,6 +384,7 @@ def test_as_open_clip_has_open_clips_calls_and_order() -> None:
     images, texts, scale = model(image, tokens)
     assert close(images, nn.functional.normalize(theirs.encode_image(image), dim=-1))
     assert torch.allclose(scale * images @ texts.T, model.get_logits(image, tokens)[0])
+    assert model.visual.image_size == (64, 64)
     model.output_dict = True
     assert set(model(image, tokens)) == {"image_features", "text_features", "logit_scale"}
     x = model.token_embedding(tokens) + model.positional_embedding

@@ -48,7 +48,8 @@ def test_argv_path_and_main_are_those_of_python(capsys: Capture, tmp_path: Path)
 
 def test_a_module_runs_as_by_dash_m(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tool").mkdir()
-    Path("tool/__init__.py").touch()
+    written(Path("tool"), "import clip, wandb\nassert wandb.Image", "__init__.py")
+    written(Path("tool"), "import sys\nprint('deeper', sys.argv[1:])", "deeper.py")
     written(
         Path("tool"),
         "import sys, clip\nfrom . import __name__ as n\nprint(n, sys.argv[1:])",
@@ -56,6 +57,10 @@ def test_a_module_runs_as_by_dash_m(capsys: Capture, monkeypatch: pytest.MonkeyP
     )
     assert cli.main(["run", "--model", "clipag-mini", "-m", "tool", "--model", "x", "a"]) == 0
     assert capsys.readouterr().out == "tool ['--model', 'x', 'a']\n"
+    assert cli.main(["run", "--model", "clipag-mini", "-m", "tool.deeper", "b"]) == 0
+    assert capsys.readouterr().out == "deeper ['b']\n"
+    assert cli.main(["run", "-m", "tool.nosuch"]) == 2
+    assert "there is no module 'tool.nosuch'" in capsys.readouterr().err
     assert cli.main(["run", "-m", "clipag-mini", "x.py"]) == 2
     assert "a model is --model" in capsys.readouterr().err
 

@@ -57,8 +57,12 @@ def served(trio: dict[str, CLIP], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     """`trio` behind `clip.load_model`; what is put into the dict is served as well."""
     from clipag_plug import clip
 
-    models = dict(trio)
-    monkeypatch.setattr(clip, "load_model", lambda name, device=None, **rest: models[name])
+    models, load = dict(trio), clip.load_model
+
+    def loaded(name: str, device: Any = None, **rest: Any) -> CLIP:
+        return models[name] if name in models else load(name, device=device, **rest)
+
+    monkeypatch.setattr(clip, "load_model", loaded)
     return models
 
 

@@ -116,6 +116,8 @@ def test_known_answers() -> None:
     few = mean([0.2, 0.4, 0.9])
     assert few.value == pytest.approx(0.5) and (few.low, few.high) == (-math.inf, math.inf)
     assert stats.Interval(1, 0, 2).excludes(-0.1) and not stats.Interval(1, 0, 2).excludes(0)
+    rare = mean([0.0] * 39 + [2.0])  # most resamples lack the 2
+    assert 0 > rare.low > -0.2 and 0.1 < rare.high < 1
     skewed = mean([0.1, 0.2, 0.1, 0.3, 0.2, 0.1, 0.2, 4.0])
     assert skewed.high - skewed.value > 1.5 * (skewed.value - skewed.low)
 

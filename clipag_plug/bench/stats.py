@@ -141,7 +141,8 @@ def _real(data: Tensor, groups: Tensor) -> Interval:
     off, size, squares, crossed, sizes2 = (_resamples(units) @ columns).T
     moved = off / size
     spread = (squares - 2 * moved * crossed + moved**2 * sizes2).clamp_min(0)
-    t = (moved * size / (spread * units / (units - 1)).sqrt()).nan_to_num(0).sort().values
+    t = moved * size / (spread * units / (units - 1)).sqrt()
+    t = t[spread > 1e-9 * rest.square().sum()].sort().values  # one unit alone has no spread
     last, tail = len(t) - 1, (1 - CONFIDENCE) / 2
     low, high = float(t[math.floor(tail * last)]), float(t[math.ceil((1 - tail) * last)])
     student = _student(units - 1)

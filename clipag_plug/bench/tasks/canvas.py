@@ -22,7 +22,7 @@ from .pictures import by_imagenet, captioned
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "pixels": ({"canvas": "pixels", "optimizer": "adam"}, 0.05),
     "tilt 1": ({"canvas": "pixels", "optimizer": "spectral", "tilt": 1.0}, 0.02),
-    "pyramid": ({"canvas": "pyramid", "optimizer": "sgd"}, 0.2),
+    "pyramid": ({"canvas": "pyramid", "optimizer": "sgd"}, 0.6),
     "fourier": ({"canvas": "fourier", "optimizer": "adam"}, 0.05),
     "phase": ({"canvas": "phase", "optimizer": "nadam", "init": "own"}, 1.0),
 }

@@ -262,8 +262,10 @@ def own_module(path: Path) -> dict[str, Any]:
 def borrow(part: nn.Module, kind: Any) -> None:
     """Gives a part of a model the methods that a program's own class has beside those of ours."""
     for name, value in vars(kind).items() if inspect.isclass(kind) else ():
-        if isinstance(value, types.FunctionType | staticmethod) and not hasattr(part, name):
-            setattr(part, name, value.__get__(part))
+        if isinstance(value, types.FunctionType) and not hasattr(part, name):
+            setattr(part, name, functools.partial(value, part))  # unlike a method it pickles
+        if isinstance(value, staticmethod) and not hasattr(part, name):
+            setattr(part, name, value.__func__)
 
 
 def open_clip_key(patch: Patch, name: str, pretrained: Any) -> str | None:

@@ -367,11 +367,19 @@ class OpenCLIP(CLIP):
             )
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Freezes the text tower but for its last layers, by open_clip's own function."""
-        from open_clip import model as theirs
-
-        kind = theirs.CustomTextCLIP if hasattr(self, "text") else theirs.CLIP
-        kind.lock_text_tower(self, unlocked_layers, freeze_layer_norm)
+        """Freezes the text tower but for its last groups: the projection, the last block with `ln_final`, and so on."""
+        if not freeze_layer_norm:
+            raise ValueError(
+                "normalisations are frozen with their block; use freeze_layer_norm=True"
+            )
+        part: Any = self.text if hasattr(self, "text") else self
+        first = [part.token_embedding, part.positional_embedding, getattr(part, "cls_emb", None)]
+        *blocks, last = part.transformer.resblocks
+        groups = [first, *([block] for block in blocks), [last, part.ln_final]]
+        groups += [] if part.text_projection is None else [[part.text_projection]]
+        for left, group in zip(range(len(groups), 0, -1), groups):
+            for each in filter(lambda x: x is not None, group):
+                each.requires_grad_(left <= unlocked_layers)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are run again on the way back in place of keeping their activations."""
@@ -496,7 +504,7 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
             **{part: getattr(source, part) for part in OPENAI_PARTS[1:-1]},
             **{part: getattr(source, part) for part in ("attn_mask", "context_length", "vocab_size")},
             pool_type=source.text_pool_type,
-            eos_id=source.text_eos_id,
+            eos_id=getattr(source, "text_eos_id", 2),  # new in open_clip 3
         )  # fmt: skip
         made = _assembled(source.visual, text, source.logit_scale, source.logit_bias)
         return made._describe(name or f"open_clip {kind}").eval()

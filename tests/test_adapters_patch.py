@@ -357,6 +357,10 @@ def test_methods_of_an_own_older_open_clip_run_on_our_model(library: Path) -> No
             assert open_clip.get_tokenizer("ViT-B-32") is len, "its own, which is older"
             found = model.encode_embedding(model.token_embedding(tokens), tokens)
             assert torch.allclose(found, model.encode_text(tokens), atol=1e-5)
+            again = pickle.loads(pickle.dumps(model))
+            assert torch.allclose(
+                again.encode_embedding(again.token_embedding(tokens), tokens), found
+            )
             assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 192)
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:

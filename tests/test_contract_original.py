@@ -400,6 +400,10 @@ def test_as_open_clip_has_open_clips_calls_and_order() -> None:
     model.lock_text_tower(unlocked_layers=1)
     left = {n for n, p in model.named_parameters() if p.requires_grad and "visual" not in n}
     assert left == {"text_projection", "logit_scale"}
+    model.lock_text_tower(unlocked_layers=2)
+    left = {n for n, p in model.named_parameters() if p.requires_grad and "visual" not in n}
+    assert {n.partition("s.")[2][:1] for n in left if "resblocks" in n} == {"1"}
+    assert "ln_final.weight" in left and "positional_embedding" not in left
     before = model.encode_image(image)
     model.set_grad_checkpointing()
     assert torch.equal(model.encode_image(image), before)

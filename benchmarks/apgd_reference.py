@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 from clipag_plug import clip  # noqa: E402
 from clipag_plug.attacks import pgd  # noqa: E402
 from clipag_plug.attacks.apgd import apgd_ce, apgd_targeted  # noqa: E402
+from clipag_plug.bench.judges import Classifier  # noqa: E402
 from clipag_plug.bundled.photos import bundled_photos  # noqa: E402
 from clipag_plug.files import write_text  # noqa: E402
 from clipag_plug.losses.margins import ce  # noqa: E402
-from clipag_plug.train.evaluate import class_prompts  # noqa: E402
 from clipag_plug.vocabulary import bundled_vocabulary  # noqa: E402
 
 BALLS = (("l2", 1.5, "L2"), ("linf", 2 / 255, "Linf"))
@@ -38,50 +37,37 @@ BATCH = 50
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 
-class Victim:
-    """A zero-shot classifier and the photographs it names rightly."""
-
-    def __init__(self, name: str, images: int) -> None:
-        self.model = clip.load(name, device="cpu")[0].requires_grad_(False)
-        self.prompts = class_prompts(self.model, bundled_vocabulary().class_names)
-        self.photos = bundled_photos()
-        self.count = min(images, len(self.photos))
-        with torch.no_grad():
-            self.right = torch.cat(
-                [rows[self.logits(self.pixels(rows)).argmax(1) == self.photos.labels[rows]]
-                 for rows in torch.arange(self.count).split(BATCH)]
-            )  # fmt: skip
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) in [0, 1] -> (N, 202)."""
-        features = F.normalize(self.model.encode_image(self.model.normalize(images)), dim=-1)
-        return self.model.logit_scale.exp() * features @ self.prompts.T
-
-    def pixels(self, rows: Tensor) -> Tensor:
-        return self.photos.pixels(rows, 224)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in self.right.split(BATCH):
-            yield self.pixels(rows), self.photos.labels[rows]
-
-    def accuracy(self, attack: Attack, norm: str, eps: float) -> tuple[float, float]:
-        """Percent of all photographs that are still named rightly, and processor seconds."""
-        standing, start = 0, time.process_time()
-        for images, labels in self.batches():
-            found = attack(images, labels).detach()
-            change = found - images
-            size = change.flatten(1).norm(dim=1).max() if norm == "l2" else change.abs().max()
-            assert size <= eps * 1.0001 and found.min() >= 0 and found.max() <= 1
-            with torch.no_grad():
-                standing += int((self.logits(found).argmax(1) == labels).sum())
-        return 100 * standing / self.count, time.process_time() - start
+def batches(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Photographs at 224 pixels with their labels."""
+    photos = bundled_photos()
+    for part in rows.split(BATCH):
+        yield photos.pixels(part, 224), photos.labels[part]
 
 
-def attacks(victim: Victim, norm: str, eps: float, steps: int, official: str) -> dict[str, Attack]:
+@torch.no_grad()
+def named_rightly(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Which pictures the model names rightly."""
+    return classifier.logits(images).argmax(1) == labels
+
+
+def standing(
+    classifier: Classifier, rows: Tensor, attack: Attack, norm: str, eps: float
+) -> tuple[int, float]:
+    """How many of the photographs are still named rightly, and processor seconds."""
+    count, start = 0, time.process_time()
+    for images, labels in batches(rows):
+        found = attack(images, labels).detach()
+        change = found - images
+        size = change.flatten(1).norm(dim=1).max() if norm == "l2" else change.abs().max()
+        assert size <= eps * 1.0001 and found.min() >= 0 and found.max() <= 1
+        count += int(named_rightly(classifier, found, labels).sum())
+    return count, time.process_time() - start
+
+
+def attacks(logits: Any, norm: str, eps: float, steps: int, official: str) -> dict[str, Attack]:
     """Ours and theirs under one name each."""
     from autoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-    logits = victim.logits
     ours: dict[str, Any] = {"eps": eps, "norm": norm, "steps": steps}
     theirs: dict[str, Any] = {
         "n_iter": steps, "norm": official, "eps": eps, "seed": 0, "device": "cpu"
@@ -119,11 +105,18 @@ def main() -> None:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name in given.models:
-        victim = Victim(name, given.images)
+        model = clip.load(name, device="cpu")[0].requires_grad_(False)
+        classifier = Classifier(model, bundled_vocabulary().class_names)
+        rows = torch.arange(min(given.images, len(bundled_photos())))
+        count, own = len(rows), [named_rightly(classifier, *batch) for batch in batches(rows)]
+        rows = rows[torch.cat(own)]
         for norm, eps, official in BALLS:
             cells = []
-            for title, attack in attacks(victim, norm, eps, given.steps, official).items():
-                percent, seconds = victim.accuracy(attack, norm, eps)
+            for title, attack in attacks(
+                classifier.logits, norm, eps, given.steps, official
+            ).items():
+                found, seconds = standing(classifier, rows, attack, norm, eps)
+                percent = 100 * found / count
                 sys.stderr.write(f"{name} {norm} {title}: {percent:.2f} % {seconds:.0f} s\n")
                 cells.append(f"{percent:.2f} ({seconds:.0f})")
             ball = "L2 1.5" if norm == "l2" else "Linf 2/255"

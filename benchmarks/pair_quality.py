@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from clipag_plug import clip, synthesize  # noqa: E402
 from clipag_plug.bench.judges import ImageNetJudge  # noqa: E402
 from clipag_plug.bench.stats import share_interval  # noqa: E402
-from clipag_plug.images import contact_sheet, to_pil  # noqa: E402
+from clipag_plug.images import contact_sheet, resize, to_pil  # noqa: E402
 from clipag_plug.vocabulary import sentence  # noqa: E402
 
 LISTS = ROOT / "benchmarks" / "pair_lists.toml"
@@ -41,11 +40,8 @@ def painted(names: list[str], model: Any, template: str, options: dict[str, Any]
     found: list[Tensor] = []
     for start in range(0, len(texts), 10):
         results = synthesize(texts[start : start + 10], model=model, **options)
-        found += [
-            F.interpolate(r.image[None], (224, 224), mode="bicubic", antialias=True)
-            for r in results
-        ]
-    return torch.cat(found).clamp(0, 1)
+        found += [resize(result.image[None], 224) for result in results]
+    return torch.cat(found)
 
 
 def main() -> int:
@@ -67,11 +63,8 @@ def main() -> int:
     given = parser.parse_args()
     lists = tomllib.loads(LISTS.read_text(encoding="utf-8"))[given.section]
     judge = ImageNetJudge()
-    print(
-        "| model | options | "
-        + " | ".join(f"{g}: top-1 / top-5" for g in GROUPS)
-        + " | all: top-1 [95 %] / top-5 | s a picture |"
-    )
+    heads = [f"{group}: top-1 / top-5" for group in GROUPS]
+    print(f"| model | options | {' | '.join(heads)} | all: top-1 [95 %] / top-5 | s a picture |")
     print("|---|---|---|---|---|---|")
     for number, text in enumerate(given.options):
         for name in given.models:
@@ -84,21 +77,19 @@ def main() -> int:
                 top = judge.logits(pictures).topk(5).indices
                 one, any_of = top[:, 0].eq(wanted), top.eq(wanted[:, None]).any(1)
                 cells.append(f"{100 * one.float().mean():.0f} / {100 * any_of.float().mean():.0f}")
-                first, five = first + one.tolist(), five + any_of.tolist()
-                made.append(pictures)
+                first, five, made = first + one.tolist(), five + any_of.tolist(), [*made, pictures]
             each = (time.perf_counter() - started) / len(first)
-            interval = share_interval(sum(first) / len(first), len(first))
-            span = f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-            share = [100 * sum(found) / len(found) for found in (first, five)]
-            whole = f"{share[0]:.0f} {span} / {share[1]:.0f}"
-            print(
-                f"| {Path(name).name} | `{text}` | {' | '.join(cells)} | {whole} | {each:.1f} |",
-                flush=True,
-            )
+            found = share_interval(sum(first) / len(first), len(first))
+            whole = f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+            row = [
+                Path(name).name,
+                f"`{text}`",
+                *cells,
+                f"{whole} / {100 * sum(five) / len(five):.0f}",
+            ]
+            print(f"| {' | '.join(row)} | {each:.1f} |", flush=True)
             if given.sheets:
-                small = F.interpolate(torch.cat(made), 112, mode="bicubic", antialias=True).clamp(
-                    0, 1
-                )
+                small = resize(torch.cat(made), 112)
                 given.sheets.mkdir(parents=True, exist_ok=True)
                 path = given.sheets / f"models-{Path(name).name}{number or ''}.webp"
                 sheet = to_pil(contact_sheet([list(row) for row in small.split(10)]))

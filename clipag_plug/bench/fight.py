@@ -37,11 +37,7 @@ class Fight(Options):
 
     passes: list[int] = option([200, 1600, 6400], "budgets, passes a picture", low=1)
     seeds: list[int] = option([3, 1, 1], "seeds at each of them", low=1)
-    whole: int = option(
-        2000,
-        "above so many passes only each model's two best canvases, with their settings below",
-        low=1,
-    )
+    whole: int = option(2000, "above it only each model's two best canvases are run", low=1)
     methods: list[str] = option(list(METHODS), "canvases with their rules", choices=tuple(METHODS))
     views: list[int] = option([0, 4, 32], "random views of a step", low=0)
     prompts: str = option("things", "list of names, or a text file")

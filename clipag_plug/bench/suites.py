@@ -36,9 +36,7 @@ class Claim(Options):
     times: float = option(0.0, "least ratio of the means")
     points: float = option(0.0, "least difference of the means")
     apart: bool = option(False, "whether the difference must be significant")
-    reach_metric: str = option(
-        "", "of a sweep, the metric that chooses the setting, as ENTRY/METRIC"
-    )
+    reach_metric: str = option("", "of a sweep, the metric that chooses the setting")
     reach: float = option(0.0, "the smallest setting at which the last model has this share of it")
 
 

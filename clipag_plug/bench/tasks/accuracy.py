@@ -25,9 +25,7 @@ NORMS = {"l2": "L2", "linf": "Linf"}
 class ZeroShot(Options):
     """Settings of the attack and of its batches."""
 
-    eps: float = option(
-        1.5, "radius of the attack, in [0, 1] pixels at the model's input resolution", low=0
-    )
+    eps: float = option(1.5, "radius at the model's input resolution, in [0, 1] pixels", low=0)
     norm: str = option("l2", "ball of the attack", choices=tuple(NORMS))
     steps: int = option(20, "PGD steps of size 2.5 * eps / steps", low=1)
     count: int = option(0, "photographs, spread over the classes; 0 for all", low=0)
@@ -51,9 +49,7 @@ class Robustness(Options):
     steps: int = option(100, "steps of an attack", low=1)
     restarts: int = option(1, "random starts of APGD", low=1)
     targets: int = option(9, "target classes of APGD-T", low=1)
-    templates: list[str] = option(
-        list(PROMPTS), "prompts of a class; their unit features are averaged"
-    )
+    templates: list[str] = option(list(PROMPTS), "prompts whose unit features are averaged")
     count: int = option(0, "photographs, spread over the classes; 0 for all", low=0)
     batch: int = option(32, "photographs at a time; random starts are drawn by batch", low=1)
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...guide import Guide
 from ...options.base import Options, option
-from ...paint import Step, synthesize
 from ...vocabulary import sentence
 from ..data import read_prompts
 from ..metrics import fine_share
 from ..records import Metric
 from . import Context, Measured, Sheet, task
-from .pictures import by_imagenet, captioned
+from .pictures import by_imagenet, captioned, draw
 
 # What `synthesize` is given beside the step size, where the search for it begins.
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
@@ -65,27 +63,10 @@ def run(context: Context) -> Measured:
         context.check_other(context.judge.name, name, "judge its own pictures")
     names = read_prompts(options.prompts, options.count, context.seed, options.split)
     prompts = [sentence(name, options.template) for name in names]
-    settings, _ = METHODS[options.method]
-    found: list[Tensor] = []
-    for number, start in enumerate(range(0, len(prompts), options.batch)):
-        part = prompts[start : start + options.batch]
-
-        def report(step: Step, done: int = start, count: int = len(part)) -> None:
-            context.progress((done + count * (step.index + 1) / options.steps()) / len(prompts))
-
-        results = synthesize(
-            part,
-            model=context.model,
-            seed=context.seed * 1000 + number,
-            callback=report,
-            views=options.views,
-            steps=options.steps(),
-            lr=options.lr,
-            ensemble=options.ensemble,
-            **(EQUAL | settings),
-        )
-        found += [result.image for result in results]
-    images, judge = torch.stack(found), context.judge
+    settings = EQUAL | METHODS[options.method][0]
+    settings |= {"views": options.views, "steps": options.steps(), "lr": options.lr}
+    made = draw(context, prompts, ensemble=options.ensemble, **settings)
+    images, judge = torch.stack([each.image for each in made]), context.judge
     metrics, empty = by_imagenet(context, images, prompts)
     metrics |= captioned(judge, judge.enlarged(images), prompts)
     guide = Guide(context.model)

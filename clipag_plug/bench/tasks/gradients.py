@@ -42,9 +42,7 @@ class Gradients(Options):
 
     count: int = option(0, "photographs, spread over the classes; 0 for all", low=0)
     shown: int = option(16, "photographs on the sheets", low=1)
-    noise: float = option(
-        0.02, "standard deviation of the noise that the gradient is to bear", low=0
-    )
+    noise: float = option(0.02, "deviation of the noise that the gradient is to bear", low=0)
     batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
 
 

@@ -41,9 +41,7 @@ class Painting(Options):
     """Settings of `synthesize`."""
 
     preset: str = option("fast", "preset of synthesize")
-    views: int = option(
-        4, "random views of a step, 0 for plain gradient ascent on the picture", low=0
-    )
+    views: int = option(4, "random views of a step, 0 for the bare picture", low=0)
     steps: int = option(60, "updates of the picture", low=1)
     init: str = option("noise", "start of a picture", choices=("noise", "gray", "gmm"))
     contrast: float = option(0.0, "scale of the softmax against known words; 0: cosine", low=-1)
@@ -54,9 +52,7 @@ class Painting(Options):
 class Generation(Painting):
     """Which classes are drawn, and settings of `synthesize`."""
 
-    every: int = option(
-        2, "draw every n-th class of the vocabulary: a rule, so that nobody picks", low=1
-    )
+    every: int = option(2, "draw every n-th class: a rule, so that nobody picks", low=1)
     template: str = option("a {}", "prompt of a class")
 
 
@@ -64,18 +60,11 @@ class Generation(Painting):
 class Pictures(Options):
     """Which prompts, and who scores besides the judge."""
 
-    prompts: str = option(
-        "captions",
-        "captions, drawings, styles, things, cartoons, a text file, or MS-COCO's captions_*.json",
-    )
+    prompts: str = option("captions", "one of our lists, a text file, or COCO's captions_*.json")
     count: int = option(100, "prompts to take, 0 for all", low=0)
-    template: str = option(
-        "{}", "sentence that each of them is put into, as 'an oil painting of {}'"
-    )
+    template: str = option("{}", "sentence for each of them, as 'an oil painting of {}'")
     second: str = option("", "a second CLIP to score with, by key or file; it may not guide")
-    inception: str = option(
-        "", "weight file of torch-fidelity's Inception v3; empty takes the judge's features"
-    )
+    inception: str = option("", "torch-fidelity's Inception file; empty: the judge's features")
 
 
 @dataclass
@@ -92,9 +81,7 @@ class GeneratorFree(Painting, Pictures):
 class Drawings(Pictures):
     """Settings of CLIPDraw."""
 
-    prompts: str = option(
-        "drawings", "drawings, captions, a text file, or MS-COCO's captions_*.json"
-    )
+    prompts: str = option("drawings", "one of our lists, a text file, or COCO's file")
     preset: str = option("demo", "preset of clipdraw")
     augment: bool = option(True, "look at random views")
     steps: int = option(60, "updates, 0 for the preset's", low=0)
@@ -210,31 +197,28 @@ def clipstyler(context: Context) -> Measured:
     return Measured(items, metrics, sheets, {"side": images.shape[-1]}, drawn)
 
 
-def draw(context: Context, prompts: list[str], frames: int = 0) -> list[Any]:
-    """A `Synthesis` for each prompt. Each batch has a seed, and so a start, of its own."""
-    options: Painting = context.options
+def draw(context: Context, prompts: list[str], frames: int = 0, **settings: Any) -> list[Any]:
+    """A `Synthesis` for each prompt. Each batch has a seed, and so a start, of its own.
+
+    settings: of `synthesize`; without them those of the task's options. Guides are compared by the published loss;
+    without the published settings by one rule, too.
+    """
+    options = context.options
+    if not settings:
+        names = ("preset", "views", "steps", "init", "contrast")
+        settings = {name: getattr(options, name) for name in names}
+        settings |= {} if options.preset == "paper" else {"optimizer": "adam"}
     made: list[Any] = []
-    rule: dict[str, Any] = {} if options.preset == "paper" else {"optimizer": "adam"}
     for number, start in enumerate(range(0, len(prompts), options.batch)):
         part = prompts[start : start + options.batch]
 
         def report(step: Step, done: int = start, count: int = len(part)) -> None:
-            context.progress((done + count * (step.index + 1) / options.steps) / len(prompts))
+            share = (step.index + 1) / settings["steps"]
+            context.progress((done + count * share) / len(prompts))
 
-        made += synthesize(
-            part,
-            model=context.model,
-            seed=context.seed * 1000 + number,
-            callback=report,
-            preset=options.preset,
-            views=options.views,
-            steps=options.steps,
-            init=options.init,
-            frames=frames,
-            # Guides are compared by the published loss; without the published settings by one rule, too.
-            contrast=options.contrast,
-            **rule,
-        )
+        seed = context.seed * 1000 + number
+        given = {"model": context.model, "seed": seed, "callback": report, "frames": frames}
+        made += synthesize(part, **given, **settings)
     return made
 
 

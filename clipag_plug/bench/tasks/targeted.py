@@ -22,9 +22,7 @@ class Targeted(Options):
     """Photographs, radii and the attack."""
 
     count: int = option(101, "photographs, spread over the classes", low=2)
-    radii: list[float] = option(
-        [3.0, 6.0, 10.0, 15.0, 20.0], "L2 distances at the model's input resolution", low=0
-    )
+    radii: list[float] = option([3.0, 6.0, 10.0, 15.0, 20.0], "L2 distances", low=0)
     steps: int = option(30, "PGD steps of size 2.5 * radius / steps", low=1)
     batch: int = option(32, "photographs at a time; more leave the cache of a CPU", low=1)
 

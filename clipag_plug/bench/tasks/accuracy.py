@@ -17,7 +17,8 @@ from ..metrics import recall, top
 from ..records import Metric
 from . import Context, Measured, task
 
-ATTACKS = {"pgd": "PGD", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T"}
+OURS = {"pgd": "PGD", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T"}
+ATTACKS = {**OURS, "fab-t": "FAB-T", "square": "Square"}
 NORMS = {"l2": "L2", "linf": "Linf"}
 
 
@@ -43,12 +44,13 @@ class Retrieval(ZeroShot):
 class Robustness(Options):
     """Prompts, attacks and photographs."""
 
-    attacks: list[str] = option(list(ATTACKS), "attacks to run", choices=tuple(ATTACKS))
+    attacks: list[str] = option(list(OURS), "attacks to run", choices=tuple(ATTACKS))
     l2: list[float] = option([0.5, 1.5, 3.0], "L2 radii at the model's input resolution", low=0)
     linf: list[float] = option([1 / 255, 4 / 255], "Linf radii, in [0, 1] pixels", low=0)
     steps: int = option(100, "steps of an attack", low=1)
     restarts: int = option(1, "random starts of APGD", low=1)
-    targets: int = option(9, "target classes of APGD-T", low=1)
+    targets: int = option(9, "target classes of APGD-T and FAB-T", low=1)
+    queries: int = option(5000, "pictures that Square may try", low=1)
     templates: list[str] = option(list(PROMPTS), "prompts whose unit features are averaged")
     count: int = option(0, "photographs, spread over the classes; 0 for all", low=0)
     batch: int = option(32, "photographs at a time; random starts are drawn by batch", low=1)
@@ -131,7 +133,8 @@ def _features(context: Context, texts: Tensor, rows: Tensor, own: Tensor) -> lis
 
 @task("robustness", "accuracy under attack", Robustness)
 def robustness(context: Context) -> Measured:
-    """Zero-shot top-1, clean, under PGD (Madry et al. 2018), and under APGD-CE and APGD-T (Croce & Hein 2020).
+    """Zero-shot top-1, clean, under PGD (Madry et al. 2018), and under APGD-CE and APGD-T (Croce & Hein 2020);
+    with FAB-T and Square, which are their authors' own, AutoAttack whole.
 
     Every attack is white-box, on the measured model with its own prompts, normalisation inside. "All attacks" counts
     a photograph only where it is classified correctly under each of them.
@@ -196,11 +199,43 @@ def attacked(
             return F.cross_entropy(classifier.logits(x), labels, reduction="none")
 
         return pgd(loss, images, best=True, **ball)  # type: ignore[arg-type]
+    if attack not in OURS:
+        return _authors(classifier, images, labels, attack, norm, eps, options, generator)
     ball |= {"restarts": options.restarts, "generator": generator}
     if attack == "apgd-ce":
         return apgd_ce(classifier.logits, images, labels, **ball)  # type: ignore[arg-type]
     ball["targets"] = min(options.targets, len(classifier.classes) - 1)
     return apgd_targeted(classifier.logits, images, labels, **ball)  # type: ignore[arg-type]
+
+
+def _authors(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    attack: str,
+    norm: str,
+    eps: float,
+    options: Robustness,
+    generator: torch.Generator,
+) -> Tensor:
+    """FAB-T (Croce & Hein 2020) and Square (Andriushchenko et al. 2020) by AutoAttack's own code."""
+    try:
+        from pyautoattack.fab_pt import FABAttack_PT
+        from pyautoattack.square import SquareAttack
+    except ImportError as error:
+        raise ImportError(
+            "FAB-T and Square need pyautoattack: pip install 'clipag_plug[bench]'"
+        ) from error
+    shared = {"norm": NORMS[norm], "eps": eps, "device": images.device}
+    shared |= {"seed": generator.initial_seed(), "n_restarts": options.restarts}
+    if attack == "square":
+        found = SquareAttack(classifier.logits, n_queries=options.queries, **shared)
+    else:
+        count = min(options.targets, len(classifier.classes) - 1)
+        shared |= {"n_iter": options.steps, "targeted": True, "n_target_classes": count}
+        found = FABAttack_PT(classifier.logits, **shared)
+    moved: Tensor = found.perturb(images, labels).detach()
+    return moved
 
 
 def _share(title: str, context: Context, values: Tensor, at: float | None = None) -> Metric:

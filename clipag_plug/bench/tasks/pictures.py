@@ -217,8 +217,8 @@ def draw(context: Context, prompts: list[str], frames: int = 0, **settings: Any)
             context.progress((done + count * share) / len(prompts))
 
         seed = context.seed * 1000 + number
-        given = {"model": context.model, "seed": seed, "callback": report, "frames": frames}
-        made += synthesize(part, **given, **settings)
+        given = settings | {"callback": report, "frames": frames}
+        made += synthesize(part, model=context.model, seed=seed, **given)
     return made
 
 

@@ -185,7 +185,7 @@ def open_clip_factories(patch: Patch, module: Any) -> None:
 
     def tokenizer(original: Any, model_name: str = "", *given: Any, **keywords: Any) -> Any:
         # Whatever stands for the model reads CLIP's vocabulary; others keep their own tokenizer.
-        kind = getattr(getattr(module, "tokenizer", None), "SimpleTokenizer", None)
+        kind: Any = getattr(getattr(module, "tokenizer", None), "SimpleTokenizer", None)
         known = "context_length" in inspect.signature(kind).parameters if kind else False
         if not (known and (patch.model or open_clip_key(patch, model_name, "any"))):
             return original(model_name, *given, **keywords)

@@ -247,6 +247,11 @@ def register_open_clip() -> None:
         name, tag = str(model_name).replace("/", "-"), options["pretrained"]
         record = pretrained.get_pretrained_cfg(name, str(tag)).get("clipag_plug")
         if record is None:
+            if name == "mini":
+                tags = ", ".join(pretrained.list_pretrained_tags_by_model(name))
+                raise ValueError(
+                    f"'mini' is only known with weights: pretrained must be one of {tags}"
+                )
             return create(*given.args, **given.kwargs)
         if record.bundled:
             device, precision = options.get("device", "cpu"), options.get("precision", "fp32")

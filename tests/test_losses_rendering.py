@@ -124,8 +124,16 @@ def test_a_perspective_shows_the_fill_colour_around_the_picture() -> None:
         (lambda m: SemanticLoss(m, "a", fill=(1, 2)), "fill"),
         (lambda m: VisualLoss(m, pictures(0), distance="l3"), "l2, l1, cosine"),
         (lambda m: VisualLoss(m, torch.rand(3, 8, 8)), "target"),
+        (lambda m: VisualLoss(m, (pictures(0) * 255).byte()), "target has shape .* torch.uint8"),
+        (lambda m: VisualLoss(m, pictures(0) * 255), r"target has values .* in \[0, 1\]"),
+        (lambda m: VisualLoss(m, pictures(0, 3))(pictures(0)), "3 targets for 2 pictures"),
+        (lambda m: VisualLoss(m, pictures(0))(pictures(0)[0]), "images has shape"),
+        (lambda m: SemanticLoss(m, "a")((pictures(0) * 255).byte()), "uint8"),
+        (lambda m: SemanticLoss(m, "a")(torch.rand(1, 4, 8, 8)), "images has shape"),
+        (lambda m: SemanticLoss(m, "a", views=-1), "views is -1"),
+        (lambda m: SemanticLoss(m, "cat " * 100), "too long"),
     ],
 )
 def test_what_makes_no_loss_is_named(make, word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises((ValueError, RuntimeError), match=word):
         make(make_tiny())

@@ -105,3 +105,6 @@ def test_other_models_are_open_clips_own(open_clip: Any) -> None:
     assert type(open_clip.create_model("ViT-B-32")).__module__ == "open_clip.model"
     with pytest.raises(RuntimeError, match="nosuch"):
         open_clip.create_model("ViT-B-32", pretrained="nosuch")
+    for tag in (None, "nosuch"):
+        with pytest.raises(ValueError, match="only known with weights: .*clipag_mini"):
+            open_clip.create_model("mini", pretrained=tag)

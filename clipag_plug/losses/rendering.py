@@ -31,6 +31,8 @@ class _Guided(nn.Module):
         self._model = (
             model,
         )  # not a part: its weights are neither this loss's state nor to be trained with it
+        if views < 0:
+            raise ValueError(f"views is {views}; give 0 for the whole picture alone, or more")
         self.views, self.seed, self.steps = views, seed, 0
         colour = torch.tensor([fill] if isinstance(fill, float | int) else list(fill)).float()
         if len(colour) not in (1, 3):
@@ -68,7 +70,8 @@ class SemanticLoss(_Guided):
         seed: of the views.
 
     Raises:
-        ValueError: no prompts, or a fill that is no colour.
+        ValueError: no prompts, a fill that is no colour, or pictures that are none.
+        RuntimeError: a text that is too long for the model.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class SemanticLoss(_Guided):
         if not positive:
             raise ValueError("no prompts; give a text, a list of texts, or texts with weights")
         with torch.no_grad():
-            texts = model.tokenize([text for text, _ in positive + negative], truncate=True)
+            texts = model.tokenize([text for text, _ in positive + negative])
             features = model.encode_text(texts.to(model.logit_scale.device)).float()
         weights = [weight for _, weight in positive] + [-weight for _, weight in negative]
         self.register_buffer("text_features", F.normalize(features, dim=-1), persistent=False)
@@ -100,6 +103,7 @@ class SemanticLoss(_Guided):
     def draw(self, images: Tensor, step: int | None = None) -> Tensor:
         """The views (N * views, 3, R, R) of a step."""
         side, generator = self.model.visual.input_resolution, self._generator(step)
+        _check("images", images)
         if not self.views:
             return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         views = images.repeat_interleave(self.views, 0)
@@ -152,8 +156,12 @@ class VisualLoss(_Guided):
         super().__init__(model, views, fill, seed)
         if distance not in DISTANCES:
             raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}")
-        if target.ndim != 4 or target.shape[1] != 3:
-            raise ValueError(f"target has shape {tuple(target.shape)}; it must be (N, 3, H, W)")
+        _check("target", target)
+        if float(target.min()) < -0.01 or float(target.max()) > 1.01:
+            low, high = float(target.min()), float(target.max())
+            raise ValueError(
+                f"target has values from {low:.3g} to {high:.3g}; they must be in [0, 1]"
+            )
         blocks = model.layers[:-1]
         middle = (blocks[max(0, len(blocks) * part // 4 - 1)] for part in (2, 3))
         self.layers = dict.fromkeys(middle, 1.0) if layers is None else dict(layers)
@@ -164,6 +172,11 @@ class VisualLoss(_Guided):
     def draw(self, images: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
         """The whole pictures and their views (N + N * views, 3, R, R) of a step, and the target's alike."""
         count, side = len(images), self.model.visual.input_resolution
+        _check("images", images)
+        if len(self.target) not in (1, count):
+            raise ValueError(
+                f"{len(self.target)} targets for {count} pictures; give one, or as many"
+            )
         target = self.target.to(images).expand(count, -1, -1, -1)
         both = [
             F.interpolate(x, (side, side), mode="bilinear", antialias=True)
@@ -214,3 +227,9 @@ def _weighted(texts: Texts, weight: float) -> list[tuple[str, float]]:
     if isinstance(texts, Mapping):
         return [(text, float(value)) for text, value in texts.items()]
     return [(text, weight) for text in ([texts] if isinstance(texts, str) else texts)]
+
+
+def _check(name: str, images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        found = f"{name} has shape {tuple(images.shape)} and {images.dtype}"
+        raise ValueError(f"{found}; it must be floats (N, 3, H, W) in [0, 1]")

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .simple_tokenizer import foreign_rows, token_rows
-from .towers import Attention, exporting, hooked
-from .towers import AttentionPool2d as AttentionPool2d
-from .towers import Bottleneck as Bottleneck
-from .towers import LayerNorm as LayerNorm
-from .towers import ModifiedResNet as ModifiedResNet
-from .towers import QuickGELU as QuickGELU
-from .towers import ResidualAttentionBlock as ResidualAttentionBlock
-from .towers import Transformer as Transformer
-from .towers import VisionTransformer as VisionTransformer
+from .towers.resnet import AttentionPool2d as AttentionPool2d
+from .towers.resnet import Bottleneck as Bottleneck
+from .towers.resnet import ModifiedResNet as ModifiedResNet
+from .towers.vit import Attention, exporting, hooked
+from .towers.vit import LayerNorm as LayerNorm
+from .towers.vit import QuickGELU as QuickGELU
+from .towers.vit import ResidualAttentionBlock as ResidualAttentionBlock
+from .towers.vit import Transformer as Transformer
+from .towers.vit import VisionTransformer as VisionTransformer
 
 VisualTransformer = VisionTransformer  # its name in the first versions of `clip`
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

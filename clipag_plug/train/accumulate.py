@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..mini import Block
-from ..towers import Bottleneck
+from ..towers.resnet import Bottleneck
 
 IN_MEMORY = 256 * 2**20  # bytes that "auto" keeps in memory: below any model that trains on more
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model import CLIP, OpenCLIP
 from ..options.train import Train
-from ..towers import VisionTransformer
+from ..towers.vit import VisionTransformer
 
 Weights = dict[str, nn.Parameter]
 MOMENTUM, ROUNDS = 0.95, 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -14,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from .simple_tokenizer import foreign_rows, token_rows
+from .towers.config import OPENAI_PARTS, Undrawn, causal, draw_texts, openai_config, towers_of
 from .towers.resnet import AttentionPool2d as AttentionPool2d
 from .towers.resnet import Bottleneck as Bottleneck
 from .towers.resnet import ModifiedResNet as ModifiedResNet
@@ -33,27 +32,10 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Longer lists of texts, encoded without gradients, are taken in pieces of this many.
 TEXT_CHUNK = 256
-# Image towers of this package beside CLIP's own: an entry of `vision_cfg` with that name holds the options of
-# the class, which is made as Class(embed_dim, **options, input_resolution=image_size).
-TOWERS = {"mini": "mini.MiniVisual", "lite": "lite.LiteVisual"}
-EXTRAS = ("custom_text", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")  # fmt: skip
-# What our own networks know of open_clip's two configs; with any other entry open_clip builds that tower.
-PLAIN_VISION = {
-    *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
-    *("pool_type", "no_ln_pre", "final_ln_after_pool"),
-}
-PLAIN_TEXT = {
-    *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
-    *("no_causal_mask", "pool_type", "hf_tokenizer_name", "tokenizer_kwargs"),
-}
 # Entries of OpenAI's files that describe the model and are no weights; RECIPE is `clip._download`'s.
 RECIPE = "clipag_plug_recipe"
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", RECIPE)
 OPEN_CLIP_KINDS = (("open_clip.model", "CLIP"), ("open_clip.model", "CustomTextCLIP"))
-OPENAI_PARTS = (
-    *("visual", "transformer", "token_embedding", "positional_embedding", "ln_final"),
-    *("text_projection", "logit_scale"),
-)
 
 
 class CLIP(nn.Module):
@@ -90,7 +72,7 @@ class CLIP(nn.Module):
         text |= {"width": transformer_width, "heads": transformer_heads}
         text |= {"layers": transformer_layers}
         config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
-        self._assemble(*_parts({**config, "quick_gelu": True}, None))
+        self._assemble(*towers_of({**config, "quick_gelu": True}, None))
 
     def _assemble(self, visual: Any, text: Any, logit_scale: Any, logit_bias: Any) -> CLIP:
         """Takes the parts as its own. text: anything with the attributes of open_clip's text tower."""
@@ -252,26 +234,13 @@ class CLIP(nn.Module):
 
     def build_attention_mask(self) -> Tensor:
         """The causal mask (L, L): zeros, and minus infinity above the diagonal."""
-        return _causal(self.context_length)
+        return causal(self.context_length)
 
     def initialize_parameters(self) -> None:
         """Draws the text tower's weights anew as in Radford et al. (2021), and those of a `ModifiedResNet`."""
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
         if isinstance(self.visual, ModifiedResNet):
             self.visual.initialize_parameters()
-        width, layers = self.transformer.width, self.transformer.layers
-        spread = {
-            "attn.in_proj_weight": width**-0.5,
-            "attn.out_proj.weight": (2 * layers * width) ** -0.5,
-            "mlp.c_fc.weight": (2 * width) ** -0.5,
-            "mlp.c_proj.weight": (2 * layers * width) ** -0.5,
-        }
-        for block in self.transformer.resblocks:
-            for name, std in spread.items():
-                nn.init.normal_(block.get_parameter(name), std=std)
-        if self.text_projection is not None:
-            nn.init.normal_(self.text_projection, std=width**-0.5)
+        draw_texts(self)
 
     def _text_features(self, text: Tensor) -> Tensor:
         if hasattr(self, "text"):
@@ -439,7 +408,7 @@ def build(
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     low = PRECISIONS[precision]
     if state_dict is None:
-        model = _assembled(*_parts(config, low))
+        model = _assembled(*towers_of(config, low))
     else:
         floats = {n: t.float() if t.is_floating_point() else t for n, t in state_dict.items()}
         model = _filled(config, floats, low)
@@ -464,7 +433,7 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
     if RECIPE in state_dict:
         recipe = json.loads(bytes(state_dict[RECIPE].tolist()))
     else:
-        recipe = {"config": _openai_config(state_dict)}
+        recipe = {"config": openai_config(state_dict)}
     model = build(recipe.pop("config"), state_dict, **recipe)
     convert_weights(model)
     return model
@@ -511,7 +480,7 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
     blocks = getattr(getattr(model, "transformer", None), "resblocks", None)
     if isinstance(blocks, nn.Sequential) and all(hasattr(model, part) for part in OPENAI_PARTS):
         state, block = model.state_dict(), source.transformer.resblocks[0]
-        config = _openai_config(state)
+        config = openai_config(state)
         config["quick_gelu"] = type(block.mlp.gelu).__name__ == "QuickGELU"
         config["text_cfg"]["heads"] = block.attn.num_heads
         pooling, vision = getattr(source.visual, "attnpool", None), config["vision_cfg"]
@@ -527,23 +496,6 @@ def wrap(model: nn.Module, *, name: str | None = None) -> CLIP:
     )
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skips fills without storage: on the meta device they go through torch's compiler, whose import takes seconds."""
-
-    FILLS = frozenset(
-        ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "triu_")
-    )
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        tensor = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "") in self.FILLS and tensor.is_meta:
-            return tensor
-        return func(*args, **kwargs)
-
-
 def _assembled(*parts: Any) -> CLIP:
     model = CLIP.__new__(CLIP)
     nn.Module.__init__(model)
@@ -554,8 +506,8 @@ def _filled(
     config: Mapping[str, Any], state_dict: Mapping[str, Tensor], low: torch.dtype | None
 ) -> CLIP:
     """The model on the given tensors: nothing is drawn at random first and nothing is held twice."""
-    with torch.device("meta"), _Undrawn():
-        model = _assembled(*_parts(config, low))
+    with torch.device("meta"), Undrawn():
+        model = _assembled(*towers_of(config, low))
     given = {name: tensor for name, tensor in state_dict.items() if name not in NOT_WEIGHTS}
     if hasattr(model, "text"):
         if model.text.attn_mask is not None:
@@ -578,133 +530,6 @@ def _filled(
     return model
 
 
-def _parts(
-    config: Mapping[str, Any], low: torch.dtype | None
-) -> tuple[nn.Module, Any, nn.Parameter, nn.Parameter | None]:
-    """Image tower, text tower, logit scale and bias of a config, refused by name where unsupported."""
-    lacking = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
-    if lacking:
-        raise ValueError(f"the model config lacks {', '.join(lacking)}; it has {', '.join(config)}")
-    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
-    known = ("embed_dim", "vision_cfg", "text_cfg", *EXTRAS)
-    unknown = [key for key in config if key not in known]
-    if unknown:
-        raise ValueError(
-            f"the model config has {', '.join(unknown)}, which makes it no plain CLIP; "
-            f"supported beside the two towers: {', '.join(EXTRAS)}"
-        )
-    if text.get("hf_model_name"):
-        raise ValueError(
-            f"the text tower is the transformers model {text['hf_model_name']!r}; "
-            "only open_clip's own text towers are supported"
-        )
-    if set(TOWERS) & set(vision) and (config.get("quick_gelu") or config.get("custom_text")):
-        raise ValueError("a bundled kind of model has GELU and no text tower of its own kind")
-    act = QuickGELU if config.get("quick_gelu") else nn.GELU
-    try:
-        visual = _image_tower(config["embed_dim"], vision, act, low)
-        tower = _text_tower(config["embed_dim"], text, act, low, bool(config.get("custom_text")))
-    except TypeError as error:
-        raise ValueError(
-            f"the model config has an entry that its network does not know: {error}"
-        ) from error
-    shape = [1] if config.get("nonscalar_logit_scale") else []
-    scale = torch.full(shape, float(config.get("init_logit_scale", math.log(1 / 0.07))))
-    bias = config.get("init_logit_bias")
-    logit_bias = None if bias is None else nn.Parameter(torch.full(shape, float(bias)))
-    return visual, tower, nn.Parameter(scale), logit_bias
-
-
-def _image_tower(embed_dim: int, vision: dict[str, Any], act: Any, low: Any) -> nn.Module:
-    side = vision.get("image_size", 224)
-    for kind, path in TOWERS.items():
-        if kind in vision:
-            module, _, name = path.rpartition(".")
-            tower = getattr(importlib.import_module(f".{module}", __package__), name)
-            return cast(nn.Module, tower(embed_dim, **vision[kind], input_resolution=side))
-    given = {name for name, value in vision.items() if value is not None}
-    pooling, width = vision.get("pool_type", "tok"), vision.get("width", 768)
-    if given <= PLAIN_VISION and isinstance(side, int) and pooling in ("tok", "avg"):
-        layers, head_width = vision.get("layers", 12), vision.get("head_width", 64)
-        if not isinstance(layers, int):
-            return ModifiedResNet(layers, embed_dim, width * 32 // head_width, side, width)
-        names = ("pool_type", "no_ln_pre", "final_ln_after_pool", "mlp_ratio")
-        options = {name: vision[name] for name in names if name in vision}
-        sizes = (side, vision.get("patch_size", 16), width, layers, width // head_width, embed_dim)
-        return VisionTransformer(*sizes, act=act, **options)
-    from open_clip.model import _build_vision_tower
-
-    if vision.get("timm_model_name"):  # weights come from the caller, never from the network
-        vision["timm_model_pretrained"] = False
-    return cast(nn.Module, _build_vision_tower(embed_dim, vision, act is QuickGELU, low))
-
-
-def _text_tower(embed_dim: int, text: dict[str, Any], act: Any, low: Any, custom: bool) -> Any:
-    """A module where `custom`, else the parts of one."""
-    if custom or not set(text) <= PLAIN_TEXT:
-        from open_clip.model import _build_text_tower
-
-        tower = _build_text_tower(embed_dim, text, act is QuickGELU, low)
-        return tower if custom else SimpleNamespace(**tower.__dict__, **tower._modules,
-            **tower._parameters, **tower._buffers)  # fmt: skip
-    width, layers, heads = text.get("width", 512), text.get("layers", 12), text.get("heads", 8)
-    length, size = text.get("context_length", 77), text.get("vocab_size", 49408)
-    mask = None if text.get("no_causal_mask") else _causal(length)
-    tower = SimpleNamespace(
-        transformer=Transformer(width, layers, heads, mask, act=act, mlp_ratio=text.get("mlp_ratio", 4.0)),
-        token_embedding=nn.Embedding(size, width),
-        positional_embedding=nn.Parameter(torch.empty(length, width)),
-        ln_final=LayerNorm(width),
-        text_projection=nn.Parameter(torch.empty(width, embed_dim)),
-        attn_mask=None,  # its blocks hold it
-        pool_type=text.get("pool_type", "argmax"),
-        eos_id=2,
-        context_length=length,
-        vocab_size=size,
-        visual=None,
-    )  # fmt: skip
-    CLIP.initialize_parameters(cast(CLIP, tower))
-    return tower
-
-
-def _openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """open_clip's model config of a state dict in OpenAI's layout; heads leave no trace and are OpenAI's, 64 wide."""
-
-    def count(prefix: str) -> int:
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-    absent = [name for name in (*OPENAI_PARTS[3:4], "text_projection") if name not in state]
-    if absent or not any(name.startswith("visual.") for name in state):
-        raise RuntimeError(
-            f"this is no state dict of OpenAI's clip ({', '.join(absent) or 'visual.*'} is missing); "
-            "clipag_plug.load(path) reads the other layouts"
-        )
-    kernel = state["visual.conv1.weight"]
-    if "visual.proj" in state:
-        patch = kernel.shape[-1]
-        side = math.isqrt(len(state["visual.positional_embedding"]) - 1) * patch
-        vision: dict[str, Any] = {"layers": count("visual.transformer.resblocks.")}
-        vision["patch_size"] = patch
-        width = kernel.shape[0]
-    else:
-        vision = {"layers": [count(f"visual.layer{i}.") for i in (1, 2, 3, 4)]}
-        width = state["visual.layer1.0.conv1.weight"].shape[0]
-        side = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1) * 32
-    length, text_width = state["positional_embedding"].shape
-    return {
-        "embed_dim": state["text_projection"].shape[1],
-        "quick_gelu": True,
-        "vision_cfg": {**vision, "width": width, "image_size": side},
-        "text_cfg": {
-            "context_length": length,
-            "vocab_size": len(state["token_embedding.weight"]),
-            "width": text_width,
-            "heads": max(1, text_width // 64),
-            "layers": count("transformer.resblocks."),
-        },
-    }
-
-
 def _blocks(visual: nn.Module) -> list[str]:
     """Names of the blocks of a transformer, or of the stages of a residual network, in the tower."""
     modules = dict(visual.named_modules())
@@ -712,10 +537,6 @@ def _blocks(visual: nn.Module) -> list[str]:
         if path in modules:
             return [f"{path}.{name}" for name, _ in modules[path].named_children()]
     return [name for name in modules if re.fullmatch(r"(trunk\.)?layer\d", name)]
-
-
-def _causal(length: int) -> Tensor:
-    return torch.full((length, length), -math.inf, device="cpu").triu_(1)
 
 
 def _resolution(visual: Any) -> int:

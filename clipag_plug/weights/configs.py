@@ -18,7 +18,7 @@ from torch import Tensor
 from .registry import BadFileError
 
 SHOWN = 6
-_TEXT = re.compile(
+_TEXT_PARTS = re.compile(
     r"(token_embedding|positional_embedding|transformer|ln_final|text_projection|cls_emb)\b"
 )
 DEEPEST, LARGEST, LONGEST_FILE = 512, 2**24, 2**24
@@ -348,7 +348,7 @@ def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
 
 def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of what `unify` does to a text tower that is a module of its own."""
-    return {f"text.{name}" if _TEXT.match(name) else name: v for name, v in state.items()}
+    return {f"text.{name}" if _TEXT_PARTS.match(name) else name: v for name, v in state.items()}
 
 
 def shapes(path: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -17,8 +17,8 @@ from ..options.generate import PRESENTATION, Generate
 from ..options.weights import Words
 from ..pipelines import output
 from ..pipelines.run import Stop, produce, progress
-from .loop import Synthesis, Synthesizer
-from .results import NotFiniteError
+from .loop import Synthesizer
+from .results import NotFiniteError, Synthesis
 
 _TRAJECTORY = 3  # the paper's figure 3 shows the start, one picture on the way and the end
 

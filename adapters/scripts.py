@@ -25,6 +25,7 @@ NO_CUDA = re.compile("no NVIDIA driver|not compiled with CUDA|No CUDA GPUs|CUDA 
 SHAPES = re.compile(
     r"cannot be multiplied \(\w+x(\d+) and (\d+)x|tensor a \((\d+)\) must match .* b \((\d+)\)"
 )
+BUNDLED = re.compile(r"'(?:Mini|Lite)Visual' object has no attribute '(\w+)'")
 FITS = {512: "clipag", 768: "fare4-l14", 1024: "leaf-h14"}  # a robust model for a width of features
 
 
@@ -69,6 +70,9 @@ def run(options: Run) -> int:
         if not options.device and NO_CUDA.search(str(error)):
             log.warning("the program asks for CUDA; `--device cpu` keeps it on the CPU")
         _explain_width(str(error), patch.widths)
+        if found := BUNDLED.search(str(error)):
+            text = "the bundled models are small convolutional networks without %r; a ViT has it: `--model clipag`"
+            log.warning(text, found[1])
     if sys.stdout.closed:
         sys.stdout = out if not out.closed else io.StringIO()  # as Python, which does not mind
     if code == 0 and not report.exists():

@@ -142,7 +142,7 @@ def test_attack_shows_both_models_clean_and_attacked(guides, tmp_path, capsys) -
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == ["clip-mini"] * 2 + ["clipag-mini"] * 2
     assert all("Spearman" in line and "IoU" in line for line in lines[:-1])
-    asked = {k: v for k, v in options.to_dict().items() if k not in ("json", "quiet")}
+    asked = {k: v for k, v in options.to_dict().items() if k not in ("json", "quiet", "overwrite")}
     assert read_recipe(out) == asked
     before = read_image(out)
     run(options.replace(eps=0.0))

@@ -132,20 +132,31 @@ _REDUCERS: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
 
 def grown(
-    config: dict[str, Any], weights: dict[str, Tensor], factor: int
+    config: dict[str, Any], weights: dict[str, Tensor], factor: float
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same model at `factor` times the internal side: config and weights of one that starts as the same function.
+    """The same model at `factor` times the internal side: config and weights (progressive resizing).
 
-    Kernel and stride of the first convolution grow with the side, and each of its weights is spread over
+    A lite tower takes its weights to the new side. A mini tower starts as the same function, by whole factors:
+    kernel and stride of the first convolution grow with the side, and each of its weights is spread over
     factor x factor pixels, so what it computes at first is what it computed on the averaged image; the detail
-    is there to be learned (progressive resizing). The other layers see maps of the size that they know.
-    Raises ValueError where the config is not of a `MiniVisual` or the factor is below 1.
+    is there to be learned. The other layers see maps of the size that they know.
+    Raises ValueError where the config is of neither, the factor is below 1, or a mini tower's is not whole.
     """
-    mini = config.get("vision_cfg", {}).get("mini")
-    if mini is None or factor < 1:
+    vision = config.get("vision_cfg", {})
+    mini, lite = vision.get("mini"), vision.get("lite")
+    if (
+        (mini is None and lite is None)
+        or factor < 1
+        or (mini is not None and factor != int(factor))
+    ):
         raise ValueError(
-            f"only a mini tower can grow, by 1 or more; got {sorted(config)}, {factor}"
+            "only a mini tower can grow, by a whole number of 1 or more, or a lite tower, by any; "
+            f"got {sorted(vision)}, {factor:g}"
         )
+    if mini is None:
+        lite = {**lite, "image_size": round(lite.get("image_size", 96) * factor)}
+        return {**config, "vision_cfg": {**vision, "lite": lite}}, weights
+    factor = int(factor)
     stem, patch = mini.get("stem", 4), mini.get("patch", 2)
     if (stem - patch) % 2:
         # Only then is the padding, (stem - patch) // 2, whole at every factor.

@@ -69,8 +69,18 @@ def test_a_grown_tower_starts_as_the_same_function(factor) -> None:
     assert torch.allclose(small(x), large(x), atol=1e-5)
 
 
-def test_only_a_mini_tower_grows() -> None:
+def test_a_lite_tower_takes_its_weights_to_another_side() -> None:
+    config = {"embed_dim": 8, "vision_cfg": {"lite": {"variant": 0, "image_size": 96}}}
+    weights = {"visual.proj.bias": torch.rand(8)}
+    found, same = grown(config, weights, 4 / 3)
+    assert found["vision_cfg"]["lite"] == {"variant": 0, "image_size": 128}
+    assert same is weights and config["vision_cfg"]["lite"]["image_size"] == 96
+
+
+def test_only_mini_and_lite_towers_grow() -> None:
     with pytest.raises(ValueError, match="only a mini tower"):
         grown({"vision_cfg": {"width": 8}}, {}, 2)
+    with pytest.raises(ValueError, match="by a whole number"):
+        grown({"vision_cfg": {"mini": {}}}, {}, 1.5)
     with pytest.raises(ValueError, match="even number"):
         grown({"vision_cfg": {"mini": {"image_size": 40, "stem": 3, "patch": 2}}}, {}, 2)

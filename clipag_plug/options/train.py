@@ -60,7 +60,7 @@ class Train(Options):
 
     init: str = option("", "model to start from, by any name that load() takes; or a run's folder")
     architecture: str = option("", "model config (JSON text or file) for a start from scratch")
-    grow: int = option(1, "multiple of a mini tower's internal side to train at", low=1)
+    grow: float = option(1.0, "multiple of a mini or lite tower's internal side to train at", low=1)
     text: str = option("frozen", "train the text tower, or keep it bit-identical", choices=MODES)
     text_features: str = option(
         "",

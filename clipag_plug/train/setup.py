@@ -168,7 +168,7 @@ def initial_model(options: Train, device: str) -> tuple[CLIP, dict[str, Any], di
 
 
 def opened(
-    name: str, grow: int = 1, patch_dropout: float = 0.0
+    name: str, grow: float = 1, patch_dropout: float = 0.0
 ) -> tuple[CLIP, dict[str, Any], dict[str, Any]]:
     """Model, config and card of a run's folder or of any name that load() takes."""
     if (Path(name) / "model.json").is_file():

@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_readme import FENCE, ROOT, check_arguments, check_install, check_make
+from torch.distributed.run import get_args_parser
+from train_helpers import VIT, architecture, jpeg, write_shard
 
 import clipag_plug
 from clipag_plug import cli
@@ -60,6 +63,9 @@ def test_commands(
             check_install(words)
         elif test == "parse":
             check_arguments(words)
+        elif test == "train":
+            stand_ins(tmp_path, text)
+            execute(tiny(words), monkeypatch, capsys)
         else:
             for part in line.split("&&"):
                 ending = shlex.split(test.removeprefix("append"))
@@ -84,9 +90,84 @@ def execute(
         json.loads(out)
 
 
+SHARDS = (
+    "shards/train-0",
+    "shards/val",
+    "photos/0",
+    "pairs/0",
+    "sbu/0",
+    "cc3m/0",
+    "cc12m/0",
+    "imagenet/0",
+    "classes/0",
+)
+
+
+def stand_ins(folder: Path, text: str) -> None:
+    """Eight small photographs in every shape that docs/training.md names, with captions and classes; a suite
+    of one cheap task, and the runs that the text takes for granted."""
+    if (folder / "photographs").exists():
+        return
+    rng = np.random.default_rng(0)
+    samples = [
+        {"jpg": jpeg(rng), "cls": str(i % 5).encode(), "txt": f"thing {i}".encode()}
+        for i in range(8)
+    ]
+    for name in SHARDS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_shard(folder / f"{name}.tar", samples)
+    for name in ("photographs", "held-out", "emoji"):
+        (folder / name).mkdir()
+        for number, sample in enumerate(samples):
+            (folder / name / f"{number}.jpg").write_bytes(sample["jpg"])
+            if name != "emoji":
+                (folder / name / f"{number}.txt").write_bytes(sample["txt"])
+    rows = "".join(f"emoji/{i}.jpg,thing {i}\n" for i in range(8))
+    (folder / "emoji.csv").write_text("path,name\n" + rows)
+    (folder / "tiny.toml").write_text(
+        'about = "one task"\nmodels = ["clip-mini"]\njudge = "judge-mini"\n[entries.zeroshot]\n'
+        'task = "zeroshot"\noptions = { steps = 1, count = 4, batch = 4 }\n'
+    )
+    first = ["--recipe", "clipag-vit-b-32", "--data", "photographs", "--keep-last", "9", "-o"]
+    for run, data in (("runs/mine", "photographs"), ("runs/other", "shards/train-*.tar")):
+        first[3] = data
+        if run in text and f"-o {run}" not in text:
+            assert cli.main(tiny(["clipag", "train", *first, run])[1:]) == 0
+    for checkpoint in (folder / "runs/other").glob("checkpoint-*.pt"):
+        checkpoint.rename(checkpoint.with_name("checkpoint-00001000.pt"))
+
+
+def tiny(words: list[str]) -> list[str]:
+    """The command at a cost that a test can pay: a small tower from scratch, two steps; torchrun with one worker."""
+    if words[0] == "torchrun":
+        own = words[1 : words.index("-m") + 2]
+        assert get_args_parser().parse_args(own).training_script == "clipag_plug.train"
+        words = ["clipag", "train", *words[len(own) + 1 :]]
+    if words[:2] == ["clipag", "bench"]:
+        return [*words, "--suite", "tiny.toml", "--records", "records", "--seeds", "0"]
+    if words[:2] != ["clipag", "train"]:
+        return words
+    cheap = ["--samples", "8", "--batch-size", "4", "--accumulation", "1", "--attack-steps", "1"]
+    cheap += [
+        "--init",
+        "",
+        "--architecture",
+        architecture(VIT),
+        "--resolution",
+        "32",
+        "--grow",
+        "1",
+    ]
+    cheap += ["--text-steps", "0", "--precision", "fp32", "--device", "cpu", "--decoders", "0"]
+    names = [] if "tecoa" not in words else ["--class-names", "bundled"]
+    return [*words, *cheap, *names]
+
+
 @pytest.mark.parametrize(("text", "test"), blocks("python"))
 def test_snippets(text: str, test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if test == "train":
+        stand_ins(tmp_path, text)
     exec(compile(text, "a page of docs/", "exec"), {"__name__": "__main__"})
 
 

@@ -189,23 +189,31 @@ def recipe(folder: str, batch: int, given: argparse.Namespace, **changes: Any) -
 
 
 def train(given: argparse.Namespace) -> dict[str, Any]:
-    """The plain loops follow the published descriptions of TeCoA and RobustVLM, in fp32, the weights' gradients enabled
-    while the attack runs: `backward` calls loss.backward() in every attack step and encodes the captions each time;
-    `grad` asks for the perturbation's gradient alone; `grad, text once` encodes the captions once before."""
+    """The plain loops follow the published descriptions of TeCoA and RobustVLM, on open_clip's network as theirs do, in
+    fp32, the weights' gradients enabled while the attack runs: `backward` calls loss.backward() in every attack step
+    and encodes the captions each time; `grad` asks for the perturbation's gradient alone; `grad, text once` encodes the
+    captions once before."""
+    from open_clip.model import CLIP
+
     from clipag_plug.clip import tokenize
 
     batch = given.batch or 8
     with tempfile.TemporaryDirectory() as folder:
         objective = {"objective": "contrastive", "attack_objective": "image_to_text"}
         trainer = recipe(folder, batch, given, **objective)
-        model, pictures = trainer.model, trainer.batches[0]
+        model, pictures = CLIP(**VIT_B_32), trainer.batches[0]
+        model.load_state_dict(trainer.model.state_dict())
+        model = model.to(given.device).train()
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in trainer.weights)
         images = pictures.images.to(given.device)
         tokens = tokenize(pictures.texts, truncate=True).to(given.device)
-        optimizer = torch.optim.AdamW(list(trainer.weights.values()), lr=1e-5, weight_decay=1e-4)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=1e-4)
 
         def loss(x: Tensor, text: Tensor | None) -> Tensor:
             text = model.encode_text(tokens) if text is None else text
-            image = F.normalize(model.encode_image(model.normalize(x)), dim=-1)
+            image = F.normalize(model.encode_image(trainer.model.normalize(x)), dim=-1)
             scores = model.logit_scale.exp() * image @ F.normalize(text, dim=-1).T
             return F.cross_entropy(scores, torch.arange(len(x), device=x.device))
 

@@ -8,8 +8,10 @@ import pickle
 import pytest
 import torch
 from model_helpers import ARCHITECTURES, inputs, open_clip_model
+from torch.nn import functional as F
 
 from clipag_plug.model import CLIP, build
+from clipag_plug.towers import vit
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -121,3 +123,65 @@ def test_models_survive_deepcopy_pickle_and_chaining(tiny_clip: CLIP) -> None:
         assert other.visual is not tiny_clip.visual
     assert tiny_clip.eval().requires_grad_(False).to("cpu") is tiny_clip
     assert not any(parameter.requires_grad for parameter in tiny_clip.parameters())
+
+
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a processor of AMD with AVX-512; counts the products that oneDNN is given."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    calls, product = [], vit._product
+    monkeypatch.setattr(vit, "_amd", lambda: True)
+    monkeypatch.setattr(vit, "_product", lambda *given: calls.append(1) or product(*given))
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 7, 12), (5, 12), (12,)])
+def test_products_of_onednn_are_torchs(shape, bias: bool, by_onednn: list[int]) -> None:
+    torch.manual_seed(0)
+    like = {"dtype": torch.float32, "requires_grad": True}
+    x, weight = torch.randn(shape, **like), torch.randn(9, 12, **like)
+    given = (x, weight, torch.randn(9, **like)) if bias else (x, weight)
+    gradient = torch.randn(*shape[:-1], 9)
+
+    def derivatives(layer):
+        y = layer(*given)
+        first = torch.autograd.grad(y, given, gradient, create_graph=True)
+        return [
+            y,
+            *first,
+            *torch.autograd.grad(first[0].square().sum() + first[1].sum(), given[:2]),
+        ]
+
+    for ours, theirs in zip(derivatives(vit.linear), derivatives(F.linear), strict=True):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert by_onednn
+
+
+def test_gradients_to_the_pixels_by_onednn_are_open_clips(by_onednn: list[int]) -> None:
+    made = ARCHITECTURES["vit"]
+    theirs = open_clip_model(made).requires_grad_(False)
+    ours = build(made, theirs.state_dict(), name="x").requires_grad_(False)
+    image, _ = inputs(ours)
+    mine, other = image.clone().requires_grad_(), image.clone().requires_grad_()
+    gradients = [
+        torch.autograd.grad(model.encode_image(x).square().sum(), x)[0]
+        for model, x in ((ours, mine), (theirs, other))
+    ]
+    assert by_onednn and torch.allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_what_records_or_transforms_sees_torchs_own_product(by_onednn: list[int]) -> None:
+    x, weight = torch.randn(4, 12), torch.randn(9, 12)
+    wanted = F.linear(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vit.linear(x, weight).dtype == torch.bfloat16
+    assert torch.allclose(torch.vmap(lambda row: vit.linear(row, weight))(x), wanted, atol=1e-6)
+    assert torch.allclose(
+        torch.jit.trace(vit.linear, (x, weight), check_trace=False)(x, weight), wanted
+    )
+    assert vit.linear(x.double(), weight.double()).dtype == torch.float64
+    assert vit.linear(x[:0], weight).shape == (0, 9)
+    _, tangent = torch.func.jvp(lambda each: vit.linear(each, weight), (x,), (x,))
+    assert torch.allclose(tangent, wanted, atol=1e-6) and not by_onednn

@@ -297,6 +297,13 @@ def _open(path: str | Path) -> Any:
             f"{str(path)!r} has more pixels than can be read ({error}); make it smaller first"
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{str(path)!r} is not a picture that can be read; give a PNG, JPEG or WebP"
-        ) from error
+        with open(path, "rb") as file:
+            what = foreign(file.read(512)) or "not a picture that can be read"
+        raise ValueError(f"{str(path)!r} is {what}; give a PNG, JPEG, WebP or GIF") from error
+
+
+def foreign(head: bytes) -> str:
+    """What a file that Pillow does not read is, as far as its first bytes say; else nothing."""
+    if head[4:8] == b"ftyp":
+        return "an AVIF picture" if head[8:12] in (b"avif", b"avis") else "a HEIC picture or a film"
+    return "a drawing in SVG" if b"<svg" in head.lower() else ""

@@ -63,7 +63,7 @@ class Client:
 
 @contextlib.contextmanager
 def serving(**options: Any) -> Iterator[Client]:
-    asked = Demo(port=0, **options)
+    asked = Demo(**{"port": 0, **options})
     app, listening = App(asked), listen(asked)
     server = uvicorn.Server(settings(app))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

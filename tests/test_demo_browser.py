@@ -119,7 +119,8 @@ def test_the_gallery_repeats_a_picture_exactly(page: chromium.Browser, place: Pa
     page.wait("document.querySelectorAll('#cards li').length === 2")
     page.click("#use")
     values = "['prompt', 'seed', 'steps'].map((id) => document.getElementById(id).value)"
-    assert page.run(values) == ["a goldfish", "0", "12"]
+    seed = page.run("fetch('/api/runs').then((a) => a.json()).then((runs) => String(runs[0].seed))")
+    assert page.run(values) == ["a goldfish", seed, "12"]
 
 
 def test_a_queue_that_can_be_seen_reload_and_stop(page: chromium.Browser) -> None:
@@ -171,7 +172,7 @@ def test_wrong_uploads_say_what_to_choose(page: chromium.Browser, place: Path) -
     page.click("[data-go=explain]")
     problem = "document.getElementById('problem')"
     page.choose_file("#file", place / "notes.png")
-    page.wait(f"{problem}.textContent.includes('choose a PNG, JPEG or WebP')")
+    page.wait(f"{problem}.textContent.includes('choose a PNG, JPEG, WebP or GIF')")
     page.choose_file("#file", picture(place / "large.png", 320))
     page.wait(f"{problem}.textContent.includes('0.25 MiB')")
     page.type("#texts", "a dog")

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from demo_helpers import Client, bomb, client, paint, png
+from PIL import Image
 
-from clipag_plug.demo.app import Guard, hostname
-from clipag_plug.demo.gallery import UploadError, Uploads
-from clipag_plug.demo.requests import Look, Paint, read
-from clipag_plug.images import read_image, write_image
+from clipag_plug.demo.guard import Guard, hostname
+from clipag_plug.demo.requests import Look, Paint, read, settings
+from clipag_plug.demo.uploads import UploadError, Uploads
+from clipag_plug.images import png_bytes, read_image, write_image
 
 TRAVERSALS = [
     *("/../secret.txt", "/runs/../secret.txt", "/runs/..%2fsecret.txt", "/runs/%2e%2e/secret.txt"),
@@ -99,8 +103,14 @@ def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: st
     ("data", "status", "words"),
     [
         (b"", 415, "no picture"),
-        (b"hello", 415, "choose a PNG, JPEG or WebP"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (b"hello", 415, "choose a PNG, JPEG, WebP or GIF"),
+        (
+            b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
+            415,
+            "a drawing in SVG",
+        ),
+        (b"\0\0\0\x18ftypheic" + bytes(100), 415, "a HEIC picture"),
+        (b"\0\0\0\x18ftypavif" + bytes(100), 415, "an AVIF picture"),
         (b"GIF89a" + bytes(100), 415, "no picture"),
         (png()[:60], 415, "damaged"),
         (png(4, 4), 415, "smaller than 8"),
@@ -112,6 +122,39 @@ def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: st
 def test_a_wrong_upload_is_refused(client: Client, data: bytes, status: int, words: str) -> None:
     found, answer = client.post("/api/uploads", data)
     assert (found, words in answer["error"]) == (status, True), answer
+
+
+def test_of_a_moving_picture_the_first_is_taken(client: Client) -> None:
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    status, upload = client.post("/api/uploads", file.getvalue())
+    assert (status, upload["width"], upload["height"]) == (201, 24, 16)
+    kept = Image.open(io.BytesIO(client.ask("GET", f"/uploads/{upload['id']}")[1]))
+    red, green, blue = kept.getpixel((3, 3))
+    assert red > 250 and green < 5 and blue < 5
+
+
+def test_a_picture_of_ours_gives_its_settings_and_a_foreign_one_none(client: Client) -> None:
+    options = {"model": "clip-mini", "seed": 9, "steps": 70, "preset": "natural", "size": "224"}
+    recipe = {"prompt": "a lemon", "options": {**options, "image": "/etc/passwd", "steps": 10**9}}
+    found = settings(json.dumps(recipe))
+    assert found == {
+        "kind": "paint",
+        "prompt": "a lemon",
+        "model": "clip-mini",
+        "seed": 9,
+        "preset": "natural",
+        "size": "224",
+    }
+    for odd in ("", "3", "{", "[]", "[" * 9999, '{"prompt": 3, "options": {}}'):
+        assert settings(odd) == {}
+    for options in (3, [], {"preset": [], "size": {}, "seed": True, "steps": 1.5}):
+        known = settings(json.dumps({"prompt": "x", "options": options}))
+        assert known in ({}, {"kind": "paint", "prompt": "x", "model": "None"})
+    picture = png_bytes(torch.rand(3, 20, 20), recipe)
+    assert client.post("/api/uploads", picture)[1]["settings"]["prompt"] == "a lemon"
+    assert "settings" not in client.post("/api/uploads", png(21, 20))[1]
 
 
 def test_an_upload_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
@@ -170,6 +213,8 @@ RECORDS = [
     '{"title": "x", "sides": "ab"}',
     '{"sides": []}',
     "[" * 100_000,
+    '{"title": "x", "sides": [{"key": "a", "model": "m"}], "request": {"prompt": ""}}',
+    '{"title": "x", "sides": [{"key": "a", "model": "m"}], "kind": "rm", "request": {}}',
     "[1, 2]",
     "null",
     "\x00",
@@ -201,6 +246,40 @@ def test_links_lead_nowhere(client: Client) -> None:
     (client.app.gallery.root / "linked").symlink_to(outside)
     assert "linked" not in [run["id"] for run in client.get("/api/runs")]
     assert client.ask("GET", "/runs/linked/image.png")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": "PIPE"},
+        {"mask": "PIPE", "image": "PIPE"},
+        {"target": "visual:PIPE.npy"},
+        {"ensemble": ["/etc/passwd"]},
+        {"model": "PIPE"},
+        {"size": "8192"},
+        {"variations": 10_000},
+        {"steps": 10**9},
+        {"no such": 1},
+        {"steps": "many"},
+    ],
+)
+def test_a_foreign_recipe_is_not_trusted(
+    client: Client, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    pipe = tmp_path / "pipe.npy"  # whoever opens it waits for ever
+    os.mkfifo(pipe)
+    options = {"prompts": ["x"], "model": "clipag-mini", **changes}
+    text = json.dumps(
+        {"prompt": "x", "seed": 1, "size": "40x30", "stopped_after": None, "options": options}
+    )
+    recipe = {**json.loads(text.replace("PIPE.npy", "PIPE").replace("PIPE", str(pipe)))}
+    folder = client.app.gallery.root / tmp_path.name
+    folder.mkdir(parents=True)
+    (folder / "image.png").write_bytes(png())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "files": {str(pipe): "0"}}))
+    jobs = len(client.app.queue.jobs())
+    status, answer = client.post("/api/jobs", {"again": folder.name})
+    assert status == 400 and len(client.app.queue.jobs()) == jobs, answer
 
 
 def test_a_foreign_recipe_opens_no_file(client: Client, tmp_path: Path) -> None:
@@ -235,16 +314,24 @@ def test_a_look_without_a_body(client: Client) -> None:
     assert (status, body) == (200, b"")
 
 
-def test_lengths_that_no_server_takes_end_their_connection_alone(client: Client) -> None:
-    for head in (
-        "GET /" + "x" * 100_000,
-        "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 100_000,
-        "\0\1\2",
-    ):
-        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
-            sender.sendall(head.encode() + b"\r\n\r\n")
-            answer = sender.recv(1000)
-        assert b" 500 " not in answer[:40]
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /" + "x" * 100_000, 431),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 100_000, 431),
+        ("\0\1\2\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_answered_in_json(client: Client, head: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        sender.sendall(head.encode())
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := sender.recv(4096):
+                answer += part
+    assert f" {status} ".encode() in answer[:20] and b"application/json" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert client.ask("GET", "/")[0] == 200
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,3 +127,64 @@ def test_a_run_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         gallery.add({"title": "a fox", "seed": 0}, write)
     assert list(tmp_path.iterdir()) == [] and gallery.runs() == []
+
+
+def test_four_of_one_model_and_variations_of_one(client: Client) -> None:
+    run = client.finish(client.post("/api/jobs", paint(count=4, seed=5, steps=1))[1])
+    assert [(side["key"], side["seed"]) for side in run["sides"]] == list(zip("abcd", range(5, 9)))
+    alone = client.finish(client.post("/api/jobs", paint(seed=7, steps=1))[1])
+    paths = [
+        client.app.gallery.file(*ids, "image.png") for ids in ((run["id"], "c"), (alone["id"], "a"))
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    varied = paint(count=3, steps=1, picture=f"{run['id']}/b", strength=0.4)
+    found = client.finish(client.post("/api/jobs", varied)[1])
+    pictures = [
+        client.app.gallery.file(found["id"], key, "image.png").read_bytes() for key in "abc"
+    ]
+    assert len(set(pictures)) == 3
+    status, answer = client.post("/api/jobs", paint(count=2, models=["clip-mini", "clipag-mini"]))
+    assert status == 400 and "choose one" in answer["error"]
+
+
+def test_liked_deleted_brought_back_and_downloaded(client: Client) -> None:
+    run = client.finish(client.post("/api/jobs", paint(steps=1, prompt="a keepsake"))[1])["id"]
+    stray = client.app.gallery.root / run / "a" / "notes.txt"
+    stray.write_text("mine")
+    address = f"/api/runs/{quote(run)}"
+    assert client.post(f"{address}/star", {"on": True}) == (200, {"starred": True})
+    assert client.app.gallery.get(run)["starred"]
+    client.post(f"{address}/star", {"on": False})
+    assert not client.app.gallery.get(run)["starred"]
+    status, body, headers = client.ask("GET", f"/download?run={quote(run)}")
+    assert (status, headers["Content-Type"]) == (200, "application/zip")
+    names = zipfile.ZipFile(io.BytesIO(body)).namelist()
+    assert {f"{run}/run.json", f"{run}/a/image.png"} <= set(names)
+    assert not any("notes" in name for name in names)
+    assert run in "".join(zipfile.ZipFile(io.BytesIO(client.ask("GET", "/download")[1])).namelist())
+    assert client.post(f"{address}/delete", {})[0] == 200
+    assert run not in [each["id"] for each in client.get("/api/runs")]
+    assert client.ask("GET", f"/runs/{quote(run)}/a/image.png")[0] == 404
+    assert client.post(f"{address}/delete", {})[0] == client.post(f"{address}/star", {})[0] == 404
+    assert client.post(f"{address}/restore", {})[0] == 200
+    assert client.app.gallery.get(run)["id"] == run and stray.read_text() == "mine"
+    for name in ("..", ".uploads", "%2e%2e", "no-such"):
+        assert client.post(f"/api/runs/{name}/delete", {})[0] in (404, 405)
+        assert client.post(f"/api/runs/{name}/restore", {})[0] in (404, 405)
+
+
+def test_every_painting_command_is_in_the_gallery(client: Client) -> None:
+    from clipag_plug.cli import main
+
+    root = client.app.gallery.root
+    short = ["--steps", "1", "-q", "--seed", "3"]
+    assert main(["generate", "a lemon", "-n", "2", *short, "-o", str(root / "two")]) == 0
+    assert main(["clipdraw", "a pear", "--preset", "demo", *short, "-o", str(root / "drawn")]) == 0
+    two, drawn = client.app.gallery.get("two"), client.app.gallery.get("drawn")
+    assert [side["seed"] for side in two["sides"]] == [3, 4] and drawn["kind"] == "draw"
+    for run in (two, drawn):
+        for side in run["sides"]:
+            assert client.ask("GET", f"/runs/{run['id']}/{side['image']}")[0] == 200
+    for run in ("two", "drawn"):
+        status, answer = client.post("/api/jobs", {"again": run})
+        assert status == 400 and "does not repeat" in answer["error"]

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
+import contextlib
 import json
 import logging
-import re
 import secrets
-import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..options.demo import Demo
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
 from ..version import __version__
 from ..vocabulary import suggestions, unheard
-from .gallery import FILES, MOST_MAPS, Gallery, UploadError, Uploads
-from .jobs import Channel, Mailbox, Queue, QueueFullError
+from .gallery import MOST_MAPS, Gallery, kind_of
+from .guard import Guard
+from .jobs import Channel, Queue, QueueFullError
+from .live import encoded, live
 from .requests import LONGEST_TEXT, PAIR, SIZES, read
 from .studio import Studio
+from .uploads import UploadError, Uploads
 
 log = logging.getLogger(__name__)
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -35,9 +39,12 @@ PAGE = (
     "index.html",
     "page.css",
     "page.js",
+    "form.js",
     "dom.js",
     "paint.js",
     "look.js",
+    "live.js",
+    "view.js",
     "gallery.js",
     "icon.svg",
 )
@@ -49,61 +56,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOCAL = ("localhost", "127.0.0.1", "::1")
 JSON_LIMIT = 64 * 1024  # bytes of a request
 DRAINED = 32 * 2**20  # bytes beyond a limit that are read and dropped
-HEARTBEAT = 10.0  # s between two signs of life of the live stream
-
-
-class Guard:
-    """Refuses requests by another name, or sent by another page.
-
-    A name that is rebound to this machine (DNS rebinding) arrives as that name in Host, and a form on another site
-    arrives with that site in Origin.
-    """
-
-    def __init__(self, host: str, allow: Sequence[str] = ()) -> None:
-        self.names = {name.casefold() for name in (*LOCAL, host, *allow)}
-        self.open = not (
-            host == "localhost" or (_address(host) and ipaddress.ip_address(host).is_loopback)
-        )
-        if self.open:
-            self.names.add(socket.gethostname().casefold())
-
-    def refusal(self, headers: Any, *, changes: bool) -> str:
-        """Why a request is refused, or nothing. changes: whether it asks for more than a look."""
-        host = headers.get("host") or ""
-        name = hostname(host)
-        if not (name in self.names or (self.open and _address(name))):
-            return (
-                f"this page does not answer to the name {host!r}; open it by its address, "
-                "or start it with: clipag demo --allow NAME"
-            )
-        origin = headers.get("origin")
-        elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if (origin and origin.partition("://")[2] != host) or (
-            elsewhere and headers.get("sec-fetch-mode") != "navigate"  # a link may lead here
-        ):
-            return "another site sent this request"
-        kind = (headers.get("content-type") or "").partition(";")[0].strip()
-        # What a form can send without asking first (the types of the CORS protocol) is not accepted.
-        if changes and kind not in ("application/json", "application/octet-stream"):
-            return "send application/json, or application/octet-stream for a picture"
-        return ""
-
-
-def hostname(host: str) -> str:
-    """The name in a Host header without its port and the brackets of IPv6; nothing where it is malformed."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]/@\s]+))(?::\d{1,5})?", host)
-    return (match[1] or match[2]).casefold() if match else ""
-
-
-def _address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+PATIENCE = 120.0  # s that a body may take to arrive
+SENDING = 3  # uploads that may arrive at one time; the others wait with theirs
 
 
 class App:
@@ -119,11 +75,15 @@ class App:
         self.channel.publish("start", "start", id=secrets.token_hex(8))
         self.queue = Queue(self.channel, options.queue)
         self.guard = Guard(options.host, options.allow)
+        self._sending = asyncio.Semaphore(SENDING)
         table: list[tuple[str, str, Callable[[Request], Any]]] = [
             ("/api/state", "GET", lambda request: self.state()),
             ("/api/runs", "GET", lambda request: self.gallery.runs()),
             ("/api/words", "GET", lambda request: words(request.query_params.get("text", ""))),
-            ("/api/events", "GET", self._events),
+            ("/api/runs/{run}/star", "POST", self._star),
+            ("/api/runs/{run}/delete", "POST", self._delete),
+            ("/api/runs/{run}/restore", "POST", self._restore),
+            ("/download", "GET", self._download),
             ("/runs/{path:path}", "GET", self._file),
             ("/uploads/{name}", "GET", self._upload),
             ("/api/uploads", "POST", self._add_upload),
@@ -131,7 +91,10 @@ class App:
             ("/api/jobs/{number}/stop", "POST", self._stop),
             ("/{name:path}", "GET", self._page),
         ]
-        routes = [Route(path, self._answer(handle), methods=[verb]) for path, verb, handle in table]
+        routes: list[BaseRoute] = [WebSocketRoute("/api/live", self._live)]
+        routes += [
+            Route(path, self._answer(handle), methods=[verb]) for path, verb, handle in table
+        ]
         failures = {HTTPException: self._fail, Exception: self._fail}
         self.asgi = Starlette(routes=routes, exception_handlers=failures)
 
@@ -162,38 +125,45 @@ class App:
             refused = self.guard.refusal(request.headers, changes=request.method == "POST")
             if refused:
                 return _failure(403, refused)
+            upload = request.url.path == "/api/uploads" and request.method == "POST"
             try:
-                if request.method == "POST":
-                    request.state.body = await self._body(request)
-                found = await run_in_threadpool(handle, request)
+                # An upload is in memory until it is decoded, so only a few may be under way.
+                async with self._sending if upload else contextlib.nullcontext():
+                    if request.method == "POST":
+                        request.state.body = await self._body(request, upload)
+                    found = await run_in_threadpool(handle, request)
             except FileNotFoundError as error:
-                return _failure(404, str(error))
+                return _failure(404, "this is gone; reload the page" if error.errno else str(error))
             except UploadError as error:
                 return _failure(error.status, str(error))
             except QueueFullError as error:
                 return _failure(429, str(error))
             except (ValueError, RecursionError) as error:
                 return _failure(400, str(error))
+            except OSError as error:
+                log.warning("%s %s: %s", request.method, request.url.path, error)
+                return _failure(503, f"the disk did not do it: {error.strerror}")
             return found if isinstance(found, Response) else _json(found)
 
         return endpoint
 
-    async def _body(self, request: Request) -> bytes:
-        upload = request.url.path == "/api/uploads"
+    async def _body(self, request: Request, upload: bool) -> bytes:
         most = self.uploads.most_bytes if upload else JSON_LIMIT
         too_large = self.uploads.too_large() if upload else f"a request may have {most} bytes"
         parts, size = [], 0
         try:
-            async for part in request.stream():
-                size += len(part)
-                if size <= most:
-                    parts.append(part)
-                elif (
-                    size > most + DRAINED
-                ):  # closing on a sender makes it lose the answer, so read on for a while
-                    break
+            async with asyncio.timeout(PATIENCE):
+                async for part in request.stream():
+                    size += len(part)
+                    if size <= most:
+                        parts.append(part)
+                    # Closing on a sender makes it lose the answer, so read on for a while.
+                    elif size > most + DRAINED:
+                        break
         except ClientDisconnect as error:
             raise ValueError("the sender went away") from error
+        except TimeoutError as error:
+            raise UploadError("sending this took too long; try again", 408) from error
         if size > most:
             raise UploadError(too_large, 413)
         return b"".join(parts)
@@ -208,7 +178,30 @@ class App:
     def _file(self, request: Request) -> Response:
         run, *parts = request.path_params["path"].split("/")
         file = self.gallery.file(run, *parts)
-        return Response(file.read_bytes(), media_type=FILES[file.name], headers=HEADERS)
+        return Response(file.read_bytes(), media_type=kind_of(file.name), headers=HEADERS)
+
+    def _star(self, request: Request) -> dict[str, Any]:
+        """{"on": true} marks a run as liked."""
+        asked = json.loads(request.state.body)
+        on = isinstance(asked, dict) and asked.get("on") is True
+        self.gallery.star(request.path_params["run"], on)
+        return {"starred": on}
+
+    def _delete(self, request: Request) -> dict[str, Any]:
+        return {"kept": self.gallery.delete(request.path_params["run"])}
+
+    def _restore(self, request: Request) -> dict[str, Any]:
+        return {"id": self.gallery.restore(request.path_params["run"])}
+
+    def _download(self, request: Request) -> Response:
+        """Everything of the gallery, or of ?run=RUN, as one ZIP file."""
+        run = request.query_params.get("run")
+        archive = self.gallery.archive([run] if run else None)
+        name = f"{run or 'clipag'}.zip"
+        gone = BackgroundTask(archive.unlink, missing_ok=True)
+        return FileResponse(
+            archive, headers=HEADERS, media_type="application/zip", filename=name, background=gone
+        )
 
     def _upload(self, request: Request) -> Response:
         data = self.uploads.path(request.path_params["name"]).read_bytes()
@@ -234,12 +227,8 @@ class App:
             raise FileNotFoundError("there is no such job")
         return {"id": number}
 
-    def _events(self, request: Request) -> Response:
-        return StreamingResponse(
-            stream(self.channel, self.channel.open()),
-            media_type="text/event-stream",
-            headers=HEADERS,
-        )
+    async def _live(self, socket: WebSocket) -> None:
+        await live(socket, self.channel, self.guard)
 
     async def _fail(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -255,25 +244,8 @@ def words(text: str) -> dict[str, list[str]]:
     return {"suggestions": suggestions(text), "unheard": unheard(text)}
 
 
-async def stream(channel: Channel, box: Mailbox) -> AsyncIterator[str]:
-    """Server-sent events (WHATWG HTML, section 9.2); a comment now and then finds out who is gone."""
-    try:
-        yield ": open\n\n"
-        while (messages := await run_in_threadpool(box.take, HEARTBEAT)) is not None:
-            yield (
-                "".join(f"data: {_encoded(message)}\n\n" for message in messages)
-                or ": still here\n\n"
-            )
-    finally:
-        channel.leave(box)
-
-
-def _encoded(content: Any) -> str:
-    return json.dumps(content, allow_nan=False)  # ASCII: half a surrogate pair is escaped, too
-
-
 def _json(content: Any, status: int = 200) -> Response:
-    return Response(_encoded(content), status, HEADERS, "application/json")
+    return Response(encoded(content), status, HEADERS, "application/json")
 
 
 def _failure(status: int, sentence: str) -> Response:

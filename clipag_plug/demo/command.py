@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http
+import json
 import logging
 import signal
 import socket
@@ -9,7 +11,8 @@ import sys
 from typing import Any
 
 from ..options.demo import Demo
-from .app import LOCAL, App
+from .app import App
+from .guard import LOCAL
 from .jobs import Task
 
 log = logging.getLogger(__name__)
@@ -52,9 +55,28 @@ def settings(app: App) -> Any:
         date_header=False,
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=32 * 1024,
-        http="h11",
-        ws="none",
+        http=_protocol(),
+        ws_max_size=1024,  # a page says nothing on it
+        ws_ping_interval=10,
+        ws_ping_timeout=20,
     )
+
+
+def _protocol() -> Any:
+    """uvicorn's HTTP, which answers in JSON where it cannot read a request, too."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def send_400_response(self, msg: str) -> None:
+            status = getattr(sys.exc_info()[1], "error_status_hint", 400)
+            long = "the address and the headers of a request may have 32 kB together"
+            said = json.dumps({"error": long if status == 431 else "this is no HTTP request"})
+            head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(said)}\r\nConnection: close\r\n\r\n"
+            self.transport.write((head + said).encode())
+            self.transport.close()
+
+    return Protocol
 
 
 def listen(options: Demo) -> socket.socket:

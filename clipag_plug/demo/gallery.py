@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
-from ..pipelines.runs import new_run
+from ..pipelines.runs import new_run, tags
 
 RECORD = "run.json"
-SIDES = ("a", "b")
+SIDES = ("a", "b", "c", "d")
 MOST_MAPS = 6
 JSON_KIND = "application/json"
 # A request can name nothing else. They lie in the folder of a side, or of the run.
@@ -30,28 +29,31 @@ FILES = {
     "steps.csv": "text/csv",
     "drawing.svg": "image/svg+xml",
     "picture.png": "image/png",
+    "sheet.png": "image/png",
     RECORD: JSON_KIND,
     **{f"map-{number}.png": "image/png" for number in range(1, MOST_MAPS + 1)},
 }
+# Of a command that made several pictures: image-2.png, image-clip-mini-2.png.
+SEVERAL = re.compile(r"image(-[\w.@+]{1,60}){1,5}\.png")
+STAR, DELETED = ".starred", ".deleted"
 # What the page reads of a record and of its sides, by type; everything else in the file is left where it is.
 RUN_FIELDS = {
     **dict.fromkeys(("kind", "title", "state", "method"), str),
     **dict.fromkeys(("seed", "created", "seconds"), float),
     "texts": list,
     "request": dict,
+    "starred": bool,
 }
 SIDE_FIELDS = {
-    **dict.fromkeys(("key", "model", "judge"), str),
-    **dict.fromkeys(("loss", "steps", "frames", "columns"), float),
+    **dict.fromkeys(("key", "model", "judge", "image"), str),
+    **dict.fromkeys(("loss", "steps", "frames", "columns", "seed"), float),
     **dict.fromkeys(("size", "files", "cosines"), list),
 }
-LARGEST_RECORD = 2**20  # bytes
-FORMATS = ("PNG", "JPEG", "WEBP")
-LONGEST = 1024  # px; models see 224, and a larger one only costs time
+LARGEST_RECORD, LARGEST_RECIPE = 2**16, 2**20  # bytes
 
 
 class Gallery:
-    """Runs below one folder: those of the page (run.json) and those of `clipag generate` (recipe.json)."""
+    """Runs below one folder: those of the page (run.json) and those of the commands that paint (recipe.json)."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -92,7 +94,8 @@ class Gallery:
         """`file(run, "a", "image.png")`. FileNotFoundError for everything outside the list in FILES."""
         folder = self._folder(run)
         *side, name = parts or ("",)
-        if name not in FILES or len(side) > 1 or not set(side) <= set(SIDES):
+        named = name in FILES or SEVERAL.fullmatch(name)
+        if not named or len(side) > 1 or not set(side) <= set(SIDES):
             raise FileNotFoundError("there is no such file")
         path = folder.joinpath(*side, name)
         # A link in a run folder may point anywhere; only what lies in the folder is served.
@@ -105,8 +108,58 @@ class Gallery:
         found = []
         for side in self.get(run)["sides"]:
             path = self.file(run, *filter(None, [side["key"]]), "recipe.json")
-            found.append((side["key"] or "a", _read(path)))
+            found.append((side["key"] or "a", _read(path, LARGEST_RECIPE)))
         return found
+
+    def star(self, run: str, on: bool) -> None:
+        """Marks a run as liked, or no longer."""
+        mark = self._folder(run) / STAR
+        if on:
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
+
+    def delete(self, run: str) -> str:
+        """Takes a run out of the gallery; returns where it is kept, so that nothing is lost by a slip."""
+        folder = self._folder(run)
+        if not self._record(folder):
+            raise FileNotFoundError("there is no such run; reload the page")
+        kept = self.root / DELETED / run
+        kept.parent.mkdir(exist_ok=True)
+        if kept.exists():  # one of that name was deleted before
+            kept.rename(tempfile.mkdtemp(prefix=f"{run}-", dir=kept.parent) + "/earlier")
+        folder.rename(kept)
+        return str(kept)
+
+    def restore(self, run: str) -> str:
+        """Brings a deleted run back."""
+        there = self.root / DELETED
+        kept = next((p for p in (there.iterdir() if there.is_dir() else ()) if p.name == run), None)
+        if kept is None or kept.is_symlink() or (self.root / run).exists():
+            raise FileNotFoundError("this run cannot be brought back")
+        kept.rename(self.root / run)
+        return run
+
+    def archive(self, runs: Sequence[str] | None = None) -> Path:
+        """A new ZIP file with everything of these runs, or of all; whoever asks for it removes it."""
+        chosen = [run["id"] for run in self.runs(most=10_000)] if runs is None else list(runs)
+        if not chosen or not all(map(self.get, chosen)):
+            raise FileNotFoundError("there is nothing to download yet")
+        handle, name = tempfile.mkstemp(".zip")
+        try:
+            with (
+                os.fdopen(handle, "wb") as file,
+                zipfile.ZipFile(file, "w", strict_timestamps=False) as archive,
+            ):
+                for run in chosen:
+                    for path in sorted(self.root.joinpath(run).glob("**/*.*")):
+                        parts = path.relative_to(self.root / run).parts
+                        with contextlib.suppress(FileNotFoundError):  # not one of ours
+                            archive.write(self.file(run, *parts), Path(run, *parts))
+        except BaseException:
+            os.unlink(name)
+            raise
+        return Path(name)
 
     def _folders(self) -> list[Path]:
         """The folders that may be runs. A link is none: it may lead anywhere."""
@@ -124,23 +177,28 @@ class Gallery:
 
     def _record(self, folder: Path) -> dict[str, Any] | None:
         """What is known of a folder's run; None for a folder that holds none, whatever its files look like."""
+        known = {"id": folder.name, "starred": (folder / STAR).exists()}
         try:
             if (folder / RECORD).is_file():
-                return _checked({**_read(folder / RECORD), "id": folder.name})
-            if (folder / "image.png").is_file():
-                return _checked(_painted_elsewhere(folder, _read(folder / "recipe.json")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                return _checked({**_read(folder / RECORD), **known})
+            if (folder / "recipe.json").is_file():
+                recipes = _read(folder / "recipe.json", LARGEST_RECIPE)
+                listed = recipes if isinstance(recipes, list) else [recipes]
+                return _checked({**_painted_elsewhere(folder, listed), **known})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # not a run of ours
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.is_symlink() or path.stat().st_size > LARGEST_RECORD:
+def _read(path: Path, most: int = LARGEST_RECORD) -> Any:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > most:
         raise ValueError("no record")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("no record")
-    return found
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kind_of(name: str) -> str:
+    """The media type of a file of a run."""
+    return FILES.get(name, "image/png")
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +207,8 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     sides = [side for side in sides if side.get("key") in ("", *SIDES) and "model" in side]
     if not sides or not isinstance(record["title"], str):
         raise ValueError("no sides")
-    return {"created": 0.0, **_typed(record, RUN_FIELDS), "id": record["id"], "sides": sides}
+    about = {"created": 0.0, "kind": "paint", **_typed(record, RUN_FIELDS)}
+    return {**about, "id": record["id"], "sides": sides[: len(SIDES)]}
 
 
 def _typed(values: dict[str, Any], fields: dict[str, type]) -> dict[str, Any]:
@@ -174,18 +233,25 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _painted_elsewhere(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    width, _, height = recipe["size"].partition("x")
-    side = {"key": "", "model": recipe["options"]["model"], "size": [int(width), int(height)]}
-    side["files"] = [name for name in FILES if (folder / name).is_file()]
+def _painted_elsewhere(folder: Path, recipes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of what a command made; the names of its pictures are those that `pipelines.output.files` gives."""
+    first, models = recipes[0], [recipe["options"]["model"] for recipe in recipes]
+    names = [f"image{tag}.png" for tag in tags([Path(model).name for model in models])]
+    sides = [
+        {"key": "", "image": name, "model": model, "seed": recipe.get("seed")}
+        for name, model, recipe in zip(names, models, recipes)
+        if (folder / name).is_file()
+    ]
+    if len(recipes) == 1:
+        sides[0]["files"] = [name for name in FILES if (folder / name).is_file()]
+    kind = {"ClipDraw": "draw", "Style": "style"}.get(first.get("job", ""), "paint")
     return {
-        "id": folder.name,
-        "kind": "paint",
-        "title": recipe["prompt"],
-        "seed": recipe["seed"],
-        "state": "done" if recipe["stopped_after"] is None else "stopped",
+        "kind": kind,
+        "title": first["prompt"],
+        "seed": first["seed"],
+        "state": "done" if first["stopped_after"] is None else "stopped",
         "created": (folder / "recipe.json").stat().st_mtime,
-        "sides": [side],
+        "sides": sides,
     }
 
 
@@ -196,77 +262,3 @@ def _stamp(folder: Path) -> float:
         except OSError:
             continue
     return 0.0
-
-
-class UploadError(ValueError):
-    """A file that is no picture of ours; `status` is the HTTP status that says why."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Uploads:
-    """A folder of pictures, each under the hash of its content. One picture at a time is decoded."""
-
-    def __init__(self, folder: Path, most_bytes: int, most_pixels: int) -> None:
-        self.folder, self.most_bytes, self.most_pixels = folder, most_bytes, most_pixels
-        self._one_at_a_time = threading.Lock()
-
-    def add(self, data: bytes) -> dict[str, Any]:
-        """Checks, decodes and keeps a picture; its id and its size. UploadError where it is none."""
-        if len(data) > self.most_bytes:
-            raise UploadError(self.too_large(), 413)
-        name = hashlib.sha256(data).hexdigest()[:16]
-        path = self.folder / f"{name}.png"
-        with self._one_at_a_time:
-            picture = self.decode(data)
-        if not path.is_file():
-            write_atomically(
-                path, lambda temporary: picture.save(temporary, format="PNG"), parents=True
-            )
-        return {"id": name, "width": picture.width, "height": picture.height}
-
-    def decode(self, data: bytes) -> Any:
-        """An upright RGB picture of at most LONGEST pixels a side. The header is judged before the pixels are read."""
-        from PIL import Image
-
-        from ..images import as_rgb  # loads torch, and the page is to open before that
-
-        kinds = "PNG, JPEG or WebP"
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise UploadError(self.too_many_pixels(), 413) from error
-        except Exception as error:  # Pillow's parsers raise many things on hostile bytes
-            raise UploadError(f"this file is no picture; choose a {kinds}", 415) from error
-        if image.width * image.height > self.most_pixels:
-            raise UploadError(self.too_many_pixels(image.size), 413)
-        if min(image.size) < 8:
-            raise UploadError("the picture is smaller than 8 pixels; choose a larger one", 415)
-        try:
-            image.draft("RGB", (LONGEST, LONGEST))  # JPEG only: decodes at a fraction of the size
-            picture = as_rgb(image)
-        except Exception as error:
-            said = " ".join(str(error).split())
-            raise UploadError(
-                f"the picture is damaged ({said}); choose a complete {kinds}", 415
-            ) from error
-        picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        return Image.frombytes("RGB", picture.size, picture.tobytes())  # nothing but the pixels
-
-    def path(self, name: str) -> Path:
-        """The file of an upload. FileNotFoundError for an id that is none, whatever it looks like."""
-        path = self.folder / f"{name}.png"
-        if not re.fullmatch(r"[0-9a-f]{16}", name) or not path.is_file():
-            raise FileNotFoundError("the uploaded picture is gone; choose it again")
-        return path
-
-    def too_large(self) -> str:
-        return f"the file is larger than {self.most_bytes / 2**20:g} MiB; choose a smaller one"
-
-    def too_many_pixels(self, size: tuple[int, int] | None = None) -> str:
-        given = (
-            f"the picture has {size[0]} x {size[1]} pixels" if size else "the picture is too big"
-        )
-        return f"{given}; at most {self.most_pixels / 1e6:g} megapixels are taken: choose a smaller one"

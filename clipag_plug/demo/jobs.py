@@ -17,33 +17,33 @@ PAGES = 64  # open pages that are kept informed
 
 
 class Mailbox:
-    """Messages for one page, the newest of each key. A slow page misses pictures; it never makes the others wait."""
+    """Messages for one page, the newest of each key. A slow page misses pictures; it never makes the others wait.
 
-    def __init__(self) -> None:
+    wake: called, from any thread, when there is something to take.
+    """
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         self._messages: dict[str, dict[str, Any]] = {}
-        self._arrived = threading.Condition()
+        self._lock, self._wake = threading.Lock(), wake
         self._closed = False
 
     def put(self, key: str, message: dict[str, Any]) -> None:
         """Replaces what waits under this key."""
-        with self._arrived:
+        with self._lock:
             self._messages.pop(key, None)
             self._messages[key] = message
-            self._arrived.notify()
+        self._wake()
 
     def close(self) -> None:
-        with self._arrived:
-            self._closed = True
-            self._arrived.notify()
+        self._closed = True
+        self._wake()
 
-    def take(self, seconds: float) -> list[dict[str, Any]] | None:
-        """The messages, oldest first; an empty list after `seconds` without one, None once closed."""
-        with self._arrived:
-            if not self._messages and not self._closed:
-                self._arrived.wait(seconds)
+    def take(self) -> list[dict[str, Any]] | None:
+        """The messages, oldest first, perhaps none; None once closed."""
+        with self._lock:
             found = list(self._messages.values())
             self._messages.clear()
-            return None if self._closed else found
+        return None if self._closed else found
 
 
 class Channel:
@@ -67,12 +67,12 @@ class Channel:
         with self._lock:
             self._last = {key: m for key, m in self._last.items() if not key.startswith(prefix)}
 
-    def open(self) -> Mailbox:
-        """A mailbox with what holds now in it. Where too many pages are open, the oldest is cut off and asks again."""
+    def open(self, wake: Callable[[], None] = lambda: None) -> Mailbox | None:
+        """A mailbox with what holds now in it; None where too many pages are open."""
         with self._lock:
             if len(self._boxes) >= self.most:
-                self._boxes.pop(0).close()
-            box = Mailbox()
+                return None
+            box = Mailbox(wake)
             for key, message in self._last.items():
                 box.put(key, message)
             self._boxes.append(box)

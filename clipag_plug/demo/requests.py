@@ -6,6 +6,7 @@ writes a file.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,13 @@ class Paint(_Asked):
     size: str = option("", "side in pixels", choices=SIZES)
     picture: str = option("", "picture to start from")
     strength: float = option(0.0, "noise mixed into it", low=0, high=1)
+    count: int = option(1, "pictures, with seeds one after the other, by one model", low=1, high=4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_text(self.prompt, "prompt")
+        if self.count > 1 and len(self.models) > 1:
+            raise ValueError("several pictures are painted by one model; choose one")
 
 
 @dataclass
@@ -120,3 +124,26 @@ def read(kind: str, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError("a request must be a JSON object")
     return KINDS[kind].from_dict(values)
+
+
+def settings(recipe: str) -> dict[str, Any]:
+    """What the form takes over from the recipe inside a picture, which may be anybody's; nothing where it is none."""
+    try:
+        found = json.loads(recipe)
+        options, text = found["options"], found["prompt"]
+        kind = {"ClipDraw": "draw", "Style": "style"}.get(found.get("job", ""), "paint")
+        _check_text(text, "prompt")
+        known = {"kind": kind, "prompt": text, "model": str(options.get("model"))[:200]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    for name, values in (
+        ("seed", range(2**31)),
+        ("steps", range(1, 2001)),
+        ("strokes", range(513)),
+    ):
+        if type(value := options.get(name)) is int and value in values:
+            known[name] = value
+    for name, choices in (("preset", tuple(PRESETS)), ("size", SIZES)):
+        if kind == "paint" and options.get(name) in choices:
+            known[name] = options[name]
+    return known

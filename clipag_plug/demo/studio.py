@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..options.generate import Generate
+from ..options.generate import Generate, parse_size
 from ..weights import registry
 from ..weights.fetch import whereabouts
-from .gallery import Gallery, Uploads
+from .gallery import Gallery
 from .jobs import Job, Task
 from .requests import Draw, Look, Paint, Restyle, read
+from .uploads import Uploads
 
 LOADED = 4  # guides kept in memory
+BY_HAND = "the page does not repeat this picture; try: clipag generate --from PICTURE"
 
 
 class Studio:
@@ -54,25 +56,26 @@ class Studio:
                 return jobs.look(job, request, self.picture(name), self.guide)
             return jobs.draw_or_style(job, request, picture, self.guide, self.device)
 
-        return self._task(record, work, request.models)
+        shown = [model for model in request.models for _ in range(getattr(request, "count", 1))]
+        return self._task(record, work, shown)
 
     def again(self, run: str) -> Task:
         """The job that repeats a run: from the page's own request, or from the recipe of the picture."""
         record = self.gallery.get(run)
         if "request" in record:
             return self.task(read(record["kind"], record["request"]))
-        from ..paint.command import replay_options
+        from ..paint.command import options_in
 
-        sides = {key: replay_options(recipe) for key, recipe in self.gallery.recipes(run)}
+        recipes = self.gallery.recipes(run)
+        if not all(isinstance(recipe, dict) and "job" not in recipe for _, recipe in recipes):
+            raise ValueError(BY_HAND)
+        sides = {key: options_in(recipe) for key, recipe in recipes}
         for options in sides.values():
             for model in [options.model, *options.ensemble]:
                 self.check_model(model)
-            if (
-                options.files()
-            ):  # a recipe on disk may be anybody's: the page opens no file that it names
-                raise ValueError(
-                    "this picture was made from other files; repeat it with: clipag generate --from PICTURE"
-                )
+            # A recipe on disk may be anybody's: no file that it names is opened, and no size that it names believed.
+            if options.files() or not _modest(options):
+                raise ValueError(BY_HAND)
         kept = {"kind": "paint", "title": record["title"], "seed": record.get("seed", 0)}
         models = [options.model for options in sides.values()]
 
@@ -90,12 +93,12 @@ class Studio:
             )
 
     def picture(self, name: str) -> Path:
-        """The file behind a picture's id: an upload's, or RUN/SIDE for a picture of the gallery."""
+        """The file behind a picture's id: an upload's, or RUN/SIDE or RUN/FILE for a picture of the gallery."""
         run, _, side = name.rpartition("/")
         if not run:
             return self.uploads.path(name)
         shown = "picture.png" if self.gallery.get(run).get("kind") == "explain" else "image.png"
-        return self.gallery.file(run, *([side] if side else []), shown)
+        return self.gallery.file(run, *filter(None, [side]), *([] if "." in side else [shown]))
 
     def guide(self, name: str) -> Any:
         """A loaded model, frozen: two jobs never meet, but two sides may share it."""
@@ -136,6 +139,20 @@ class Studio:
             return self.gallery.add({**record, **facts}, write)
 
         return Task(record["kind"], record["title"], keep, models)
+
+
+def _modest(options: Generate) -> bool:
+    """Whether a picture takes what the page's own requests may take, or not much more."""
+    full = options.resolved()
+    height, width = parse_size(full.size) or (0, 0)
+    rows = options.count() * int(full.drafts or 1)
+    views = int(full.views or 0) + int(full.patches or 0)
+    return (
+        max(height, width) <= 1024
+        and rows <= 16
+        and views <= 256
+        and int(full.steps or 0) <= 10_000
+    )
 
 
 def _offered(names: list[str]) -> list[dict[str, str]]:

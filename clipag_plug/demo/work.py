@@ -44,12 +44,13 @@ Write = Callable[[Path], list[dict[str, Any]]]
 
 
 def paint_options(request: Paint, picture: Path | None, device: str | None) -> dict[str, Generate]:
-    """What `clipag generate` would be asked for, for each side."""
+    """What `clipag generate` would be asked for, for each side: a model each, or a seed each of one model."""
+    asked = [(model, request.seed + n) for model in request.models for n in range(request.count)]
     return {
         side: Generate(
             prompts=[request.prompt.strip()],
             model=model,
-            seed=request.seed,
+            seed=seed,
             preset=request.preset,
             steps=request.steps,
             size=request.size,
@@ -57,7 +58,7 @@ def paint_options(request: Paint, picture: Path | None, device: str | None) -> d
             strength=request.strength if picture else 0.0,
             device=device,
         )
-        for side, model in zip(SIDES, request.models)
+        for side, (model, seed) in zip(SIDES, asked)
     }
 
 
@@ -74,7 +75,7 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
         result = results[side]
         chosen = dataclasses.replace(options[side], output=str(place))
         output.write([result], output.files(chosen, [""], 1))
-        facts = _facts(result.image, result.loss, result.steps)
+        facts = _facts(result.image, result.loss, result.steps) | {"seed": result.seed}
         return facts | write_frames(place, result.frames)
 
     return _writer({side: each.model for side, each in options.items()}, write_side)

@@ -87,23 +87,29 @@ def draw(
 
 
 def replay_options(recipe: dict[str, Any], given: Generate | None = None) -> Generate:
-    """The options in a recipe, with what `given` asks for besides: its presentation, and every field of it that is
-    not at its default. ValueError where the recipe is not of ours or a picture it needs has changed."""
-    try:
-        values, files = dict(recipe["options"]), dict(recipe["files"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError("the recipe is incomplete; it was not written by clipag_plug") from error
-    plain = Generate().to_dict()
-    for name, value in (given.to_dict() if given else plain).items():
-        if name in PRESENTATION or value != plain[name]:
-            values[name] = value
-    options = Generate.from_dict({**values, "replay": None})
+    """`options_in`, once it is sure that the files which the recipe names have not changed; else ValueError."""
+    options, files = options_in(recipe, given), dict(recipe["files"])
     for path in options.files():
         if path in files and sha256(path) != files[path]:
             raise ValueError(
                 f"{path!r} has changed since the picture was made; the result would be another"
             )
     return options
+
+
+def options_in(recipe: dict[str, Any], given: Generate | None = None) -> Generate:
+    """The options in a recipe, with what `given` asks for besides: its presentation, and every field of it that is
+    not at its default. Opens no file. ValueError where the recipe is not of ours."""
+    try:
+        values = dict(recipe["options"])
+        dict(recipe["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("the recipe is incomplete; it was not written by clipag_plug") from error
+    plain = Generate().to_dict()
+    for name, value in (given.to_dict() if given else plain).items():
+        if name in PRESENTATION or value != plain[name]:
+            values[name] = value
+    return Generate.from_dict({**values, "replay": None})
 
 
 def sheet(kind: str, results: Sequence[Synthesis]) -> Tensor:

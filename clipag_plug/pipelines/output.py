@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files import write_text
 from ..images import contact_sheet, refuse_taken, write_animation, write_image
-from .runs import ROOT
+from .runs import ROOT, tags
 
 if TYPE_CHECKING:
     from ..paint.results import Synthesis
@@ -64,11 +64,10 @@ def files(options: Any, models: Sequence[str], each: int) -> dict[str, list[Path
     """
     output = Path(options.output or f"{ROOT}/new")
     folder = is_folder(output)
-    counts = [f"-{n:0{len(str(each))}d}" for n in range(1, each + 1)] if each > 1 else [""]
-    tags = [f"-{model}{n}" if models[1:] else n for model in models for n in counts]
+    found_tags = tags([model for model in models for _ in range(each)])
 
     def all_of(path: Path) -> list[Path]:
-        return [path.with_stem(path.stem + tag) for tag in tags]
+        return [path.with_stem(path.stem + tag) for tag in found_tags]
 
     found: dict[str, list[Path]] = {}
     sheet = bool(models[1:] or getattr(options, "sheet", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = "runs"
@@ -19,6 +20,17 @@ def slug(text: str) -> str:
 def run_name(text: str, seed: int, day: datetime.date | None = None) -> str:
     """`2026-11-21-a-goldfish-0`; the day is today's unless given."""
     return f"{day or datetime.date.today():%Y-%m-%d}-{slug(text)}-{seed}"
+
+
+def tags(models: Sequence[str]) -> list[str]:
+    """What stands in the names of pictures behind `image`: -1, -2, ... of several, and the model's name of two models.
+
+    models: that of each picture, all pictures of one model together.
+    """
+    distinct = list(dict.fromkeys(models))
+    each = len(models) // len(distinct)
+    counts = [f"-{n:0{len(str(each))}d}" for n in range(1, each + 1)] if each > 1 else [""]
+    return [f"-{model}{n}" if distinct[1:] else n for model in distinct for n in counts]
 
 
 def new_run(text: str, seed: int, root: str | Path = ROOT) -> Path:

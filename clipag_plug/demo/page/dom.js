@@ -2,7 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 
-export const shared = { state: null, runs: [], watched: null, viewing: false, tab: "paint", jobs: [], server: "" };
+export const shared = { state: null, runs: [], watched: null, viewing: false, tab: "paint", jobs: [], server: "", connected: false };
 
 // make("a", {href: "/"}, "text", child): text is always text, never markup.
 export function make(tag, attributes = {}, ...children) {
@@ -43,3 +43,19 @@ export const noteOf = (model) => {
   const found = shared.state && shared.state.models.find((each) => each.key === model);
   return found ? found.note : "";
 };
+
+export const pictureOf = (run, side) => address(run.id, side.key, side.image || "image.png");
+
+// The id under which a picture of the gallery can be sent back to the program.
+export const idOf = (run, side) => `${run.id}/${side.key || side.image || ""}`;
+
+export function titleOf(model) {
+  const note = noteOf(model);
+  return note.startsWith("vanilla") ? "Vanilla" : note.startsWith("clipag") ? "CLIPAG" : model;
+}
+
+export function progress(share) {
+  const percent = Math.round(100 * share);
+  $("bar").firstElementChild.style.width = `${percent}%`;
+  $("bar").setAttribute("aria-valuenow", percent);
+}

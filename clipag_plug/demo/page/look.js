@@ -1,6 +1,6 @@
 // Pictures that come from the reader, and the maps that come back.
 
-import { $, address, ask, make, noteOf, problem, shared } from "./dom.js";
+import { $, address, ask, make, problem, shared, titleOf } from "./dom.js";
 
 let picture = "";  // id of an upload, or RUN/SIDE
 
@@ -13,7 +13,7 @@ export function choose(id, source) {
   $("drop").querySelector("b").textContent = "Choose another";
 }
 
-async function send(file) {
+async function send(file, take) {
   problem("");
   if (!file) return;
   if (file.size > shared.state.bytes) {
@@ -25,20 +25,22 @@ async function send(file) {
       method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file,
     });
     choose(found.id, `/uploads/${found.id}`);
+    take(found);
   } catch (error) {
     problem(error.message);
   }
   $("file").value = "";
 }
 
-export function connectUploads() {
-  $("file").addEventListener("change", () => send($("file").files[0]));
-  const drop = $("drop");
+// A picture may be dropped anywhere. `dropped` is told of it, with the settings that it carries if it is one of ours.
+export function connectUploads(dropped) {
+  $("file").addEventListener("change", () => send($("file").files[0], () => {}));
   for (const name of ["dragover", "dragleave", "drop"]) {
-    drop.addEventListener(name, (event) => {
+    document.addEventListener(name, (event) => {
       event.preventDefault();
-      drop.classList.toggle("over", name === "dragover");
-      if (name === "drop") send(event.dataTransfer.files[0]);
+      document.body.classList.toggle("over", name === "dragover");
+      const here = $("drop").contains(event.target);
+      if (name === "drop") send(event.dataTransfer.files[0], here ? () => {} : dropped);
     });
   }
 }
@@ -48,7 +50,7 @@ export function showMaps(run) {
     make("h3", {}, text),
     row(run, [original(run), ...run.sides.map((side) => make("figure", {},
       make("img", { src: address(run.id, side.key, `map-${number + 1}.png`), alt: `where ${side.model} sees ${text}` }),
-      make("figcaption", {}, make("b", {}, title(side.model)),
+      make("figcaption", {}, make("b", {}, titleOf(side.model)),
         make("span", {}, `cosine ${side.cosines[number].toFixed(3)}`))))]),
   ]).flat();
   rows.push(make("div", { class: "scale" }),
@@ -66,9 +68,4 @@ function row(run, figures) {
   const element = make("div", { class: "row" }, ...figures);
   element.style.setProperty("--sides", figures.length);
   return element;
-}
-
-function title(model) {
-  const note = noteOf(model);
-  return note.startsWith("vanilla") ? "Vanilla" : note.startsWith("clipag") ? "CLIPAG" : model;
 }

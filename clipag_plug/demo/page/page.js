@@ -1,40 +1,24 @@
-// Brings the page to life: the form, the stream of events, the queue.
+// Brings the page to life: what is on the stage, the queue, and what the program says of them.
 
-import { $, address, ask, make, post, problem, shared } from "./dom.js";
-import { connectGallery, refresh } from "./gallery.js";
-import { chosen, choose, connectUploads, showMaps } from "./look.js";
+import { $, address, ask, idOf, make, pictureOf, post, problem, progress, shared } from "./dom.js";
+import { WORDS, anySeed, connectForm, go, offer, take } from "./form.js";
+import { connectGallery, like, refresh, remove } from "./gallery.js";
+import { listen } from "./live.js";
+import { choose, connectUploads, showMaps } from "./look.js";
 import { play, prepare, preview, runOnStage, scrub, showRun } from "./paint.js";
+import { compare, connectView } from "./view.js";
 
-const EXAMPLES = ["a goldfish", "a lemon", "a school bus", "a jellyfish", "a king penguin", "a brown bear"];
 const FIRST = {  // what the empty stage says
   paint: "Write some words and press Paint: both pictures grow here, side by side.",
   style: "Choose a picture, write a style as words, and press Restyle.",
   draw: "Write some words and press Draw: both drawings grow here, stroke by stroke.",
   explain: "Choose a picture and write what to look for: a map for every line and every model.",
 };
-const WORDS = { paint: "Paint", style: "Restyle", draw: "Draw", explain: "Explain" };
+const NOTHING = "What shall it be?";
+const VARIED = 0.4;  // share of noise in the start of a variation
 const seen = new Set();  // runs that the gallery has been asked for
 const OVER = ["done", "stopped", "failed"];
-
-function go(tab) {
-  shared.tab = tab;
-  document.body.dataset.tab = tab;
-  for (const button of document.querySelectorAll("nav button")) {
-    if (button.dataset.go === tab) button.setAttribute("aria-current", "page");
-    else button.removeAttribute("aria-current");
-  }
-  for (const element of document.querySelectorAll("[data-for]")) {
-    element.hidden = !element.dataset.for.split(" ").includes(tab);
-  }
-  $("freedom").hidden = tab !== "style" || $("way").value !== "paint";
-  $("prompt").required = tab !== "explain";
-  $("prompt").placeholder = tab === "style" ? "a coral reef" : "a goldfish";
-  $("go").textContent = WORDS[tab];
-  const usual = tab === "draw" ? 100 : tab === "style" && $("way").value === "style" ? 80 : null;
-  $("steps").placeholder = usual || (shared.state ? shared.state.presets[$("preset").value] : "");
-  problem("");
-  note();
-}
+let stage = null;  // the run that is shown, maps included
 
 function note() {
   const mine = shared.jobs.find((job) => job.id === shared.watched);
@@ -46,29 +30,8 @@ function note() {
     : waits ? `Waits in the queue, ${ahead} before it.` : empty ? FIRST[shared.tab] : "";
   $("note").hidden = !$("note").textContent;
   document.body.classList.toggle("waiting", waits);
-}
-
-function fill(select, values, chosenValue) {
-  select.replaceChildren(...values.map(([value, text]) => make("option", { value }, text)));
-  select.value = chosenValue;
-}
-
-function request() {
-  const models = [$("model-a").value, $("model-b").value].filter(Boolean);
-  if (shared.tab === "explain") {
-    const texts = $("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
-    return { kind: "explain", request: { models, picture: chosen(), texts, method: $("method").value } };
-  }
-  const asked = { models, prompt: $("prompt").value.trim(), seed: Number($("seed").value) };
-  if ($("steps").value) asked.steps = Number($("steps").value);
-  if (shared.tab === "draw") return { kind: "draw", request: { ...asked, strokes: Number($("strokes").value) } };
-  if (shared.tab === "style") {
-    if (!chosen()) throw new Error("there is no picture; choose one first");
-    asked.picture = chosen();
-    if ($("way").value === "style") return { kind: "style", request: asked };
-    asked.strength = Number($("strength").value);
-  } else Object.assign(asked, { preset: $("preset").value, size: $("size").value });
-  return { kind: "paint", request: asked };
+  const share = mine && mine.total && !waits ? `${Math.round(100 * mine.step / mine.total)} % · ` : waits ? "waits · " : "";
+  document.title = mine && !OVER.includes(mine.state) ? `${share}${mine.title} · clipag` : "clipag";
 }
 
 async function submit(content) {
@@ -89,45 +52,44 @@ function reveal(element) {
   if (top < 0 || top > innerHeight / 2) element.scrollIntoView();
 }
 
-// What the bundled models know that begins like the last word, and words of which they know none.
-async function words() {
-  const text = $("prompt").value;
-  const found = text.trim() ? await ask(`/api/words?text=${encodeURIComponent(text)}`).catch(() => null) : null;
-  if ($("prompt").value !== text) return;  // typed on meanwhile
-  const { suggestions = [], unheard = [] } = found || {};
-  $("suggestions").replaceChildren(...suggestions.map((each) => make("button", { type: "button", onclick: () => {
-    $("prompt").value = each;
-    $("prompt").focus();
-    words();
-  } }, each)));
-  $("unheard").textContent = unheard.length ? `The bundled models know none of: ${unheard.join(", ")}.` : "";
-}
-
 function watch(job) {
   shared.watched = job.id;
   shared.viewing = false;
+  stage = null;
   $("title").textContent = job.title;
-  $("bar").firstElementChild.style.width = "0";
+  progress(0);
   prepare(job.models);
   document.body.classList.add("busy");
 }
 
-async function open(run) {
-  shared.watched = null;
-  shared.viewing = true;
+// Puts the job aside; `viewing`: what is shown stays until something is asked for.
+function leave(viewing) {
+  Object.assign(shared, { watched: null, viewing });
   document.body.classList.remove("busy");
+  $("stop").hidden = true;
+  note();
+}
+
+async function open(run) {
+  leave(true);
+  stage = run;
   $("title").textContent = run.title;
-  $("bar").firstElementChild.style.width = "0";
-  if (run.kind === "explain") {
+  progress(0);
+  const explained = run.kind === "explain";
+  if (explained) {
     prepare(run.sides.map((side) => side.model));
     showMaps(run);
-    $("actions").hidden = true;
   } else {
-    showRun(run);
-    $("actions").hidden = false;
-    $("again").textContent = `${WORDS[run.kind]} it again`;
-    await recipe(run);
+    const acts = run.kind === "paint" ? { Variations: vary, Restyle: restyle, Explain: look } : { Restyle: restyle, Explain: look };
+    showRun(run, acts);
   }
+  $("actions").hidden = false;
+  $("compare").hidden = explained || run.sides.length < 2;
+  $("draw").hidden = explained || run.kind === "draw";
+  $("again").textContent = `${WORDS[run.kind] || "Paint"} it again`;
+  $("like").setAttribute("aria-pressed", String(Boolean(run.starred)));
+  $("zip").href = `/download?run=${encodeURIComponent(run.id)}`;
+  if (!explained) await recipe(run);
   queue(shared.jobs);
 }
 
@@ -142,39 +104,65 @@ async function recipe(run) {
   place.hidden = false;
 }
 
-function use(run) {
-  const asked = run.request || {};
-  if (asked.picture) $("way").value = run.kind;
-  go(run.kind === "draw" ? "draw" : asked.picture ? "style" : "paint");
-  $("prompt").value = asked.prompt || run.title;
-  $("seed").value = run.seed ?? 0;
-  $("steps").value = asked.steps ?? "";
-  if (asked.preset && !asked.picture) $("preset").value = asked.preset;
-  if (asked.size !== undefined) $("size").value = asked.size;
-  if (asked.picture) choose(asked.picture, asked.picture.includes("/") ? source(asked.picture) : `/uploads/${asked.picture}`);
+// What may be done with one picture of a run.
+function vary(run, side) {
+  const request = { models: [side.model], prompt: run.title, picture: idOf(run, side), strength: VARIED, count: 4, seed: anySeed() };
+  submit({ kind: "paint", request });
+}
+
+function send(run, side, tab) {
+  choose(idOf(run, side), pictureOf(run, side));
+  go(tab);
+  reveal($("form"));
+}
+
+function restyle(run, side) {
+  $("prompt").value = "";
+  send(run, side, "style");
   $("prompt").focus();
 }
 
-const source = (picture) => {
-  const at = picture.lastIndexOf("/");
-  return address(picture.slice(0, at), picture.slice(at + 1), "image.png");
-};
+function look(run, side) {
+  $("texts").value = run.title;
+  send(run, side, "explain");
+}
+
+function use(run) {
+  const asked = { prompt: run.title, seed: run.seed, models: run.sides.map((side) => side.model), ...run.request };
+  if (run.texts) asked.texts = run.texts;
+  take(run.kind, asked);
+  reveal($("form"));
+}
+
+function dropped(found) {
+  const { kind, model, ...asked } = found.settings || {};
+  if (kind) take(kind, { ...asked, models: [model] });
+  else if (shared.tab !== "explain") go("style");
+  reveal($("form"));
+}
 
 async function queue(jobs) {
   shared.jobs = jobs;
   const running = jobs.find((job) => job.state === "running");
   const waiting = jobs.filter((job) => job.state === "waiting");
   const status = !running ? "ready" : running.kind === "warm-up" ? "loading the models" : `busy${waiting.length ? `, ${waiting.length} waiting` : ""}`;
-  $("status").textContent = status;
-  $("status").className = running && running.kind === "warm-up" ? "" : "ready";
+  if (shared.connected) {
+    $("status").textContent = status;
+    $("status").className = running && running.kind === "warm-up" ? "" : "ready";
+  }
   const mine = jobs.find((job) => job.id === shared.watched);
-  if (!mine && !shared.viewing && running && running.kind !== "warm-up") {
+  if (!mine && shared.watched === null && !shared.viewing && running && running.kind !== "warm-up") {
     watch(running);  // after a reload
     return queue(jobs);
   }
+  if (!mine && shared.watched !== null && jobs.some((job) => Number(job.id) > Number(shared.watched))) {
+    leave(true);  // it ended while this page was cut off, and the program has forgotten which picture it was
+    problem("what was being made is over; it is in the gallery if it went well");
+    await refresh();
+  }
   $("stop").hidden = !mine || OVER.includes(mine.state);
   $("stop").disabled = false;
-  if (mine && mine.total) $("bar").firstElementChild.style.width = `${100 * mine.step / mine.total}%`;
+  if (mine && mine.total) progress(mine.step / mine.total);
   list(jobs, running, mine);
   note();
   if (mine && OVER.includes(mine.state)) await finish(mine);
@@ -192,16 +180,13 @@ function list(jobs, running, mine) {
 }
 
 async function finish(job) {
-  shared.watched = null;
-  shared.viewing = true;
-  document.body.classList.remove("busy");
-  $("stop").hidden = true;
+  leave(true);
   if (job.message) problem(job.message);
   await refresh();
   const run = shared.runs.find((each) => each.id === job.run);
   if (run && shared.watched === null) await open(run);
   if (!job.run && !job.message && shared.watched === null) {  // taken out before its turn, and nothing sent since
-    $("title").textContent = "What shall it be?";
+    $("title").textContent = NOTHING;
     shared.viewing = false;  // and so the next message shows what runs
   }
 }
@@ -214,9 +199,7 @@ async function stop(id) {
 // A server that was started anew knows nothing of the jobs of the old one.
 function greet(id) {
   if (shared.server && shared.server !== id && shared.watched !== null) {
-    Object.assign(shared, { watched: null, viewing: true });
-    document.body.classList.remove("busy");
-    $("stop").hidden = true;
+    leave(true);
     problem("the program was started anew while this was being made; press the button to make it again");
   }
   shared.server = id;
@@ -224,68 +207,47 @@ function greet(id) {
 
 function onMessage(message) {
   if (message.kind === "start") greet(message.id);
-  else if (message.kind === "queue") queue(message.jobs);
+  else if (message.kind === "queue") queue(message.jobs).catch((error) => problem(error.message));
   else if (message.kind === "preview" && message.job === shared.watched) preview(message);
 }
 
-function listen() {
-  const events = new EventSource("/api/events");
-  let lost = false;
-  events.onmessage = (event) => onMessage(JSON.parse(event.data));
-  events.onopen = () => { if (lost) { lost = false; refresh(); } };
-  events.onerror = () => {
-    lost = true;
-    $("status").textContent = "not connected";
-    $("status").className = "lost";
-  };
-}
-
 function connect() {
-  for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => go(button.dataset.go));
-  $("chips").append(...EXAMPLES.map((text) => make("button", { type: "button", onclick: () => { $("prompt").value = text; words(); } }, text)));
-  $("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    try { submit(request()); } catch (error) { problem(error.message); }
-  });
-  $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form").requestSubmit(); }
-  });
-  let typed = 0;
-  $("prompt").addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(words, 150); });
-  $("dice").addEventListener("click", () => { $("seed").value = Math.floor(Math.random() * 10000); });
-  for (const name of ["preset", "way"]) $(name).addEventListener("change", () => go(shared.tab));
-  for (const name of ["strength", "strokes"]) $(name).addEventListener("input", () => { $(`${name}-value`).textContent = $(name).value; });
+  connectForm(submit, note);
   $("frame").addEventListener("input", scrub);
   $("play").addEventListener("click", play);
   $("stop").addEventListener("click", () => stop(shared.watched));
-  $("again").addEventListener("click", () => submit({ again: runOnStage().id }));
-  $("use").addEventListener("click", () => use(runOnStage()));
-  $("look").addEventListener("click", () => {
-    const run = runOnStage();
-    const side = run.sides.at(-1);
-    choose(`${run.id}/${side.key}`, address(run.id, side.key, "image.png"));
-    $("texts").value = $("texts").value || run.title;
-    go("explain");
-    reveal($("form"));
+  $("again").addEventListener("click", () => submit({ again: stage.id }));
+  $("use").addEventListener("click", () => use(stage));
+  $("draw").addEventListener("click", () => { $("prompt").value = stage.title; go("draw"); reveal($("form")); });
+  $("compare").addEventListener("click", () => compare(stage));
+  $("like").addEventListener("click", async () => {
+    await like(stage);
+    $("like").setAttribute("aria-pressed", String(Boolean(stage.starred)));
   });
-  connectUploads();
-  connectGallery((run) => { open(run); reveal($("stage")); });
+  $("delete").addEventListener("click", () => remove(stage));
+  connectView();
+  connectUploads(dropped);
+  connectGallery((run) => { open(run); reveal($("stage")); }, (run) => {
+    if (stage && stage.id === run.id) clear();
+  });
+}
+
+function clear() {
+  stage = null;
+  prepare(shared.state.pair);
+  $("title").textContent = NOTHING;
+  document.body.classList.remove("shown");
+  note();
 }
 
 async function start() {
   connect();
   shared.state = await ask("/api/state");
-  const { models, pair, presets, sizes, methods } = shared.state;
-  const listed = models.map(({ key }) => [key, key]);
-  fill($("model-a"), listed, pair[0]);
-  fill($("model-b"), [...listed, ["", "none"]], pair[1] || "");
-  fill($("preset"), Object.entries(presets).map(([name]) => [name, name]), "fast");
-  fill($("size"), sizes.map((size) => [size, size ? `${size} px` : "default"]), "");
-  fill($("method"), methods.map((name) => [name, name]), "gradcam");
+  offer();
   go("paint");
-  prepare(pair);
+  prepare(shared.state.pair);
   await refresh();
-  listen();
+  listen(onMessage, () => refresh().catch((error) => problem(error.message)));
 }
 
 start().catch((error) => problem(error.message));

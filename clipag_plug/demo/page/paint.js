@@ -1,6 +1,7 @@
 // The stage: two pictures that grow, and afterwards the trajectory of both under one slider.
 
-import { $, address, make, noteOf } from "./dom.js";
+import { $, address, make, pictureOf, titleOf } from "./dom.js";
+import { enlarge } from "./view.js";
 
 let sides = {};      // side -> {canvas, label, files, sheet}
 let current = null;  // the run on the stage
@@ -15,16 +16,16 @@ export function prepare(models, aspect = 1) {
   $("pictures").classList.toggle("one", models.length === 1);
   $("maps").hidden = $("scrub").hidden = $("actions").hidden = $("recipe").hidden = true;
   models.forEach((model, index) => {
-    const key = "ab"[index];
+    const key = "abcd"[index];
     const canvas = make("canvas", { width: 224, height: Math.round(224 / aspect), role: "img", "aria-label": `${model}` });
     canvas.style.setProperty("--aspect", aspect);
     const label = make("span");
     const files = make("span", { class: "files" });
-    const note = noteOf(model);
-    const name = make("b", { title: model }, note.startsWith("vanilla") ? "Vanilla" : note.startsWith("clipag") ? "CLIPAG" : model);
+    const acts = make("span", { class: "acts" });
+    const name = make("b", { title: model }, titleOf(model));
     $("pictures").append(make("figure", { "data-side": key },
-      canvas, make("figcaption", {}, name, label, files)));
-    sides[key] = { canvas, label, files, model };
+      canvas, make("figcaption", {}, name, label, files, acts)));
+    sides[key] = { canvas, label, files, acts, model };
     label.textContent = model;
   });
 }
@@ -53,21 +54,25 @@ function paint(place, image, x, y, width, height) {
   canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);
 }
 
-export function showRun(run) {
+// acts: what may be done with one picture, {words: (run, side) => ...}.
+export function showRun(run, acts) {
   prepare(run.sides.map((side) => side.model));
   current = run;
   document.body.classList.add("shown");
   let frames = 0;
   run.sides.forEach((side, index) => {
-    const place = sides["ab"[index]];
-    const [width, height] = side.size;
-    place.size = [width, height];
+    const place = sides["abcd"[index]];
+    place.size = side.size;
     place.columns = side.columns;
     place.image = new Image();
     place.image.onload = () => { if (current === run) atEnd(place); };
-    place.image.src = address(run.id, side.key, "image.png");
-    const judge = side.judge ? ` · judge: ${side.judge}` : "";
-    place.label.textContent = side.model + judge;
+    place.image.src = pictureOf(run, side);
+    place.canvas.onclick = () => enlarge(run, index);
+    const name = run.sides.length > 1 && run.sides[1].seed !== run.sides[0].seed ? `seed ${side.seed}` : side.model;
+    place.label.textContent = name + (side.judge ? ` · judge: ${side.judge}` : "");
+    const every = { Enlarge: () => enlarge(run, index), ...acts };
+    place.acts.append(...Object.entries(every).map(([words, act]) => make("button", { type: "button",
+      "data-act": words.toLowerCase(), onclick: () => act(run, side) }, words)));
     const links = [["image.png", "PNG"], ["drawing.svg", "SVG"], ["progress.webp", "Animation"], ["recipe.json", "Recipe"], ["steps.csv", "Losses"]];
     for (const [name, text] of links) {
       if (!(side.files || []).includes(name)) continue;
@@ -83,6 +88,7 @@ export function showRun(run) {
     }
   });
   $("scrub").hidden = frames < 2;
+  $("compare").hidden = run.sides.length < 2;
   $("frame").max = Math.max(frames - 1, 1);
   $("frame").value = $("frame").max;
   tell();

@@ -204,7 +204,7 @@ def test_upload_explain_and_repaint(page: chromium.Browser, place: Path) -> None
     page.click("#go")
     page.wait("document.getElementById('title').textContent === 'an oil painting'")
     page.wait(END, 180)
-    page.click("#look")
+    page.click("figure[data-side=b] [data-act=explain]")
     page.wait("document.body.dataset.tab === 'explain'")
     assert page.messages == [], page.messages
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 OWN_CONTRAST = 30.0  # benchmarks/results/synthesis.md
 KIN = 0.6  # cosine from which on a known thing is no rival of a text: kinds of it, what it is a kind of, look-alikes
+BUNDLED = ("clip-mini", "clipag-mini", "judge-mini")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,6 +69,7 @@ class Guide:
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         own = isinstance(visual, MiniVisual | LiteVisual)
+        self._bundled = self._listed or (own and self.name in BUNDLED)
         self.contrast = OWN_CONTRAST if own else 0.0
         self._rivals: Tensor | None = None
         self._heard: set[str] = set()
@@ -78,16 +80,17 @@ class Guide:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit features (M, D) of texts. ValueError where one is empty or too long for the model.
 
-        A text of which the model knows no word is said so in the log, once.
+        Words that a bundled model does not know are named in the log, once a text.
         """
         features = self._texts(texts)
         for text, feature in zip(texts, features, strict=True):
             if text not in self._heard:
                 self._heard.add(text)
-                if self._listed and (words := unheard(text)):
+                if self._bundled and (words := unheard(text)):
                     near = ", ".join(name for name, _ in self.nearest(feature, 2))
                     log.warning(
-                        "%s knows none of: %s; nearest: %s", self.name, ", ".join(words), near
+                        "%s does not know: %s; to it %r is nearest to: %s",
+                        *(self.name, ", ".join(words), text, near),
                     )
         return features
 

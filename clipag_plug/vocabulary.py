@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import random
 import re
@@ -26,12 +27,24 @@ TEMPLATES = (
     "a painting of a {}",
 )
 
-# Words of a prompt that name nothing: grammar, and the kind of picture.
+# Words of a prompt that name nothing on it: grammar, numbers, and the kind of picture.
 SAYS_NOTHING = frozenset(
     re.findall(
         r"\w+",
-        "a an the this that is are of in on at by with and or to for from near next under over behind front photo "
-        "picture photograph image drawing painting sketch cartoon emoji icon art oil pencil style close up",
+        "a an the this that these those is are was were be been being am do does of in on at by with without and or to "
+        "for from as into onto out up down off near next under over behind front inside outside between above below "
+        "around through against like it its he his she her they their we our you your i my me who whose which what "
+        "while there has have having some any many no not very one two three four five six seven eight nine ten photo "
+        "picture photograph image drawing painting sketch illustration cartoon emoji icon art oil pencil style made "
+        "close up closeup view",
+    )
+)
+# Plurals that no ending gives.
+PLURALS = dict(
+    pair.split(":")
+    for pair in re.findall(
+        r"\S+",
+        "men:man women:woman children:child people:person mice:mouse geese:goose feet:foot teeth:tooth",
     )
 )
 
@@ -115,27 +128,37 @@ def in_template(template: str, word: str) -> str:
 @functools.cache
 def taught_words() -> frozenset[str]:
     """Every word, in lower case, of the texts that the bundled text tower learned."""
+    listed = resources.files("clipag_plug.bundled").joinpath("words.txt.gz")
+    if listed.is_file():
+        return frozenset(gzip.decompress(listed.read_bytes()).decode().split())
     return frozenset(re.findall(r"[^\W\d_]+", " ".join(known_things()).lower()))
 
 
 def unheard(text: str) -> list[str]:
-    """The words of a text that say what is on a picture, if the bundled text tower learned none of them; else none.
+    """The words of a text that say what is on a picture and that the bundled text tower did not learn, each once.
 
     A plural counts as its singular. Words of grammar and of the kind of picture, as "a photo of", do not count.
     """
-    words = [w for w in re.findall(r"[^\W\d_]+", text.lower()) if w not in SAYS_NOTHING]
-    known = any(
-        stem in taught_words()
-        for w in words
-        for stem in (w, w.removesuffix("s"), w.removesuffix("es"))
-    )
-    return [] if known else words
+    said = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().replace("\u2019", "'"))
+    words = dict.fromkeys(word.partition("'")[0] for word in said)
+    return [w for w in words if len(w) > 1 and w not in SAYS_NOTHING and not _taught(w)]
+
+
+def _taught(word: str) -> bool:
+    """Whether the word, or what it may be the plural of, was learned."""
+    stems = [word, PLURALS.get(word, word)]
+    for ending, singular in (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe")):
+        if word.endswith(ending):
+            stems.append(word.removesuffix(ending) + singular)
+    return not taught_words().isdisjoint(stems)
 
 
 @functools.cache
 def known_things() -> list[str]:
-    """The words that the bundled guides were taught."""
-    return bundled_vocabulary().words
+    """The things that the bundled guides were taught."""
+    config = resources.files("clipag_plug.bundled").joinpath("clipag-mini.json")
+    listed = json.loads(config.read_text(encoding="utf-8")).get("vocabulary")
+    return listed or bundled_vocabulary().words
 
 
 def suggestions(text: str, count: int = 6) -> list[str]:

@@ -132,4 +132,5 @@ def test_words_are_shown_with_what_they_are_taken_for(capsys) -> None:
     assert found["goldfish"][0][0] == "goldfish" and found["a school bus"][0][0] == "school bus"
     assert all(len(near) == 2 and near[0][1] >= near[1][1] for near in found.values())
     assert unheard("a photo of a zyxqian") == ["zyxqian"]
-    assert unheard("a zyxqian lemon") == unheard("two goldfish") == unheard("an image") == []
+    assert unheard("A zyxqian's lemon, Zyxqian\u2019s qwv") == ["zyxqian", "qwv"]
+    assert unheard("two goldfish") == unheard("an image") == unheard("lemons") == []

@@ -31,7 +31,9 @@ def test_a_painting_is_what_the_api_paints_and_can_be_repeated(client: Client) -
     for side in run["sides"]:
         expected = synthesize("a goldfish", model=side["model"], seed=3, steps=2, device=None)
         found = read_image(client.app.gallery.file(run["id"], side["key"], "image.png"))
-        assert (found - expected.image).abs().max() <= 0.5 / 255 + 1e-6
+        large = expected.enlarged(448).image
+        assert found.shape[-1] == 448 and (found - large).abs().max() <= 0.5 / 255 + 1e-6
+        assert side["shown"] == "448x448, resampled from 224x224"
         shares = judge.logits(judge.enlarged(expected.image[None]))[0].softmax(0)
         name = judge.classes[int(shares.argmax())]
         assert side["judge"] == f"{name} {float(shares.max()):.0%}"
@@ -142,7 +144,7 @@ def test_four_of_one_model_and_variations_of_one(client: Client) -> None:
     pictures = [
         client.app.gallery.file(found["id"], key, "image.png").read_bytes() for key in "abc"
     ]
-    assert len(set(pictures)) == 3
+    assert len(set(pictures)) == 3 and found["sides"][0]["size"] == [224, 224]
     status, answer = client.post("/api/jobs", paint(count=2, models=["clip-mini", "clipag-mini"]))
     assert status == 400 and "choose one" in answer["error"]
 

@@ -255,6 +255,22 @@ def test_from_noise_the_fast_preset_draws_shapes_first() -> None:
 
 def test_saving_by_hand(tmp_path: Path) -> None:
     result = synthesize("a fox", **QUICK)
-    result.save(str(tmp_path / "a.png"))
+    result.enlarged(448).save(str(tmp_path / "a.png"))
     generate(tmp_path / "b.png", "a fox")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_size_nobody_asked_for_is_448_and_said_so(tmp_path: Path) -> None:
+    generate(tmp_path / "a.png", "a fox")
+    assert read_image(tmp_path / "a.png").shape == (3, 448, 448)
+    assert read_recipe(tmp_path / "a.png")["shown"] == "448x448, resampled from 64x64"
+    generate(tmp_path / "b.png", "a fox", size="96x64", steps=1)
+    assert read_image(tmp_path / "b.png").shape == (3, 64, 96)
+    assert "shown" not in read_recipe(tmp_path / "b.png")
+    small = Generate(prompts=["a fox"], steps=1, size="64x40")
+    found = Synthesizer(small)
+    for _ in found:
+        pass
+    wide = found.results()[0].enlarged(448)
+    assert wide.image.shape == (3, 448, 717) and wide.recipe["size"] == "64x40"
+    assert wide.enlarged(448) is wide

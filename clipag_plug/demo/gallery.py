@@ -45,7 +45,7 @@ RUN_FIELDS = {
     "starred": bool,
 }
 SIDE_FIELDS = {
-    **dict.fromkeys(("key", "model", "judge", "image"), str),
+    **dict.fromkeys(("key", "model", "judge", "image", "shown"), str),
     **dict.fromkeys(("loss", "steps", "frames", "columns", "seed"), float),
     **dict.fromkeys(("size", "files", "cosines"), list),
 }
@@ -239,6 +239,7 @@ def _painted_elsewhere(folder: Path, recipes: list[dict[str, Any]]) -> dict[str,
     names = [f"image{tag}.png" for tag in tags([Path(model).name for model in models])]
     sides = [
         {"key": "", "image": name, "model": model, "seed": recipe.get("seed")}
+        | {"shown": recipe.get("shown")}
         for name, model, recipe in zip(names, models, recipes)
         if (folder / name).is_file()
     ]

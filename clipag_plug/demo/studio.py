@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options.generate import Generate, parse_size
+from ..options.picture import SHOWN
 from ..weights import registry
 from ..weights.fetch import whereabouts
 from .gallery import Gallery
@@ -51,7 +52,7 @@ class Studio:
 
             if isinstance(request, Paint):
                 options = jobs.paint_options(request, picture, self.device)
-                return jobs.paint(job, options, self.guide)
+                return jobs.paint(job, options, self.guide, 0 if request.size else SHOWN)
             if isinstance(request, Look):
                 return jobs.look(job, request, self.picture(name), self.guide)
             return jobs.draw_or_style(job, request, picture, self.guide, self.device)

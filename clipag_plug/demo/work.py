@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from ..clip import load_model
 from ..explanation.figure import fitted, overlay, shown_maps
 from ..explanation.maps import explain, squash, text_features
 from ..files import write_text
-from ..images import read_image, to_pil, write_animation, write_image
+from ..images import read_image, read_recipe, to_pil, write_animation, write_image
 from ..options.clipdraw import ClipDraw
 from ..options.generate import Generate
 from ..options.style import Style
@@ -38,6 +40,7 @@ FRAMES = 33  # of a trajectory, the start and the end among them
 COLUMNS = 6  # of the sheet of frames
 SHORT = 128  # px, short side at which a picture is restyled; the result has its own size
 CELL = 384  # px, longer side of the maps
+MOST = 1024  # px, longer side at which a picture is painted over
 
 Guides = Callable[[str], Any]
 Write = Callable[[Path], list[dict[str, Any]]]
@@ -53,7 +56,7 @@ def paint_options(request: Paint, picture: Path | None, device: str | None) -> d
             seed=seed,
             preset=request.preset,
             steps=request.steps,
-            size=request.size,
+            size=request.size or (start_size(picture) if picture else ""),
             image=str(picture) if picture else None,
             strength=request.strength if picture else 0.0,
             device=device,
@@ -62,8 +65,21 @@ def paint_options(request: Paint, picture: Path | None, device: str | None) -> d
     }
 
 
-def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
-    """Paints until the end, or until the job is stopped; the result writes what there is by then."""
+def start_size(path: Path) -> str:
+    """The size to paint over a start picture at: that at which it was painted itself, else its own up to MOST."""
+    with contextlib.suppress(ValueError):
+        if size := re.search(r"\d+x\d+$", str(read_recipe(path).get("shown"))):
+            return size[0]
+    height, width = read_image(path).shape[-2:]
+    share = min(MOST / max(height, width), 1)
+    return f"{round(width * share)}x{round(height * share)}"
+
+
+def paint(job: Job, sides: dict[str, Generate], guides: Guides, shown: int | None = None) -> Write:
+    """Paints until the end, or until the job is stopped; the result writes what there is by then.
+
+    shown: short side to which smaller pictures are enlarged; None for what the options say.
+    """
     options = {key: dataclasses.replace(each, frames=FRAMES) for key, each in sides.items()}
     runs = {side: Synthesizer(each, guides(each.model)) for side, each in options.items()}
     take_turns(job, runs, lambda run: run.leading())
@@ -74,8 +90,10 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides) -> Write:
     def write_side(place: Path, side: str) -> dict[str, Any]:
         result = results[side]
         chosen = dataclasses.replace(options[side], output=str(place))
-        output.write([result], output.files(chosen, [""], 1))
+        least = chosen.shown() if shown is None else shown
+        output.write([result], output.files(chosen, [""], 1), shown=least)
         facts = _facts(result.image, result.loss, result.steps) | {"seed": result.seed}
+        facts["shown"] = result.enlarged(least).recipe.get("shown", "")
         return facts | write_frames(place, result.frames)
 
     return _writer({side: each.model for side, each in options.items()}, write_side)

@@ -128,7 +128,10 @@ class Generate(picture.Picture):
         choices=tuple(LOOKS),
     )
     prefixes: list[str] = option([], "styles to put before every prompt, as 'an oil painting of'")
-    size: str = option("", "side or WIDTHxHEIGHT in pixels; default: what the model sees")
+    size: str = option(
+        "",
+        "side or WIDTHxHEIGHT in pixels; default: painted as the model sees it, written with a short side of 448",
+    )
     steps: int | None = decided(50, "updates of the picture", low=1)
     optimizer: str | None = decided(
         "adam",

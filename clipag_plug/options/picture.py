@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from .base import Options, option
 
 PER_PRESET = "; the preset decides"
+SHOWN = 448  # px, short side of a written picture whose size nobody asked for
 # Fields that say where results go and how they are shown. They do not change a picture and stay out of its recipe.
 PRESENTATION = (
     *("output", "overwrite", "animation", "svg", "frames", "compare", "vanilla", "variations"),
@@ -17,7 +18,13 @@ PRESENTATION = (
 
 @dataclasses.dataclass
 class Picture(Options):
-    """Base of the option sets of `clipag generate`, `clipdraw`, `vqgan`, `style` and `search`."""
+    """Base of the option sets of `clipag generate`, `clipdraw`, `vqgan`, `style` and `search`.
+
+    In each of them `size` is that of the picture that is written. Where it is left out, `generate` (without --image)
+    and `vqgan` make what their model or preset says and write it with a short side of 448 pixels, resampled; `search`
+    writes 448, resampled from what its generator makes; `clipdraw` renders its strokes at 448; `style` keeps the
+    photograph's own size, up to 2048 pixels a side.
+    """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -58,6 +65,11 @@ class Picture(Options):
     def count(self) -> int:
         """Pictures that are made under one model."""
         return max(len(self.prompts), 1) * self.variations
+
+    def shown(self) -> int:
+        """Short side to which a smaller picture is enlarged when it is written; 0 where the options say its size."""
+        own = getattr(self, "image", None)  # what starts from a picture keeps its size
+        return SHOWN if getattr(self, "size", 0) in ("", None) and not own else 0
 
     def decided(self) -> dict[str, Any]:
         """What the preset says about fields that were left at None."""

@@ -38,7 +38,10 @@ class Vqgan(Picture):
     )
     config: str | None = option(None, "the .yaml or .json that belongs to such a file")
     backend: str = option("own", "whose code: ours, or taming-transformers'", choices=BACKENDS)
-    size: str | None = option(None, "side or WIDTHxHEIGHT in pixels" + PER_PRESET)
+    size: str | None = option(
+        None,
+        "side or WIDTHxHEIGHT in pixels; default: made as the preset says, written with a short side of 448",
+    )
     image: str | None = option(None, "picture to start from", short="-i")
     init: str | None = option(None, "start without one", choices=("codes", "noise"))
     init_weight: float | None = option(None, "pull of the codes towards zero" + PER_PRESET, low=0)

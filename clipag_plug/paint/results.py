@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files import write_text
-from ..images import png_bytes, write_image
+from ..images import png_bytes, resize, write_image
 
 
 class NotFiniteError(RuntimeError):
@@ -49,6 +49,16 @@ class Synthesis:
     def steps(self) -> int:
         """Steps that were done."""
         return len(self.losses)
+
+    def enlarged(self, side: int) -> Synthesis:
+        """With a short side of at least `side` pixels, resampled where it has fewer, which the recipe then says."""
+        height, width = self.image.shape[-2:]
+        if min(height, width) >= side:
+            return self
+        size = (round(height * side / min(height, width)), round(width * side / min(height, width)))
+        shown = f"{size[1]}x{size[0]}, resampled from {width}x{height}"
+        picture = resize(self.image[None], size)[0]
+        return dataclasses.replace(self, image=picture, recipe={**self.recipe, "shown": shown})
 
     def save(self, path: str | Path) -> Path:
         """Writes a .png with the recipe inside, or the strokes as .svg. Raises: ValueError for another suffix."""

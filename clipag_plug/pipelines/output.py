@@ -101,8 +101,13 @@ def write(
     works: Sequence[Synthesis],
     targets: dict[str, list[Path]],
     sheet: Callable[[Sequence[Synthesis]], Tensor] = comparison,
+    shown: int = 0,
 ) -> list[Path]:
-    """Writes the works and returns the paths, the picture or the sheet first."""
+    """Writes the works and returns the paths, the picture or the sheet first.
+
+    shown: short side to which smaller pictures are enlarged; a sheet has them as they were made.
+    """
+    made, works = works, [work.enlarged(shown) for work in works]
     recipes = [work.recipe for work in works]
     if "recipe" in targets:
         targets["recipe"][0].parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +115,7 @@ def write(
     for kind, paths in targets.items():
         if kind == "sheet":
             about = {**recipes[-1], "sheet_of": len(works)}
-            write_image(paths[0], sheet(works), about)
+            write_image(paths[0], sheet(made), about)
         elif kind == "recipe":
             text = json.dumps(recipes if works[1:] else recipes[0], indent=2, ensure_ascii=False)
             write_text(paths[0], text + "\n")

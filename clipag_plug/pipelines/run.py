@@ -272,6 +272,9 @@ def produce(
         if not options.output:
             folder = new_run(works[0].prompt, works[0].seed)
             options = dataclasses.replace(options, output=str(folder))
-        paths = output.write(works, output.files(options, names, count), sheet)
+        targets = output.files(options, names, count)
+        paths = output.write(works, targets, sheet, options.shown())
+        if "picture" in targets and "shown" in (about := works[0].enlarged(options.shown()).recipe):
+            log.info("%s; --size says another", about["shown"])
         output.report(works, paths, as_json=options.json)
     return code

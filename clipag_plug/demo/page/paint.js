@@ -70,6 +70,7 @@ export function showRun(run, acts) {
     place.canvas.onclick = () => enlarge(run, index);
     const name = run.sides.length > 1 && run.sides[1].seed !== run.sides[0].seed ? `seed ${side.seed}` : side.model;
     place.label.textContent = name + (side.judge ? ` · judge: ${side.judge}` : "");
+    if (side.shown) place.files.append(make("span", {}, `${side.shown.replaceAll("x", "×")} px`));
     const every = { Enlarge: () => enlarge(run, index), ...acts };
     place.acts.append(...Object.entries(every).map(([words, act]) => make("button", { type: "button",
       "data-act": words.toLowerCase(), onclick: () => act(run, side) }, words)));

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
-from ..vocabulary import Vocabulary, bundled_vocabulary
+from ..vocabulary import Vocabulary, bundled_vocabulary, sentence
 from . import state
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
@@ -26,6 +25,8 @@ from .lessons import learn_geometry, silence_unknown_tokens, spread_classes
 from .sources import check_paths
 from .teachers import Ensemble, ImageTeacher, TextTeacher, open_image_teacher
 from .trainer import Trainer
+
+CLASS_PROMPT = "a photo of a {}"  # around the names of the classes of an image teacher
 
 
 class Prepared(NamedTuple):
@@ -125,11 +126,12 @@ def prepare(
             raise ValueError("--teachers needs --text frozen: they tell of the texts of now")
         several = [opened(name)[0].to(workers.device) for name in options.teachers]
         references["taught"] = Ensemble(several, model)
-    taught_classes = None
+    taught_classes, class_texts = None, list[str]()
     if options.image_teacher:
-        references["said"], taught_classes = _image_teacher(
-            options, model, workers.device, captions
-        )
+        references["said"], names = _image_teacher(options, model, workers.device)
+        class_texts = [sentence(name, CLASS_PROMPT) for name in names]
+        if names:
+            taught_classes = class_prompts(model, names, [CLASS_PROMPT], stored=captions)
     trainer = Trainer(
         model,
         options,
@@ -137,6 +139,7 @@ def prepare(
         workers,
         prompts=prompts,
         classes=taught_classes,
+        class_texts=class_texts,
         references=references,
         text_teacher=text_teacher,
         text_features=captions,
@@ -255,10 +258,8 @@ class _Lesson:
             print(f"text tower: step {step + 1}/{self.steps}  loss {loss:.3f}", file=sys.stderr)
 
 
-def _image_teacher(
-    options: Train, model: CLIP, device: str, stored: TextTeacher | None = None
-) -> tuple[ImageTeacher, Tensor | None]:
-    """The teacher of --image-teacher and, for its kl, the text features of its classes' names."""
+def _image_teacher(options: Train, model: CLIP, device: str) -> tuple[ImageTeacher, Sequence[str]]:
+    """The teacher of --image-teacher and, for its kl, its classes' names."""
     kind = options.image_teacher_loss
     teacher = open_image_teacher(
         options.image_teacher,
@@ -268,8 +269,8 @@ def _image_teacher(
         options.image_teacher_side,
     )
     if kind != "kl":
-        return teacher, None
-    names = teacher.names
+        return teacher, []
+    names: Sequence[str] = teacher.names
     if options.image_teacher_classes:
         names = Path(options.image_teacher_classes).read_text(encoding="utf-8").splitlines()
     count = teacher(torch.zeros(1, 3, teacher.side, teacher.side, device=device)).shape[1]
@@ -278,4 +279,4 @@ def _image_teacher(
             f"--image-teacher has {count} classes and {len(names)} names; give --image-teacher-classes FILE with one "
             "name a line and --text frozen, or --image-teacher-loss head"
         )
-    return teacher, class_prompts(model, names, ["a photo of a {}"], stored=stored)
+    return teacher, names

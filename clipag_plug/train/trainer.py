@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class Trainer:
     """Adversarial image-text training (Ganz & Elad 2024, supplement section 1.1).
 
     Every random choice of step i is a pure function of (seed, i), so a resumed run repeats the original exactly.
-    prompts: unit features of the classes (C, D), for tecoa; classes: those of the image teacher's. references: what
+    prompts: unit features of the classes (C, D), for tecoa; classes: those of the image teacher's, and class_texts, of
+    which those of the bank take the bank's features, that train along. references: what
     frozen networks say of clean images, by the name that it has among `terms.ROWS`.
     Raises ValueError where the options ask for what model or data cannot give.
     """
@@ -85,6 +86,7 @@ class Trainer:
         *,
         prompts: Tensor | None = None,
         classes: Tensor | None = None,
+        class_texts: Sequence[str] = (),
         references: dict[str, Callable[[Tensor], Tensor]] | None = None,
         text_teacher: TextTeacher | None = None,
         text_features: TextTeacher | None = None,
@@ -104,6 +106,9 @@ class Trainer:
             lines = Path(options.bank_texts).read_text(encoding="utf-8").splitlines()
             distinct = dict.fromkeys(line.strip() for line in lines if line.strip())
             self.bank_texts = {text: row for row, text in enumerate(distinct)}
+        rows = [self.bank_texts.get(text) for text in class_texts]
+        # Of the image teacher's classes, by their place: the row of the bank.
+        self.class_rows = {n: row for n, row in enumerate(rows) if row is not None}
         self.references = dict(references or {})
         if "fare" in (options.objective, options.attack_objective):
             original = copy.deepcopy(model.visual).eval().requires_grad_(False)
@@ -263,6 +268,11 @@ class Trainer:
         found = Targets(text, matches, logit[0], self.options, **rows)
         found.bias = logit[1] if len(logit) > 1 else 0.0
         found.prompts, found.classes, found.head = self.prompts, self.classes, heads.get("image")
+        if found.classes is not None and "bank" in heads:
+            learned = F.normalize(self._bank()[list(self.class_rows.values())], dim=-1)
+            found.classes = found.classes.index_put(
+                (torch.tensor(list(self.class_rows), device=learned.device),), learned
+            )
         if self.options.bank:
             captions, names = self.batches.bank(self.index)
             found.bank = self.text(captions)

@@ -349,6 +349,37 @@ def test_stored_features_can_train_along_and_are_written_for_a_text_tower(shard,
     assert teacher.texts == known and torch.allclose(teacher(known), after, atol=1e-6)
 
 
+def test_classes_of_an_image_teacher_learn_where_their_texts_train_along(shard, tmp_path) -> None:
+    """A class that no image has moves by what the teacher says, if its text is in the bank."""
+    names = ["thing", "orange", *(f"kind {number}" for number in range(998))]
+    texts = [
+        "a photo of a thing",
+        "a photo of an orange",
+        *(f"a photo of a {n}" for n in names[2:]),
+    ]
+    size = int(prepared(shard, tmp_path, attack_steps=0).model.visual.output_dim)
+    vectors = np.random.default_rng(0).normal(size=(1001, size)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", texts=np.array([*texts, "a thing"]), vectors=vectors)
+    (tmp_path / "bank.txt").write_text("\n".join(texts[:2]))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    given = {
+        "captions": "text", "objective": "cosine", "attack_steps": 0, "lr": 1e-2, "image": "frozen", "train_scale": True,
+        "image_teacher": classifier(tmp_path), "image_teacher_loss": "kl", "image_teacher_weight": 2.0,
+        "image_teacher_classes": str(tmp_path / "names.txt"),
+        "text_features": str(tmp_path / "v.npz"), "bank_texts": str(tmp_path / "bank.txt"), "train_text_features": True,
+    }  # fmt: skip
+    trainer = prepared(shard, tmp_path, **given)
+    before = trainer.learned_captions()[1].clone()
+    for _ in range(2):
+        trainer.step()
+    after = trainer.learned_captions()[1]
+    assert ((after - before).norm(dim=1) > 1e-4).all()
+    batch = trainer.batches[0]
+    targets = trainer.targets(before, batch.words, trainer.rows(batch), trainer._logit())
+    stored = F.normalize(torch.from_numpy(vectors[2:1000]), dim=-1)
+    assert torch.allclose(targets.classes, torch.cat([after, stored]), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["kl", "head", "features"])
 def test_a_step_under_teachers_in_parts_is_the_whole_one(shard, tmp_path, kind) -> None:
     """Gradients of the tower, of the linear maps, and of the texts."""

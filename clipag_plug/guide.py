@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .lite import LiteVisual
 from .mini import MiniVisual
 from .model import OPENAI_MEAN, OPENAI_STD
+from .precision import resolve
 from .vocabulary import bundled_vocabulary, sentence, unheard
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Guide:
         model: a `clipag_plug.model.CLIP`, or any module with `encode_image`, `encode_text` and a `visual` that says
             its resolution.
         tokenizer, mean, std: for a model that does not have them as `tokenize`, `mean` and `std`.
-        precision: of the encoder, `fp32`, `bf16` or `fp16`, the low ones by autocast.
+        precision: of the encoder, `fp32`, `bf16` or `fp16`, the low ones by autocast; or `auto`, see `precision.py`.
 
     Attributes:
         contrast: the scale of `--contrast -1`; 0 for all but the bundled models: for others it was not measured.
@@ -63,7 +64,7 @@ class Guide:
         parameter = next(visual.parameters())
         self.device: torch.device = parameter.device
         self.dtype: torch.dtype = parameter.dtype
-        self.precision = precision
+        self.precision = resolve(precision, visual, self.device)
         mean = mean or getattr(model, "mean", None) or OPENAI_MEAN
         std = std or getattr(model, "std", None) or OPENAI_STD
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)

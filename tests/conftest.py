@@ -51,6 +51,12 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--precision auto` is fp32 on every machine, so that results are equal on all of them."""
+    monkeypatch.setattr("clipag_plug.precision.unit", lambda device="cpu": "")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """The models are too small for many threads, which would spin against each other."""

@@ -28,7 +28,7 @@ ROWS = (
     ("model",),
     ("towers", "lite", "mini", "simple_tokenizer"),
     ("weights",),
-    ("options", "vocabulary", "version", "files"),
+    ("options", "vocabulary", "version", "files", "precision"),
 )
 RANK = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names}
 KNOW_NO_MODEL = (*ROWS[4], *ROWS[5], *ROWS[6], *ROWS[7])

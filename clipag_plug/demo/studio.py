@@ -108,7 +108,7 @@ class Studio:
         if name not in self._guides:
             while len(self._guides) >= LOADED:
                 self._guides.pop(next(iter(self._guides)))
-            guide = guide_for(name, device=self.device)
+            guide = guide_for(name, device=self.device, precision="auto")
             guide.model.eval().requires_grad_(False)
             self._guides[name] = guide
         self._guides[name] = self._guides.pop(name)  # the one used last goes last

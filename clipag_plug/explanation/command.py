@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -24,7 +25,9 @@ def run(options: Explain) -> None:
     """Writes the sheet and prints, for each text, the cosine and what the attack left of the map."""
     refuse_taken([Path(options.output)], overwrite=options.overwrite)
     picture = read_image(options.image)
-    sheet, rows = (_attacked if options.attack else _plain)(options, picture)
+    guide = guide_for(options.model, device=options.device or None, precision=options.precision)
+    options = dataclasses.replace(options, precision=guide.precision)
+    sheet, rows = (_attacked if options.attack else _plain)(options, guide, picture)
     # Where the sheet goes and how the numbers are printed does not change the sheet.
     recipe = {k: v for k, v in options.to_dict().items() if k not in ("overwrite", "json", "quiet")}
     path = write_image(options.output, sheet, recipe)
@@ -42,8 +45,7 @@ def run(options: Explain) -> None:
     print(path)
 
 
-def _plain(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-    guide = guide_for(options.model, device=options.device or None)
+def _plain(options: Explain, guide: Guide, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     features = text_features(guide, options.texts)
     image = squash(picture[None], guide)
     maps = _maps(options, guide, image, features)[0]
@@ -58,13 +60,15 @@ def _plain(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, An
     return text_sheet(picture, maps, options.texts, cell=options.cell, title=title), rows
 
 
-def _attacked(options: Explain, picture: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+def _attacked(
+    options: Explain, guide: Guide, picture: Tensor
+) -> tuple[Tensor, list[dict[str, Any]]]:
     names = [options.against or counterpart(options.model), options.model]
+    other = guide_for(names[0], device=options.device or None, precision=options.precision)
     maps, notes = [], [[""] for _ in options.texts]
     rows: list[dict[str, Any]] = []
-    for name in names:
-        guide = guide_for(name, device=options.device or None)
-        clean, attacked, cosines = attacked_maps(options, guide, squash(picture[None], guide))
+    for name, each in zip(names, (other, guide), strict=True):
+        clean, attacked, cosines = attacked_maps(options, each, squash(picture[None], each))
         maps.append(torch.stack([clean, attacked]))
         agreement = scores.agreement(clean, attacked)
         for number, text in enumerate(options.texts):

@@ -30,6 +30,7 @@ def explain(
     channels: int = CHANNELS,
     samples: int = 32,
     device: str | None = None,
+    precision: str = "auto",
 ) -> Tensor:
     """Where `model` looks in a picture for each text (Ganz & Elad 2024, supplement 2).
 
@@ -39,12 +40,12 @@ def explain(
         texts: one or M.
         method: one of `METHODS`.
         layer: a module of the image tower; see `find_layer`.
-        channels: of gscorecam; samples: of integrated-gradients.
+        channels: of gscorecam; samples: of integrated-gradients. precision: as of `clipag explain`.
     Returns: maps (M, H, W), or (N, M, H, W) for a batch, each scaled to [0, 1] by its own range. A map of zeros says
         that nothing in the picture raises the score.
     Raises: ValueError for an unknown method, an empty text, a picture that is no picture.
     """
-    guide = guide_for(model, device=device)
+    guide = guide_for(model, device=device, precision=precision)
     pictures = _pictures(image)
     features = text_features(guide, [texts] if isinstance(texts, str) else texts)
     maps = heatmaps(

@@ -49,6 +49,12 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISION = (
+    "of the encoder; auto is bf16 where it was measured to be quicker and as good, else fp32"
+)
+
+
 @dataclasses.dataclass
 class Options:
     """Base of every option set: checks its fields, and reads and writes itself as JSON or TOML."""

@@ -206,7 +206,6 @@ class Generate(picture.Picture):
         False,
         "the authors' slips: candidates of 20 classes, scored unnormalised; the picture after the best step",
     )
-    precision: str = option("fp32", "of the encoder", choices=("fp32", "bf16", "fp16"))
     memory: int | None = option(
         None, "MiB that one step's views may take; fewer at once, same gradient", low=1
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Self
 
-from .base import Options, option
+from .base import PRECISION, PRECISIONS, Options, option
 
 PER_PRESET = "; the preset decides"
 SHOWN = 448  # px, short side of a written picture whose size nobody asked for
@@ -54,6 +54,7 @@ class Picture(Options):
         1, "pictures per prompt, with seeds seed, seed + 1, ...", low=1, high=10_000, short="-n"
     )
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps; default: cuda if there is one")
+    precision: str = option("auto", PRECISION, choices=PRECISIONS)
     json: bool = option(False, "print paths, seeds and losses as JSON instead of the paths")
     quiet: bool = option(False, "no bar and no remarks on stderr", short="-q")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .base import Options, flag, option
+from .base import PRECISION, PRECISIONS, Options, flag, option
 
 OBJECTIVES = ("contrastive", "image_to_text", "sigmoid", "cosine", "fare", "tecoa")
 ATTACK_OBJECTIVES = (*OBJECTIVES, "kl")
@@ -206,7 +206,7 @@ class Train(Options):
     ema: float = option(
         0.0, "decay of the average of the weights that is the result", low=0, high=1
     )
-    precision: str = option("fp32", "format of the encoder", choices=("fp32", "bf16", "fp16"))
+    precision: str = option("auto", PRECISION, choices=PRECISIONS)
     checkpointing: bool = option(False, "recompute activations: less memory, a third more time")
     compile: bool = option(False, "compile the image encoder with torch.compile")
 

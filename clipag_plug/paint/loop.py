@@ -47,7 +47,9 @@ class Synthesizer:
         parsed = [parse_prompt(*pair) if options.prompts else [] for pair in pairs]
         settings = {name: getattr(options, name) for name in ("device", "precision", "compile")}
         chosen = [options.model if model is None else model, *options.ensemble]
-        self.guides = [guide_for(each, **settings) for each in chosen]
+        self.guides = [guide_for(chosen[0], **settings)]
+        settings["precision"] = self.guides[0].precision  # an ensemble has the format of its first
+        self.guides += [guide_for(each, **settings) for each in chosen[1:]]
         self.steps, self.drafts = int(options.steps or 1), int(options.drafts or 1)
         seeds = range(options.seed, options.seed + options.variations)
         rows = [
@@ -214,6 +216,7 @@ class Synthesizer:
                 **{name: options[name] for name in options if name not in PRESENTATION},
                 "model": self.guides[0].name,
                 "device": self.guides[0].device.type,
+                "precision": self.guides[0].precision,
             },
         }
 

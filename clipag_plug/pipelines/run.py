@@ -95,7 +95,8 @@ class Run(abc.ABC):
         """Everything that made the picture, ready for JSON. No time and no place: equal runs, equal bytes."""
         values = self.options.to_dict().items()
         options = {name: value for name, value in values if name not in PRESENTATION}
-        options.update(model=self.guide.name, device=self.guide.device.type)
+        guide = self.guide
+        options.update(model=guide.name, device=guide.device.type, precision=guide.precision)
         return {
             "clipag_plug": __version__,
             "torch": torch.__version__,
@@ -128,8 +129,8 @@ def guides(options: Picture, model: Any = None) -> list[Guide]:
 
     Raises: ValueError where nobody says which model is the counterpart.
     """
-    how: dict[str, Any] = {"device": options.device}
-    how |= {n: getattr(options, n) for n in ("precision", "compile") if hasattr(options, n)}
+    how: dict[str, Any] = {"device": options.device, "precision": options.precision}
+    how |= {"compile": options.compile} if hasattr(options, "compile") else {}
     named = model is None or isinstance(model, str)
     chosen = guide_for(options.model if named else model, **how)
     if not options.compare:

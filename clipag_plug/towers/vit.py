@@ -123,7 +123,11 @@ class Attention(nn.MultiheadAttention):
         if query.ndim != 3 or query is not key or key is not value:
             return super().forward(query, key, value, *rest, **options)
         x = query if self.batch_first else query.transpose(0, 1)
-        quick = attn_mask is None and not options and _gradient_flows(self, self.in_proj_weight, x)
+        # Under autocast torch's own copies the weights once for each image (25 times a ViT-B/32's whole time).
+        wanted = torch.is_autocast_enabled(x.device.type) or _gradient_flows(
+            self, self.in_proj_weight, x
+        )
+        quick = attn_mask is None and not options and wanted
         dropped = self.training and self.dropout
         weights = None
         if (quick or exporting()) and not (need_weights or dropped or key_padding_mask is not None):

@@ -50,6 +50,8 @@ def _run(options: Train, workers: Workers, folder: Path) -> int:
     resumed = None
     if options.resume and (options.resume != "latest" or state.find(folder) is not None):
         resumed = state.load(folder if options.resume == "latest" else Path(options.resume))
+        if options.precision == "auto":  # what it was, also on another machine
+            options = dataclasses.replace(options, precision=resumed["options"]["precision"])
         changes = state.changed(resumed["options"], options)
         _say(
             workers,
@@ -68,7 +70,7 @@ def _run(options: Train, workers: Workers, folder: Path) -> int:
             _say(workers, options, "the run is finished already; more --samples make it longer")
             return _done(folder, workers)
     if workers.first:
-        write_text(folder / "recipe.json", options.to_json() + "\n")
+        write_text(folder / "recipe.json", trainer.options.to_json() + "\n")
     held = train(trainer, folder, ready.evaluate, _Card(ready, folder))
     tally = trainer.batches.tally
     tally.merge(workers.objects(tally.state()))

@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..attacks.pgd import NOT_FINITE
 from ..model import CLIP
 from ..options.train import Train
+from ..precision import resolve
 from . import accumulate
 from .accumulate import Kept, Stack
 from .data import Batch, Batches
@@ -91,8 +92,11 @@ class Trainer:
         text_teacher: TextTeacher | None = None,
         text_features: TextTeacher | None = None,
     ) -> None:
-        self.model, self.options, self.batches = model, options, batches
         self.workers, self.prompts, self.classes = workers or Workers(), prompts, classes
+        device = next(model.parameters()).device
+        format = resolve(options.precision, model.visual, device, "train")
+        options = replace(options, precision=self.workers.objects(format)[0])  # one for all workers
+        self.model, self.options, self.batches = model, options, batches
         self.text_teacher = text_teacher if options.text_teacher_weight else None
         self.device = next(model.parameters()).device
         self.resolution = options.resolution or int(model.visual.input_resolution)

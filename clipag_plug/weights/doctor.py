@@ -13,6 +13,7 @@ from typing import Any
 
 from ..files import root, slug
 from ..options.weights import Doctor, Models
+from ..precision import told
 from . import fetch, registry
 from .registry import BadFileError, Checkpoint, FetchError, UnknownActivationError
 
@@ -108,6 +109,7 @@ def _surroundings() -> Iterator[Finding]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     yield Finding("device", True, f"{device}, {torch.get_num_threads()} threads")
+    yield Finding("precision", True, told("cuda" if torch.cuda.is_available() else "cpu"))
     folder = root()
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)

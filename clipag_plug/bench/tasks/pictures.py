@@ -217,7 +217,7 @@ def draw(context: Context, prompts: list[str], frames: int = 0, **settings: Any)
             context.progress((done + count * share) / len(prompts))
 
         seed = context.seed * 1000 + number
-        given = settings | {"callback": report, "frames": frames}
+        given = settings | {"callback": report, "frames": frames, "precision": "fp32"}
         made += synthesize(part, model=context.model, seed=seed, **given)
     return made
 
@@ -236,6 +236,7 @@ def _each(
             model=context.model,
             seed=context.seed * 100_003 + place,
             preset=options.preset,
+            precision="fp32",
             **({"steps": options.steps} if options.steps else {}),
             **settings,
         )

@@ -82,7 +82,10 @@ class Vocabulary:
     def meant(self, text: str) -> frozenset[int]:
         """The classes that taught words inside a text describe, "two dogs" all those of "dog"; none: empty."""
         found: set[int] = set()
+        low = text.lower()
         for word, classes in self.cover.items():
+            if text.isascii() and word.lower() not in low:
+                continue  # most are not there, and each pattern takes time to compile
             if re.search(rf"\b{re.escape(word)}(?:s|es)?\b", text, re.IGNORECASE):
                 found |= classes
         return frozenset(found)

@@ -54,7 +54,9 @@ def bytes_to_unicode() -> dict[int, str]:
 def basic_clean(text: str) -> str:
     """Repairs wrongly decoded characters and HTML entities (also those escaped twice)."""
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text.strip()  # nothing to repair, and no import that takes as long as a step of a picture
+        return (
+            text.strip()
+        )  # nothing to repair, and no import that takes as long as a step of a picture
     import ftfy
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()

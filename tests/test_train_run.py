@@ -69,7 +69,7 @@ def test_changes_that_a_resumed_run_takes(shard, tmp_path, change) -> None:
     first.step()
     saved = first.state()
     asked = options(shard, tmp_path, resume="latest", **change)
-    (told,) = state.changed(saved["options"], asked)
+    _, (told,) = state.continued(saved["options"], asked)
     assert told.startswith(next(iter(change)))
     again = setup.prepare(asked, None, saved).trainer
     again.restore(saved)
@@ -93,7 +93,7 @@ def test_changes_that_it_refuses_by_name(shard, tmp_path, change) -> None:
     before = options(shard, tmp_path).to_dict()
     name = next(iter(change))
     with pytest.raises(ValueError, match=rf"--({name}|eps) is"):
-        state.changed(before, options(shard, tmp_path, **change))
+        state.continued(before, options(shard, tmp_path, **change))
 
 
 def test_checkpoints_come_by_images_epochs_and_seconds_and_the_last_are_kept(

@@ -50,9 +50,7 @@ def _run(options: Train, workers: Workers, folder: Path) -> int:
     resumed = None
     if options.resume and (options.resume != "latest" or state.find(folder) is not None):
         resumed = state.load(folder if options.resume == "latest" else Path(options.resume))
-        if options.precision == "auto":  # what it was, also on another machine
-            options = dataclasses.replace(options, precision=resumed["options"]["precision"])
-        changes = state.changed(resumed["options"], options)
+        options, changes = state.continued(resumed["options"], options)
         _say(
             workers,
             options,

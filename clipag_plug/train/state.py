@@ -73,8 +73,11 @@ def load(where: Path) -> dict[str, Any]:
     return state
 
 
-def changed(before: dict[str, Any], options: Train) -> list[str]:
-    """What a resumed run does otherwise, as `lr 1 -> 2`. ValueError names what may not change."""
+def continued(before: dict[str, Any], options: Train) -> tuple[Train, list[str]]:
+    """The options of a resumed run, --precision auto being what it was, and what it does otherwise, as `lr 1 -> 2`.
+    ValueError names what may not change."""
+    if options.precision == "auto":
+        options = options.replace(precision=before["precision"])
     now = options.to_dict()
     names = [name for name in now if name in before and now[name] != before[name]]
     for name in names:
@@ -84,7 +87,8 @@ def changed(before: dict[str, Any], options: Train) -> list[str]:
                 "give the same, or start a new run with --init"
             )
     silent = {"resume", "output", "quiet"}
-    return [f"{name} {before[name]} -> {now[name]}" for name in names if name not in silent]
+    told = [f"{name} {before[name]} -> {now[name]}" for name in names if name not in silent]
+    return options, told
 
 
 def save(folder: Path, state: dict[str, Any], keep: int, remote: str = "") -> None:

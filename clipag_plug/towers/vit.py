@@ -162,7 +162,7 @@ class MLP(nn.Sequential):
         return cast(Tensor, super().forward(x))
 
     def _quick(self, x: Tensor) -> Tensor:
-        wide, act, narrow = self
+        wide, act, narrow = cast(Any, self)
         return linear(act(linear(x, wide.weight, wide.bias)), narrow.weight, narrow.bias)
 
 

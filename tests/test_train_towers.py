@@ -363,7 +363,8 @@ def test_classes_of_an_image_teacher_learn_where_their_texts_train_along(shard, 
     (tmp_path / "bank.txt").write_text("\n".join(texts[:2]))
     (tmp_path / "names.txt").write_text("\n".join(names))
     given = {
-        "captions": "text", "objective": "cosine", "attack_steps": 0, "lr": 1e-2, "image": "frozen", "train_scale": True,
+        "captions": "text", "objective": "cosine", "attack_steps": 0, "lr": 1e-2, "image": "frozen",
+        "train_scale": True,
         "image_teacher": classifier(tmp_path), "image_teacher_loss": "kl", "image_teacher_weight": 2.0,
         "image_teacher_classes": str(tmp_path / "names.txt"),
         "text_features": str(tmp_path / "v.npz"), "bank_texts": str(tmp_path / "bank.txt"), "train_text_features": True,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..guide import Guide
 from ..options.generate import Generate
 from .loop import Synthesizer
+from .notebook import watched
 from .results import NotFiniteError, Step, Synthesis
 
 __all__ = ["Generate", "Guide", "NotFiniteError", "Step", "Synthesis", "Synthesizer", "synthesize"]
@@ -35,6 +36,8 @@ def synthesize(
         options: fields of `Generate`; views=0 (or "none") optimises the bare picture; size is a side, a
             (height, width) pair or the text of --size.
 
+    In a notebook its progress is shown, with ipywidgets the picture too.
+
     Returns one `Synthesis` for one text with one seed, else a list of them. Raises ValueError for options that make no
     sense, and NotFiniteError, with the `results` so far, when the model's features stop being finite.
     """
@@ -48,7 +51,7 @@ def synthesize(
     chosen = Generate.from_dict(options)
     run = Synthesizer(chosen, None if isinstance(model, str) else model, readout)
     try:
-        for step in run:
+        for step in watched(run, run.steps, run.captions[0], run.leading):
             if callback is not None:
                 callback(step)
     except NotFiniteError as error:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..guide import Guide, frozen, guide_for
 from ..options.picture import PRESENTATION, Picture
+from ..paint.notebook import watched
 from ..paint.results import NotFiniteError, Step, Synthesis
 from ..version import __version__
 from . import output
@@ -167,7 +168,9 @@ def perform(
     for guide, prompt, job in ((g, p, j) for g in models for p in options.prompts for j in jobs):
         run = make(job, guide, prompt)
         try:
-            for step in progress(run, run.steps, f"{guide.name}: {prompt}", hidden=not bar):
+            label = f"{guide.name}: {prompt}"
+            shown = watched(run, run.steps, label, run.picture) if not bar else run
+            for step in progress(shown, run.steps, label, hidden=not bar):
                 if callback is not None:
                     callback(step)
         except (KeyboardInterrupt, NotFiniteError) as error:

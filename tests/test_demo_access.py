@@ -76,6 +76,7 @@ def test_axe_finds_nothing_serious(
     fill(page, " ", 1)
     page.click("#go")
     page.wait("!document.getElementById('problem').hidden")
+    page.messages.clear()  # the browser notes that the request was refused
     check(page, "refused")
     fill(page, "a long one", 2000)
     page.click("#go")
@@ -132,8 +133,6 @@ def test_the_title_and_the_bar_tell_the_progress_and_keys_do_everything(
     assert {
         "go",
         "four",
-        "play",
-        "frame",
         "again",
         "compare",
         "like",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from conftest import TINY
 from torch import Tensor, nn
@@ -69,7 +70,10 @@ def open_clip_model(made: dict[str, Any], low: torch.dtype | None = None) -> nn.
     if "timm_model_pretrained" in made["vision_cfg"]:
         made["vision_cfg"]["timm_model_pretrained"] = False
     torch.manual_seed(0)
-    return kind(**made, cast_dtype=low).eval()
+    try:
+        return kind(**made, cast_dtype=low).eval()
+    except TypeError as error:  # an option that an older open_clip lacks
+        pytest.skip(str(error))
 
 
 def inputs(model: Any, images: int = 2, texts: int = 3) -> tuple[Tensor, Tensor]:

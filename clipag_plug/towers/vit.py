@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     has AVX-512 for them as well: on one thread of an EPYC of the Zen 5 kind 200 GFLOP/s and not 97.
     """
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    if not (plain and _amd()) or torch.is_autocast_enabled("cpu") or _recorded():
+    if _recorded() or not (plain and _amd()) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
 

@@ -19,8 +19,8 @@ class Measured(NamedTuple):
 
     guide, train: how many times as fast, forward and back to the pixels, and that with the way back to the weights
     besides; the smaller one of 4 and 32 images. features, gradient: smallest cosine of 32 images'. judged: what a judge
-    recognised in pictures painted with it, less that in pictures painted in fp32, in points of top-5; None where no
-    trained weights were at hand.
+    recognised in pictures painted with it, less that in pictures painted in fp32, in points of top-5; None where it was
+    not asked.
     """
 
     guide: float

@@ -36,11 +36,8 @@ MEASURED = {
     ("lite", "avx512_bf16"): Measured(1.37, 1.19, 0.9997, 0.924, None),
     ("mini", "avx512_bf16"): Measured(1.21, 1.26, 1.0, 0.970, 0.0),
 }
-QUICKER, CLOSE, WORSE = (
-    1.1,
-    0.999,
-    -3.0,
-)  # what a row has to show: speed, cosine of features, points
+# What a row has to show: speed, cosine of features, points.
+QUICKER, CLOSE, WORSE = 1.1, 0.999, -3.0
 
 
 def unit(device: str = "cpu") -> str:

@@ -131,10 +131,7 @@ def in_template(template: str, word: str) -> str:
 @functools.cache
 def taught_words() -> frozenset[str]:
     """Every word, in lower case, of the texts that the bundled text tower learned."""
-    listed = resources.files("clipag_plug.bundled").joinpath("words.txt.gz")
-    if listed.is_file():
-        return frozenset(gzip.decompress(listed.read_bytes()).decode().split())
-    return frozenset(re.findall(r"[^\W\d_]+", " ".join(known_things()).lower()))
+    return frozenset(gzip.decompress(_bundled("words.txt.gz")).decode().split())
 
 
 def unheard(text: str) -> list[str]:
@@ -158,10 +155,8 @@ def _taught(word: str) -> bool:
 
 @functools.cache
 def known_things() -> list[str]:
-    """The things that the bundled guides were taught."""
-    config = resources.files("clipag_plug.bundled").joinpath("clipag-mini.json")
-    listed = json.loads(config.read_text(encoding="utf-8")).get("vocabulary")
-    return listed or bundled_vocabulary().words
+    """What the bundled guides were taught to see: ImageNet's 1,000 classes and the concepts of emoji."""
+    return list(json.loads(_bundled("clipag-mini.json"))["card"]["vocabulary"])
 
 
 def suggestions(text: str, count: int = 6) -> list[str]:
@@ -185,12 +180,11 @@ def suggestions(text: str, count: int = 6) -> list[str]:
 
 @functools.cache
 def bundled_vocabulary() -> Vocabulary:
-    """The vocabulary of the bundled pair: 202 classes of photographs."""
-    text = (
-        resources.files("clipag_plug.bundled")
-        .joinpath("vocabulary.json")
-        .read_text(encoding="utf-8")
-    )
-    data = json.loads(text)
+    """The vocabulary of the bundled photographs, 202 classes, and of the judge."""
+    data = json.loads(_bundled("vocabulary.json"))
     names = tuple(tuple(item["names"]) for item in data["classes"])
     return Vocabulary(names, {word: tuple(classes) for word, classes in data["groups"].items()})
+
+
+def _bundled(name: str) -> bytes:
+    return resources.files("clipag_plug.bundled").joinpath(name).read_bytes()

@@ -219,7 +219,7 @@ def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Pat
         "class Changed:\n    attn_probs = None\nclass CLIP:\n    def encode_text(self, text): 1 / 0\n"
         "    def width(self, x): return self.unit(x).shape[1] + self.visual.twice(x)\n"
         "    unit = staticmethod(lambda x: x / x.norm(dim=1, keepdim=True))\n"
-        "class MiniVisual:\n    def twice(self, x): return 2 * x.shape[0]\n"
+        "class LiteVisual:\n    def twice(self, x): return 2 * x.shape[0]\n"
     )
     (folder / "explainability.py").write_text(COPY)
     with clipag_plug.patch(model="clipag-mini") as patch:
@@ -229,7 +229,7 @@ def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Pat
 
         model, train, test = clip.load("ViT-B/32", "cpu", jit=False)
         assert model.name == "clipag-mini" and train is test and isinstance(model, CLIP) and Changed
-        assert encode_with_ensemble(model, ["a fox", "a dog"]).shape == (1, 192)
+        assert encode_with_ensemble(model, ["a fox", "a dog"]).shape == (1, 512)
         assert model.width(torch.rand(3, 5)) == 5 + 6, "methods of their classes, on our model"
         assert surgery.DEPTH == 3 and surgery.load is clip.clip.load and clip.who()("x", "cpu")
         assert explainability.load("ViT-B/32", "cpu")[0].name == "clipag-mini" and patch.attention
@@ -313,7 +313,7 @@ def test_under_a_patch_private_names_and_stars_are_the_originals() -> None:
         assert set(inner._MODELS) >= {"RN50", "ViT-B/16", "ViT-L/14@336px"}
         state = torch.load(inner._download(inner._MODELS["RN50"]), weights_only=True)
         assert inner.build_model(state).name == names["build_model"](state).name == "clipag-mini"
-        assert ("model", "build_model gives 'clipag-mini'") in patch.used and patch.widths == {192}
+        assert ("model", "build_model gives 'clipag-mini'") in patch.used and patch.widths == {512}
         with pytest.raises(TypeError, match="own build_model takes 1 arguments"):
             inner.build_model(state, {"trainer": "CoOp"})
 
@@ -361,7 +361,7 @@ def test_methods_of_an_own_older_open_clip_run_on_our_model(library: Path) -> No
             assert torch.allclose(
                 again.encode_embedding(again.token_embedding(tokens), tokens), found
             )
-            assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 192)
+            assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 512)
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
             del sys.modules[name]

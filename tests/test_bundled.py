@@ -49,14 +49,14 @@ def test_the_pair_shares_its_text_tower_to_the_bit(bundled_pair) -> None:
     vanilla, robust = (bundled_pair[key].state_dict() for key in KEYS[:2])
     text = [n for n in vanilla if not n.startswith("visual.") and n != "logit_scale"]
     assert text and all(torch.equal(vanilla[n], robust[n]) for n in text)
-    assert not torch.equal(vanilla["visual.conv1.weight"], robust["visual.conv1.weight"])
+    assert not torch.equal(vanilla["visual.conv_stem.weight"], robust["visual.conv_stem.weight"])
 
 
 def test_the_judge_is_another_network(bundled_pair) -> None:
     judge = clip.load("judge-mini", "cpu")[0]
     guide = bundled_pair["clip-mini"]
     assert judge.visual.output_dim != guide.visual.output_dim
-    assert judge.visual.conv1.weight.shape != guide.visual.conv1.weight.shape
+    assert type(judge.visual) is not type(guide.visual)
     assert not torch.equal(judge.token_embedding.weight, guide.token_embedding.weight)
 
 
@@ -73,7 +73,11 @@ def test_cards_say_what_the_models_can_do(key) -> None:
         "cannot_draw",
     ):
         assert model.card[field], field
-    assert set(bundled_vocabulary().words) <= set(model.vocabulary)
+    if key == "judge-mini":
+        assert set(bundled_vocabulary().words) <= set(model.vocabulary)
+    else:
+        assert len(model.vocabulary) >= 2600
+        assert {"tench", "great white shark", "castle", "robot", "horse"} <= set(model.vocabulary)
     assert set(model.card["results"]) == {"clean", "l2 1.5"}
 
 

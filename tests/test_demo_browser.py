@@ -71,7 +71,7 @@ def test_type_paint_and_watch_the_picture_change(page: chromium.Browser, place: 
     page.click("#go")
     page.wait(f"{STEP} >= 0")
     # The bar is 2 s on two free cores; a test machine may be busy, and what is checked is the order of it.
-    assert page.run("performance.now() - window.began") < 10_000
+    assert page.run("performance.now() - window.began") < 60_000
     start = {side: page.run(SUM % side) for side in "ab"}
     page.wait(f"{STEP} >= 3")
     assert page.run("document.getElementById('stop').offsetParent !== null")

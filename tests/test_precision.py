@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_helpers import prepared
 
-from clipag_plug import pipelines, precision
+from clipag_plug import clip, pipelines, precision
 from clipag_plug.attacks import pgd
 from clipag_plug.bundled.photos import bundled_photos
 from clipag_plug.guide import Guide, frozen
@@ -56,7 +56,7 @@ def test_the_table_is_of_known_towers_and_of_sound_numbers() -> None:
 
 
 def test_every_family_names_a_class_that_exists(tiny_clip: CLIP, bundled_pair: Any) -> None:
-    towers = [tiny_clip.visual, bundled_pair["clip-mini"].visual, lite()]
+    towers = [tiny_clip.visual, clip.load("judge-mini", "cpu")[0].visual, lite()]
     resnet = {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "image_size": 64}
     text = {"context_length": 77, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}

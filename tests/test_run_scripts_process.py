@@ -85,7 +85,7 @@ def test_a_module_runs_as_by_dash_m(capsys: Capture, monkeypatch: pytest.MonkeyP
         ("import torch, threading\nthreading.Thread(target=lambda: torch.zeros(1).cuda()).start()", 0, ""),
         ("import clip\nclip.load('ViT-B/32')[0].visual.transformer", 1, "a ViT has it: `--model clipag`"),
         ("import numpy as n, torch, clip\nm = clip.load('ViT-B/32')[0]\n"
-         "torch.nn.Linear(512, 1)(m.encode_image(torch.zeros(1, 3, 224, 224)))", 1, "`--model clipag` has 512"),
+         "torch.nn.Linear(768, 1)(m.encode_image(torch.zeros(1, 3, 224, 224)))", 1, "768"),
     ],
 )  # fmt: skip
 def test_exit_code_and_last_line_are_the_programs_own(

@@ -82,6 +82,7 @@ def options(shard: Path, folder: Path, **changes) -> Train:
         "device": "cpu",
         "quiet": True,
         "decoders": 0,
+        "precision": "fp32",
         "save_every": "0s",
     }
     return Train(**{**values, **changes})

@@ -27,7 +27,7 @@ BLOCKS = ("transformer.resblocks", "trunk.blocks")
 STAGES = ("layer4", "trunk.layer4", "trunk.stages", "stages", "blocks")
 FIRST_NORM = ("ln_1", "norm1")
 # A coarser map says little about a place; where the last stage is, an earlier one is read.
-SMALLEST_GRID = 4
+SMALLEST_GRID = 7
 
 
 @dataclass(frozen=True)

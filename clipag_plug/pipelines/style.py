@@ -80,8 +80,9 @@ class Styling(Run):
                 f"patches of {options.crop_size} pixels do not fit into {size[1]}x{size[0]}; "
                 "give a larger --size or a smaller --crop-size"
             )
+        # By the very operations that the loss will take, so that an unchanged picture has distance 0.
+        self.wanted = [each.detach() for each in network(self.content.clone().requires_grad_())]
         with torch.no_grad():
-            self.wanted = network(self.content)
             self.source = guide.features(fit(self.content, guide.side))
         self.direction = text_direction(guide, prompt, options.source)
         self.unet, self.pixels = None, self.content.clone()

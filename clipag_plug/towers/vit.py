@@ -157,7 +157,7 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if all(type(part) in self.PLAIN and not hooked(part) for part in self):
             two = [type(part) for part in self][::2] == [nn.Linear, nn.Linear]
-            quick = two and _gradient_flows(self, self[0].weight, x)
+            quick = two and _gradient_flows(self, cast(Tensor, self[0].weight), x)
             return in_memory_order(self._quick if quick else super().forward, x)
         return cast(Tensor, super().forward(x))
 

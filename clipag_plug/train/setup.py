@@ -128,10 +128,10 @@ def prepare(
         references["taught"] = Ensemble(several, model)
     taught_classes, class_texts = None, list[str]()
     if options.image_teacher:
-        references["said"], names = _image_teacher(options, model, workers.device)
-        class_texts = [sentence(name, CLASS_PROMPT) for name in names]
-        if names:
-            taught_classes = class_prompts(model, names, [CLASS_PROMPT], stored=captions)
+        references["said"], told = _image_teacher(options, model, workers.device)
+        class_texts = [sentence(name, CLASS_PROMPT) for name in told]
+        if told:
+            taught_classes = class_prompts(model, told, [CLASS_PROMPT], stored=captions)
     trainer = Trainer(
         model,
         options,

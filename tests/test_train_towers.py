@@ -379,6 +379,8 @@ def test_classes_of_an_image_teacher_learn_where_their_texts_train_along(shard, 
     targets = trainer.targets(before, batch.words, trainer.rows(batch), trainer._logit())
     stored = F.normalize(torch.from_numpy(vectors[2:1000]), dim=-1)
     assert torch.allclose(targets.classes, torch.cat([after, stored]), atol=1e-6)
+    (tmp_path / "bank.txt").write_text("a thing")  # no class of the teacher's among them
+    assert prepared(shard, tmp_path, **given).step().index == 1
 
 
 @pytest.mark.parametrize("kind", ["kl", "head", "features"])

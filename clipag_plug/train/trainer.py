@@ -272,7 +272,7 @@ class Trainer:
         found = Targets(text, matches, logit[0], self.options, **rows)
         found.bias = logit[1] if len(logit) > 1 else 0.0
         found.prompts, found.classes, found.head = self.prompts, self.classes, heads.get("image")
-        if found.classes is not None and "bank" in heads:
+        if found.classes is not None and "bank" in heads and self.class_rows:
             learned = F.normalize(self._bank()[list(self.class_rows.values())], dim=-1)
             found.classes = found.classes.index_put(
                 (torch.tensor(list(self.class_rows), device=learned.device),), learned

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(
@@ -51,6 +53,11 @@ def write_text(path: str | Path, text: str, *, parents: bool = False) -> Path:
     return write_atomically(
         path, lambda name: Path(name).write_text(text, encoding="utf-8"), parents=parents
     )
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Writes JSON in which letters stay readable, and makes the folder where it is missing."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", parents=True)
 
 
 def sha256(data: str | Path | bytes) -> str:

@@ -248,7 +248,7 @@ def test_a_whole_part_that_was_never_moved_is_not_downloaded_again(
 ) -> None:
     get(server, tmp_path).rename(tmp_path / "model.pt.partial")
     about = json.dumps({"url": server.url, "total": SIZE})
-    module.Partial(tmp_path / "model.pt.partial").about.write_text(about)
+    (tmp_path / "model.pt.partial.json").write_text(about)
     get(server, tmp_path, size=None)
     assert len(server.requests) == 1
 
@@ -282,7 +282,7 @@ def test_redirect_away_from_encryption_is_refused(tmp_path: Path) -> None:
             return "http://elsewhere.invalid/x"
 
     with pytest.raises(FetchError, match="not encrypted"):
-        module._receive(Answer(), "https://a.invalid/x", module.Partial(tmp_path / "p"), "m", None)
+        module._Download("https://a.invalid/x", tmp_path / "p", "m", None)._receive(Answer())
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x.org/a"])

@@ -181,8 +181,7 @@ DRIVER = """
     import torch
     sys.path.insert(0, {tests!r})
     import weights_helpers as helpers
-    from clipag_plug.files import root
-from clipag_plug.weights import fetch, opening, read, registry
+    from clipag_plug.weights import fetch, opening, read, registry
     import open_clip
 
     record = registry.Checkpoint(key="served", arch={arch!r}, quick_gelu=False, sources=({url!r},))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..files import slug, write_atomically, write_text
+from ..files import slug, write_atomically, write_json, write_text
 from ..options.weights import FORMATS, Export
-from . import configs, fetch, layouts, opening, read
+from . import configs, fetch, layouts, read
+from .bundle import write_bundled
 from .opening import Opened, open_checkpoint
-from .registry import OPENAI_MEAN, OPENAI_STD, PREPROCESSING, ball
+from .registry import Checkpoint, ball
 
 _LOADING = {
     "open_clip": 'import open_clip\nmodel, _, preprocess = open_clip.create_model_and_transforms("{where}")',
@@ -27,11 +27,9 @@ _LOADING = {
 
 def run(options: Export) -> int:
     """`clipag export`: writes the folder, prints what was written, uploads it if asked to."""
-    keywords: dict[str, Any] = {
-        "any_activation": options.any_activation,
-        "repository": options.push,
-    }
-    for path in save_pretrained(options.model, options.folder, options.format, **keywords):
+    settings: dict[str, Any] = {"any_activation": options.any_activation}
+    settings |= {"format": options.format, "repository": options.push}
+    for path in save_pretrained(options.model, options.folder, **settings):
         print(path)
     if options.push:
         print(_upload(Path(options.folder), options.push, options.private, None))
@@ -83,8 +81,6 @@ def push_to_hub(
     token: str | None = None,
 ) -> str:
     """Uploads a model to `org/name` on the Hugging Face hub in one commit, and returns its address."""
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as folder:
         save_pretrained(model, folder, format, repository=repository)
         return _upload(Path(folder), repository, private, token)
@@ -101,14 +97,10 @@ def _upload(folder: Path, repository: str, private: bool, token: str | None) -> 
     return str(address)
 
 
-def _pixels(opened: Opened) -> dict[str, Any]:
-    return {name: getattr(opened.record, name) for name in PREPROCESSING}
-
-
 def _open_clip(opened: Opened, folder: Path) -> list[Path]:
     weights = read.write(folder / "open_clip_model.safetensors", opened.state_dict)
-    config = {"model_cfg": opened.config, "preprocess_cfg": _pixels(opened)}
-    return [_write_json(folder / "open_clip_config.json", config), weights]
+    config = {"model_cfg": opened.config, "preprocess_cfg": opened.record.pixels}
+    return [write_json(folder / "open_clip_config.json", config), weights]
 
 
 def _transformers(opened: Opened, folder: Path) -> list[Path]:
@@ -119,24 +111,21 @@ def _transformers(opened: Opened, folder: Path) -> list[Path]:
             "export it with --format open_clip"
         )
     side = record.resolution
+    steps = ("do_resize", "do_center_crop", "do_convert_rgb", "do_rescale", "do_normalize")
     images = {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
+        **dict.fromkeys(steps, True),
         "size": {"shortest_edge": side},
         "resample": {"bilinear": 2, "bicubic": 3}[record.interpolation],
-        "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
-        "do_convert_rgb": True,
-        "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
         "image_mean": record.mean,
         "image_std": record.std,
     }
     state = layouts.to_transformers(opened.state_dict)
     weights = read.write(folder / "model.safetensors", state)
     files = {"config.json": config, "preprocessor_config.json": images}
-    return [*(_write_json(folder / name, value) for name, value in files.items()), weights]
+    return [*(write_json(folder / name, value) for name, value in files.items()), weights]
 
 
 def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
@@ -151,12 +140,7 @@ def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
             f"OpenAI's clip reads the architecture off the shapes, and would misread that of {record.key}; "
             "export it with --format open_clip"
         )
-    if _pixels(opened) != {
-        "mean": OPENAI_MEAN,
-        "std": OPENAI_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }:
+    if record.pixels != Checkpoint("").pixels:
         raise ValueError(
             f"{record.key} reads pixels of mean {_numbers(record.mean)}, std {_numbers(record.std)}, "
             f"{record.resize_mode} side, which OpenAI's clip cannot prepare; export it with --format open_clip"
@@ -172,87 +156,19 @@ def _openai(opened: Opened, folder: Path, any_activation: bool) -> list[Path]:
         try:
             with open(name, "wb") as file:
                 torch.save(dict(opened.state_dict), file)
-        except (
-            RuntimeError
-        ) as error:  # torch says so where its writer could not go on; why is the context
-            full = (
-                error.__context__
-                if isinstance(error.__context__, OSError)
-                else OSError(5, str(error))
-            )
+        except RuntimeError as error:  # of torch's writer; what stopped it is the context
+            cause = error.__context__
+            full = cause if isinstance(cause, OSError) else OSError(5, str(error))
             raise OSError(full.errno, full.strerror, str(path)) from error
 
-    about = {"config": config, "card": {**opened.card, **_pixels(opened)}}
-    return [_write_json(path.with_suffix(".json"), about), write_atomically(path, save)]
+    about = {"config": config, "card": {**opened.card, **record.pixels}}
+    return [write_json(path.with_suffix(".json"), about), write_atomically(path, save)]
 
 
 def _bundled(opened: Opened, folder: Path) -> list[Path]:
     path = folder / f"{slug(Path(opened.record.key).stem)}.safetensors"
-    write_bundled(path, opened.state_dict, opened.config, {**opened.card, **_pixels(opened)})
+    write_bundled(path, opened.state_dict, opened.config, {**opened.card, **opened.record.pixels})
     return [path.with_suffix(".json"), path]
-
-
-def write_bundled(
-    path: str | Path,
-    state_dict: Mapping[str, Tensor],
-    config: dict[str, Any],
-    card: dict[str, Any],
-    shares_text_with: str | None = None,
-) -> Path:
-    """Writes `<path>.safetensors` and `<path>.json` in the layout of the bundled models, and returns the former.
-
-    Matrices and kernels become fp16, vectors and scalars stay fp32 (batch-norm variances may be tiny). A matrix with
-    mostly empty rows keeps the others alone.
-
-    Args:
-        shares_text_with: a bundled model in the same folder; tensors that equal its stored ones are left out.
-    Raises: ValueError for weights that fp16 cannot hold.
-    """
-    path = Path(path)
-    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-    shared: dict[str, Tensor] = {}
-    if shares_text_with:
-        base = opening.read_bundled(path.with_name(f"{shares_text_with}.safetensors"))[0]
-        shared = {name: value for name, value in base.items() if not name.startswith("visual.")}
-        lost = sorted(set(shared) - set(state_dict))
-        if lost:
-            raise ValueError(
-                f"{shares_text_with} has {lost[0]}, which this model lacks: they cannot share a text tower"
-            )
-    tensors: dict[str, Tensor] = {}
-    packed: dict[str, list[int]] = {}
-    for name, value in state_dict.items():
-        stored = _stored(name, value.detach().cpu())
-        if name in shared and torch.equal(layouts.unify({name: stored})[name], shared[name]):
-            continue
-        rows = stored.abs().amax(1).nonzero()[:, 0].int() if stored.ndim == 2 else None
-        if rows is not None and len(rows) < 0.9 * len(stored):
-            tensors[f"{name}.rows"], tensors[f"{name}.index"] = stored[rows.long()], rows
-            packed[name] = list(stored.shape)
-        else:
-            tensors[name] = stored
-    read.write(path, tensors)
-    about = {"config": config, "card": card, "shares_text_with": shares_text_with, "packed": packed}
-    _write_json(path.with_suffix(".json"), about)
-    return path
-
-
-def _stored(name: str, value: Tensor) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    if not value.isfinite().all():
-        raise ValueError(f"{name} holds values that are not finite")
-    if value.ndim < 2:
-        return value.float()
-    if value.numel() and value.abs().max() > 65504:
-        raise ValueError(
-            f"{name} exceeds what fp16 can hold; scale it down or keep this model in a plain file"
-        )
-    return value.half()
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> Path:
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", parents=True)
 
 
 def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -> str:
@@ -264,7 +180,7 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
 
     record, card, config = opened.record, opened.card, opened.config
     licence, vision = card.get("licence") or record.licence, config["vision_cfg"]
-    activation = "quickgelu" if config.get("quick_gelu") else "gelu"
+    activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
     head = ModelCardData(
         license=licence.lower() if licence in ("MIT", "CC-BY-4.0", "Apache-2.0") else None,
         library_name=form if form in ("open_clip", "transformers") else None,
@@ -272,12 +188,13 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
         tags=["clip", "adversarial-robustness"],
     )
     unknown = "none" if card.get("method") == "vanilla" else "not known"
-    tower = "a small tower of this package" if configs.is_ours(config) else vision.get("timm_model_name") or (
+    tower = vision.get("timm_model_name") or (
         f"ViT of width {vision.get('width')}, {vision.get('layers')} layers, patch {vision.get('patch_size')}"
-    )  # fmt: skip
+    )
+    tower = "a small tower of this package" if configs.is_ours(config) else tower
     facts = {
         "Architecture": record.arch or tower,
-        "Activation": {"gelu": "GELU", "quickgelu": "QuickGELU"}[activation],
+        "Activation": activation,
         "Training method": card.get("method", "not known"),
         "Attack in training (images in [0, 1])": ball(card.get("norm"), card.get("eps")) or unknown,
         "Data": card.get("data", "not known"),
@@ -291,9 +208,8 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
     facts |= {name: card[key] for name, key in told.items() if card.get(key)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     where = f"hf-hub:{repository}" if repository else "local-dir:FOLDER"
-    loading = _LOADING[form].format(
-        where=where, plain=repository or "FOLDER", file=file or "FILE", activation=activation
-    )
+    names = {"where": where, "plain": repository or "FOLDER", "file": file or "FILE"}
+    loading = _LOADING[form].format(**names, activation=activation.lower())
     about = f"{card.get('description') or card.get('note') or ''}\n\n".lstrip()
     tokenizer = (
         '\nThe tokenizer is CLIP\'s: `CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14")`; images go '

@@ -16,13 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..files import caches, root, slug, write_text
 from ..files import sha256 as hash_file
-from .registry import Checkpoint, FetchError
+from .registry import Checkpoint, FetchError, bundled
 
 VERSION = 2
 TRIES = 5  # without any progress in between
@@ -31,6 +30,7 @@ TIMEOUT = 30.0
 PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 CHUNK = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _Root = str | Path | None
 LAYOUTS = {
@@ -67,8 +67,7 @@ def checked(path: Path) -> Path:
 def whereabouts(record: Checkpoint) -> str:
     """Where the weights are now: bundled, cached, or what a first load would download from."""
     if record.bundled:
-        folder = resources.files("clipag_plug.bundled")
-        return "bundled" if folder.joinpath(f"{record.key}.safetensors").is_file() else "missing"
+        return "bundled" if bundled(record).is_file() else "missing"
     home = Path(os.environ.get("HF_HOME") or caches() / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     hubs = [s.removeprefix("hf-hub:") for s in record.sources if s.startswith("hf-hub:")]
@@ -146,10 +145,10 @@ def fetch(
         seen: the record of the first contact, where no hash is published; another hash is refused.
     Raises: FetchError, or OSError where the disk is full; the target is then absent.
     """
-    partial = Partial(target.with_name(target.name + ".partial"))
+    download = _Download(url, target, name, size or (seen or {}).get("size"))
     if not target.is_file():
-        _download(url, partial, name, size or (seen or {}).get("size"))
-    file = target if target.is_file() else partial.path
+        download.run()
+    file = target if target.is_file() else download.part
     digest, expected = hash_file(file), sha256 or (seen or {}).get("sha256")
     if expected and digest != expected:
         file.unlink()
@@ -161,31 +160,8 @@ def fetch(
         )  # fmt: skip
     if file is not target:
         os.replace(file, target)
-    partial.about.unlink(missing_ok=True)
+    download.about.unlink(missing_ok=True)
     return digest
-
-
-class Partial:
-    """The unfinished file and what is known of its source (`<file>.json`)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.about = path, path.with_name(path.name + ".json")
-
-    def size(self) -> int:
-        """Bytes so far."""
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def known(self) -> dict[str, Any]:
-        """{"url", "tag", "total"} of the download that was begun, or an empty table."""
-        with contextlib.suppress(OSError, ValueError):
-            value = json.loads(self.about.read_text(encoding="utf-8"))
-            return value if isinstance(value, dict) else {}
-        return {}
-
-    def drop(self) -> None:
-        """Deletes both."""
-        self.path.unlink(missing_ok=True)
-        self.about.unlink(missing_ok=True)
 
 
 class _Passing(Exception):
@@ -196,139 +172,153 @@ class _Passing(Exception):
         self.pause = pause
 
 
-def _download(url: str, partial: Partial, name: str, size: int | None) -> None:
-    """Tries until the partial file is whole."""
-    if not url.startswith(("https://", "http://")):
-        raise FetchError(f"{url} is no http address")
-    if offline():
-        raise FetchError(
-            f"{name} is not in the cache and HF_HUB_OFFLINE forbids the network; unset it once, or download {url} "
-            "on another machine, copy it here and load its path"
-        )
-    partial.path.parent.mkdir(parents=True, exist_ok=True)
-    known = partial.known()
-    whole = size or known.get("total")
-    if whole and known.get("url") == url and partial.size() == whole:
-        return  # the last run was killed before moving it
-    idle, best = 0, partial.size()
-    for attempt in range(1, TRIES_IN_ALL + 1):
+class _Download:
+    """A file on its way: its bytes so far (`<target>.partial`) and what is known of its source (`.json` beside it)."""
+
+    def __init__(self, url: str, target: Path, name: str, size: int | None) -> None:
+        self.url, self.name, self.size = url, name, size
+        self.part = target.with_name(target.name + ".partial")
+        self.about = self.part.with_name(self.part.name + ".json")
+
+    @property
+    def have(self) -> int:
+        """Bytes so far."""
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def known(self) -> dict[str, Any]:
+        """{"tag", "total"} of the download from this address that was begun, or an empty table."""
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(self.about.read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) and value.get("url") == self.url else {}
+        return {}
+
+    def drop(self) -> None:
+        """Deletes both files."""
+        self.part.unlink(missing_ok=True)
+        self.about.unlink(missing_ok=True)
+
+    def run(self) -> None:
+        """Tries until the partial file is whole."""
+        if not self.url.startswith(("https://", "http://")):
+            raise FetchError(f"{self.url} is no http address")
+        if offline():
+            raise FetchError(
+                f"{self.name} is not in the cache and HF_HUB_OFFLINE forbids the network; unset it once, or download "
+                f"{self.url} on another machine, copy it here and load its path"
+            )
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        known = self.known()
+        if known and self.have == (self.size or known.get("total")):
+            return  # the last run was killed before moving it
+        idle, best = 0, self.have
+        for attempt in range(1, TRIES_IN_ALL + 1):
+            try:
+                return self._attempt()
+            except _Passing as trouble:
+                # A server that cannot resume must get further than ever before to count as progress.
+                idle = 0 if self.have > best else idle + 1
+                best = max(best, self.have)
+                if idle >= TRIES or attempt == TRIES_IN_ALL:
+                    rest = f"; {best:,} bytes are kept, and the next call goes on from there"
+                    raise FetchError(
+                        f"{self.url} failed {attempt} times, lastly because {trouble}{rest if self.have else ''}"
+                    ) from trouble
+                usual = min(PAUSE * 2**idle, LONGEST_PAUSE)
+                time.sleep(usual if trouble.pause is None else trouble.pause)
+
+    def _attempt(self) -> None:
+        headers = {"User-Agent": "clipag_plug", "Accept-Encoding": "identity"}
+        have, known = self.have, self.known()
+        if have and known and (self.size is None or have < self.size):
+            headers["Range"] = f"bytes={have}-"
+            if known.get("tag"):
+                headers["If-Range"] = known["tag"]
+        else:
+            self.drop()
+        request = urllib.request.Request(self.url, headers=headers)
         try:
-            return _attempt(url, partial, name, size)
-        except _Passing as trouble:
-            # A server that cannot resume must get further than ever before to count as progress.
-            idle = 0 if partial.size() > best else idle + 1
-            best = max(best, partial.size())
-            if idle >= TRIES or attempt == TRIES_IN_ALL:
-                rest = f"; {best:,} bytes are kept, and the next call goes on from there"
-                raise FetchError(
-                    f"{url} failed {attempt} times, lastly because {trouble}{rest if partial.size() else ''}"
-                ) from trouble
-            pause = min(PAUSE * 2**idle, LONGEST_PAUSE) if trouble.pause is None else trouble.pause
-            time.sleep(pause)
+            # A fresh opener reads the proxies of the environment as they are now.
+            with urllib.request.build_opener().open(request, timeout=TIMEOUT) as response:
+                self._receive(response)
+        except urllib.error.HTTPError as error:
+            if error.code in _TEMPORARY:
+                wait = error.headers.get("Retry-After", "")
+                pause = min(float(wait), LONGEST_PAUSE) if wait.isdigit() else None
+                raise _Passing(f"the server answered {error.code} {error.reason}", pause) from error
+            self.drop()
+            if error.code == 416:  # what we hold does not fit what the server has now
+                why = "the server has another file than the one that was begun"
+                raise _Passing(why) from error
+            raise FetchError(f"{self.url} answered {error.code} {error.reason}") from error
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
+            reason = getattr(error, "reason", None) or error or type(error).__name__
+            raise _Passing(f"the connection broke ({reason})") from error
 
+    def _receive(self, response: Any) -> None:
+        url, name, place = self.url, self.name, str(self.part.parent)
+        if url.startswith("https:") and not response.geturl().startswith("https:"):
+            raise FetchError(f"{url} leads to {response.geturl()}, which is not encrypted")
+        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            self.drop()
+            raise FetchError(
+                f"{url} answered with a web page instead of the file; is a login or a captcha asked for?"
+            )
+        start = self.have if response.status == 206 else 0
+        total, free = self._total(response, start), shutil.disk_usage(place).free
+        remedy = "make room, or set CLIPAG_HOME or download_root to another disk"
+        if total is not None and total - start > free:
+            needs = f"{name} needs {total - start:,} more bytes in {place!r} and {free:,} are free"
+            raise OSError(errno.ENOSPC, f"{needs}; {remedy}")
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        # A weak tag cannot vouch for a range.
+        about = {"url": url, "tag": None if tag.startswith("W/") else tag, "total": total}
+        try:
+            self.about.write_text(json.dumps(about), encoding="utf-8")
+            with open(self.part, "r+b" if start else "w+b") as file:
+                file.seek(start)
+                _copy(response, file, name, total, start)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self.drop()  # half a file on a full disk only keeps it full
+            why = f"the disk of {place!r} is full while {name} was downloaded, and the part was deleted"
+            raise OSError(error.errno, f"{why}; {remedy}") from error
+        if total is not None and self.have < total:
+            raise _Passing(f"the connection ended after {self.have:,} of {total:,} bytes")
+        if total is not None and self.have > total:
+            self.drop()
+            raise FetchError(f"{url} sent more than the {total:,} bytes it announced")
 
-def _attempt(url: str, partial: Partial, name: str, size: int | None) -> None:
-    headers = {"User-Agent": "clipag_plug", "Accept-Encoding": "identity"}
-    have, known = partial.size(), partial.known()
-    if have and known.get("url") == url and (size is None or have < size):
-        headers["Range"] = f"bytes={have}-"
-        if known.get("tag"):
-            headers["If-Range"] = known["tag"]
-    else:
-        partial.drop()
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        # A fresh opener reads the proxies of the environment as they are now.
-        with urllib.request.build_opener().open(request, timeout=TIMEOUT) as response:
-            _receive(response, url, partial, name, size)
-    except urllib.error.HTTPError as error:
-        if error.code in _TEMPORARY:
-            wait = error.headers.get("Retry-After", "")
-            pause = min(float(wait), LONGEST_PAUSE) if wait.isdigit() else None
-            raise _Passing(f"the server answered {error.code} {error.reason}", pause) from error
-        partial.drop()
-        if error.code == 416:  # what we hold does not fit what the server has now
-            raise _Passing("the server has another file than the one that was begun") from error
-        raise FetchError(f"{url} answered {error.code} {error.reason}") from error
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise _Passing(f"the connection broke ({reason})") from error
-
-
-def _receive(response: Any, url: str, partial: Partial, name: str, size: int | None) -> None:
-    if url.startswith("https:") and not response.geturl().startswith("https:"):
-        raise FetchError(f"{url} leads to {response.geturl()}, which is not encrypted")
-    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        partial.drop()
-        raise FetchError(
-            f"{url} answered with a web page instead of the file; is a login or a captcha asked for?"
-        )
-    start = partial.size() if response.status == 206 else 0
-    total = _total(response, url, partial, start, size)
-    folder, remedy = (
-        str(partial.path.parent),
-        "make room, or set CLIPAG_HOME or download_root to another disk",
-    )
-    free = shutil.disk_usage(folder).free
-    if total is not None and total - start > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{name} needs {total - start:,} more bytes in {folder!r} and {free:,} are free; {remedy}",
-        )
-    tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    # A weak tag cannot vouch for a range.
-    about = {"url": url, "tag": None if (tag or "").startswith("W/") else tag, "total": total}
-    try:
-        partial.about.write_text(json.dumps(about), encoding="utf-8")
-        with open(partial.path, "r+b" if start else "w+b") as file:
-            file.seek(start)
-            _copy(response, file, name, total, start)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        partial.drop()  # half a file on a full disk only keeps it full
-        raise OSError(
-            error.errno,
-            f"the disk of {folder!r} is full while {name} was downloaded, and the part was deleted; {remedy}",
-        ) from error
-    if total is not None and partial.size() < total:
-        raise _Passing(f"the connection ended after {partial.size():,} of {total:,} bytes")
-    if total is not None and partial.size() > total:
-        partial.drop()
-        raise FetchError(f"{url} sent more than the {total:,} bytes it announced")
-
-
-def _total(response: Any, url: str, partial: Partial, start: int, size: int | None) -> int | None:
-    """Bytes of the whole file, as far as they are known. Raises FetchError if they are not the expected ones."""
-    length = response.headers.get("Content-Length") or ""
-    total = int(length) + start if length.isdigit() else None
-    if response.status == 206:
-        span = response.headers.get("Content-Range", "")
-        first, _, whole = span.removeprefix("bytes ").partition("/")
-        if first.split("-")[0] != str(start):
-            partial.drop()
-            raise _Passing(f"the server sent the range {span!r} and not the one that was asked for")
-        total = int(whole) if whole.isdigit() else total
-    if None not in (size, total) and total != size:
-        partial.drop()
-        raise FetchError(
-            f"{url} has {total:,} bytes and {size:,} were expected: it is another file"
-        )
-    return size if size is not None else total
+    def _total(self, response: Any, start: int) -> int | None:
+        """Bytes of the whole file, as far as they are known. Raises FetchError if they are not the expected ones."""
+        length = response.headers.get("Content-Length") or ""
+        total = int(length) + start if length.isdigit() else None
+        if response.status == 206:
+            span = response.headers.get("Content-Range", "")
+            first, _, whole = span.removeprefix("bytes ").partition("/")
+            if first.split("-")[0] != str(start):
+                self.drop()
+                why = f"the server sent the range {span!r} and not the one that was asked for"
+                raise _Passing(why)
+            total = int(whole) if whole.isdigit() else total
+        if self.size is not None and total not in (None, self.size):
+            self.drop()
+            raise FetchError(
+                f"{self.url} has {total:,} bytes and {self.size:,} were expected: it is another file"
+            )
+        return total if self.size is None else self.size
 
 
 def _copy(response: Any, file: Any, name: str, total: int | None, start: int) -> None:
     from tqdm.auto import tqdm
 
-    hidden = not sys.stderr.isatty()
-    with tqdm(
-        total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=hidden
-    ) as bar:
+    shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "disable": not sys.stderr.isatty()}
+    with tqdm(total=total, initial=start, desc=name, **shown) as bar:
         try:
             while block := response.read(CHUNK):
                 file.write(block)
@@ -356,9 +346,8 @@ def repository(name: str, download_root: _Root = None) -> Path:
         for candidate in weights:
             file = _file(plain, candidate, revision, download_root)
             if file is not None and candidate.endswith(".index.json"):
-                for shard in set(
-                    json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()
-                ):
+                shards = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+                for shard in set(shards.values()):
                     _file(plain, shard, revision, download_root)
             if file is not None:
                 return found.parent
@@ -385,19 +374,16 @@ def _file(name: str, file: str, revision: str, download_root: _Root) -> Path | N
     except errors.LocalEntryNotFoundError as error:
         if offline():
             return None
-        reason = f"{file} is not in the cache and the hub did not answer ({error})"
-        raise FetchError(f"hf-hub:{name}: {reason}") from error
+        reason = f": {file} is not in the cache and the hub did not answer ({error})"
+        raise FetchError(f"hf-hub:{name}{reason}") from error
     except errors.EntryNotFoundError:
         return None
-    except errors.GatedRepoError as error:
-        raise FetchError(
-            f"hf-hub:{name} is gated: accept its terms on its page and run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise FetchError(
-            f"hf-hub:{name} does not exist, or is private; then run `hf auth login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FetchError(f"hf-hub:{name} has no revision {revision!r}") from error
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise FetchError(f"hf-hub:{name}: {file} could not be downloaded ({error})") from error
+        reason = f": {file} could not be downloaded ({error})"
+        if isinstance(error, errors.GatedRepoError):
+            reason = " is gated: accept its terms on its page and run `hf auth login`"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = " does not exist, or is private; then run `hf auth login`"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            reason = f" has no revision {revision!r}"
+        raise FetchError(f"hf-hub:{name}{reason}") from error

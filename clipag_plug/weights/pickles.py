@@ -25,8 +25,11 @@ class Refused(ValueError):
     """Why a file is not read, in words for the user."""
 
 
-class Attributes(dict[str, Any]):
+class Attributes(dict[Any, Any]):
     """An object in a file: its attributes, without its class."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state if isinstance(state, dict) else {})
 
 
 class Storage(NamedTuple):
@@ -47,7 +50,7 @@ class Stored(NamedTuple):
 
 
 class Global(NamedTuple):
-    """A name that a pickle refers to; it is never imported, and a call of it is answered by this table."""
+    """A name that a pickle refers to. It is never imported; a call of it is answered here, or refused."""
 
     module: str
     name: str
@@ -62,8 +65,6 @@ class Global(NamedTuple):
             return arguments[0](*arguments[2])
         if name.startswith(("torch._utils._rebuild_parameter", "torch.jit._pickle.")):
             return arguments[0]
-        if name == "collections.OrderedDict" and not arguments:
-            return {}
         if _HARMLESS.fullmatch(name):
             return Attributes()
         raise Refused(
@@ -80,8 +81,6 @@ _Python: Any = pickle._Unpickler
 
 class Unpickler(_Python):
     """Python's own unpickler, bounded in length, in which nothing but a `Global` can be called."""
-
-    dispatch = {k: f for k, f in _Python.dispatch.items() if bytes([k]) not in _LEFT_OUT}
 
     def __init__(self, file: Any) -> None:
         super().__init__(self)
@@ -110,33 +109,19 @@ class Unpickler(_Python):
             raise Refused(f"it refers to {kind!r}, which is no storage of numbers")
         return self.storages.setdefault(name, Storage(name, _dtype(kind)))
 
-    def _items(self) -> None:
-        items = self.pop_mark()
-        self._fill(zip(items[::2], items[1::2], strict=True))
+    def _list(self, count: int = 0) -> None:
+        """A tuple, made a list: as a key of a table, one could be nested so deeply that its hash never ends."""
+        items = [self.stack.pop() for _ in range(count)][::-1] if count else self.pop_mark()
+        self.append(items)
 
-    def _item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._fill([(key, value)])
-
-    def _new(self) -> None:
-        arguments, kind = self.stack.pop(), self.stack.pop()
-        self.append(kind(*arguments) if isinstance(kind, Global) else None)
-
-    def _build(self) -> None:
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], Attributes) and isinstance(state, dict):
-            self._fill(state.items())
-
-    def _fill(self, items: Any) -> None:
-        for key, value in items:
-            # A tuple as a key could be nested so deeply that its hash never ends.
-            if not isinstance(key, str | int | float | bytes | None):
-                raise Refused(f"a table in it has a {type(key).__name__} as a key")
-            if isinstance(self.stack[-1], dict):
-                self.stack[-1][key] = value
-
-    dispatch |= {pickle.SETITEM[0]: _item, pickle.SETITEMS[0]: _items}
-    dispatch |= {pickle.NEWOBJ[0]: _new, pickle.BUILD[0]: _build}
+    dispatch = {
+        **{code: load for code, load in _Python.dispatch.items() if bytes([code]) not in _LEFT_OUT},
+        pickle.TUPLE[0]: _list,
+        pickle.TUPLE1[0]: lambda self: self._list(1),
+        pickle.TUPLE2[0]: lambda self: self._list(2),
+        pickle.TUPLE3[0]: lambda self: self._list(3),
+        pickle.NEWOBJ[0]: _Python.load_reduce,
+    }
 
 
 def _dtype(kind: Any) -> torch.dtype:

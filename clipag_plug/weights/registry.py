@@ -75,6 +75,11 @@ class Checkpoint:
     results: dict[str, float] = field(default_factory=dict)
     results_note: str | None = None
 
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """What its images go through, by the names of `PREPROCESSING`."""
+        return {name: getattr(self, name) for name in PREPROCESSING}
+
 
 @functools.cache
 def _table() -> dict[str, Checkpoint]:
@@ -89,6 +94,11 @@ def _table() -> dict[str, Checkpoint]:
 def checkpoints() -> list[Checkpoint]:
     """Every registered model, the bundled ones first."""
     return list(_table().values())
+
+
+def bundled(record: Checkpoint) -> Path:
+    """The weights of a model that comes with the package."""
+    return Path(str(resources.files("clipag_plug.bundled"))) / f"{record.key}.safetensors"
 
 
 def get(name: str) -> Checkpoint | None:

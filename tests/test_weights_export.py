@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clipag_plug import load
 from clipag_plug.options.weights import FORMATS, Export
-from clipag_plug.weights import bundle, export, open_checkpoint, registry
+from clipag_plug.weights import export, open_checkpoint, opening, registry
 from clipag_plug.weights.export import card_text
 from clipag_plug.weights.opening import Opened, card_of
 from clipag_plug.weights.registry import BadFileError
@@ -213,8 +213,8 @@ def mini_pair() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: Path) -> None:
     base, derived = mini_pair()
     config = {"embed_dim": 8, "vision_cfg": {"mini": {}}, "text_cfg": {}}
-    bundle.write_bundled(tmp_path / "one", base, config, {"name": "one"})
-    bundle.write_bundled(
+    export.write_bundled(tmp_path / "one", base, config, {"name": "one"})
+    export.write_bundled(
         tmp_path / "two.safetensors", derived, config, {"name": "two"}, shares_text_with="one"
     )
     stored = load_file(tmp_path / "one.safetensors")
@@ -228,7 +228,7 @@ def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: 
         "logit_scale",
     }
     for path, wanted in (("one", base), ("two", derived)):
-        state, again, card = bundle.read_bundled(tmp_path / f"{path}.safetensors")
+        state, again, card = opening.read_bundled(tmp_path / f"{path}.safetensors")
         assert (again, card) == (config, {"name": path})
         assert state.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -240,10 +240,10 @@ def test_bundled_pair_shares_its_text_tower_and_leaves_empty_rows_out(tmp_path: 
 def test_bundled_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     base, derived = mini_pair()
     config = {"embed_dim": 8, "vision_cfg": {"mini": {}}, "text_cfg": {}}
-    bundle.write_bundled(tmp_path / "one", base, config, {})
+    export.write_bundled(tmp_path / "one", base, config, {})
     del derived["text_projection"]
     with pytest.raises(ValueError, match="text_projection.*cannot share"):
-        bundle.write_bundled(tmp_path / "two", derived, config, {}, shares_text_with="one")
+        export.write_bundled(tmp_path / "two", derived, config, {}, shares_text_with="one")
     about = json.loads((tmp_path / "one.json").read_text())
     for change in (
         {"packed": {"token_embedding.weight": [900, 16]}},
@@ -255,13 +255,13 @@ def test_bundled_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / "one.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(BadFileError):
-            bundle.read_bundled(tmp_path / "one.safetensors")
+            opening.read_bundled(tmp_path / "one.safetensors")
     with pytest.raises(ValueError, match="exceeds what fp16 can hold"):
-        bundle.write_bundled(tmp_path / "big", {"w": torch.full((2, 2), 1e6)}, config, {})
+        export.write_bundled(tmp_path / "big", {"w": torch.full((2, 2), 1e6)}, config, {})
     with pytest.raises(ValueError, match="not finite"):
-        bundle.write_bundled(tmp_path / "nan", {"w": torch.full((2,), float("nan"))}, config, {})
+        export.write_bundled(tmp_path / "nan", {"w": torch.full((2,), float("nan"))}, config, {})
     with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        bundle.read_bundled(tmp_path / "nowhere.safetensors")
+        opening.read_bundled(tmp_path / "nowhere.safetensors")
 
 
 def test_a_run_folder_opens_by_folder_and_by_file(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from clipag_plug.train.data import read_shards
 from clipag_plug.train.evaluate import Validation
 from clipag_plug.train.state import read_model
 from clipag_plug.vocabulary import bundled_vocabulary, in_template
-from clipag_plug.weights.bundle import write_bundled
+from clipag_plug.weights.export import write_bundled
 
 FOLDER = Path(clipag_plug.bundled.__path__[0])
 ROLES = {

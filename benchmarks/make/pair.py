@@ -21,7 +21,7 @@ from words import lite0  # its neighbour
 
 from clipag_plug import model as models
 from clipag_plug.vocabulary import in_template
-from clipag_plug.weights.bundle import write_bundled
+from clipag_plug.weights.export import write_bundled
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the pixels that the weights were trained on
 SCALE = 30.0  # of the logits, to begin with

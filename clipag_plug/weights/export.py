@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..files import slug, write_atomically, write_json, write_text
 from ..options.weights import FORMATS, Export
 from . import configs, fetch, layouts, read
-from .bundle import write_bundled
-from .opening import Opened, open_checkpoint
+from .opening import Opened, open_checkpoint, text_tower
 from .registry import Checkpoint, ball
 
 _LOADING = {
@@ -169,6 +169,64 @@ def _bundled(opened: Opened, folder: Path) -> list[Path]:
     path = folder / f"{slug(Path(opened.record.key).stem)}.safetensors"
     write_bundled(path, opened.state_dict, opened.config, {**opened.card, **opened.record.pixels})
     return [path.with_suffix(".json"), path]
+
+
+def write_bundled(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    config: dict[str, Any],
+    card: dict[str, Any],
+    shares_text_with: str | None = None,
+) -> Path:
+    """Writes `<path>.safetensors` and `<path>.json` in the layout of the bundled models, and returns the former.
+
+    Matrices and kernels become fp16, vectors and scalars stay fp32 (batch-norm variances may be tiny). A matrix with
+    mostly empty rows keeps the others alone.
+
+    Args:
+        shares_text_with: a bundled model in the same folder; tensors that equal its stored ones are left out.
+    Raises: ValueError for weights that fp16 cannot hold.
+    """
+    path = Path(path)
+    path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+    shared: dict[str, Tensor] = {}
+    if shares_text_with:
+        shared = text_tower(path.with_name(f"{shares_text_with}.safetensors"))
+        lost = sorted(set(shared) - set(state_dict))
+        if lost:
+            raise ValueError(
+                f"{shares_text_with} has {lost[0]}, which this model lacks: they cannot share a text tower"
+            )
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, list[int]] = {}
+    for name, value in state_dict.items():
+        stored = _stored(name, value.detach().cpu())
+        if name in shared and torch.equal(layouts.unify({name: stored})[name], shared[name]):
+            continue
+        rows = stored.abs().amax(1).nonzero()[:, 0].int() if stored.ndim == 2 else None
+        if rows is not None and len(rows) < 0.9 * len(stored):
+            tensors[f"{name}.rows"], tensors[f"{name}.index"] = stored[rows.long()], rows
+            packed[name] = list(stored.shape)
+        else:
+            tensors[name] = stored
+    read.write(path, tensors)
+    about = {"config": config, "card": card, "shares_text_with": shares_text_with, "packed": packed}
+    write_json(path.with_suffix(".json"), about)
+    return path
+
+
+def _stored(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite")
+    if value.ndim < 2:
+        return value.float()
+    if value.numel() and value.abs().max() > 65504:
+        raise ValueError(
+            f"{name} exceeds what fp16 can hold; scale it down or keep this model in a plain file"
+        )
+    return value.half()
 
 
 def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..files import write_text
 from . import configs, fetch, layouts, read, registry
-from .bundle import read_bundled
 from .registry import (
     BadFileError,
     Checkpoint,
@@ -34,6 +34,7 @@ _CARD = (
     *("method", "norm", "eps", "base", "data", "licence", "paper"),
     *("results", "results_note", "note"),
 )
+UNPACKED = 2**26  # numbers in matrices that are stored without their empty rows
 _TEXT = ("token_embedding.", "transformer.", "ln_final.", "text.")
 
 
@@ -128,7 +129,7 @@ class _Request:
                 f"{str(path)!r} is missing from this installation; install the package again"
             )
         state, config, card = read_bundled(path)
-        known = {name: card[name] for name in ("norm", "eps", "method") if name in card}
+        known: dict[str, Any] = {n: card[n] for n in ("norm", "eps", "method") if n in card}
         known |= {**configs.preprocessing(path, card), "arch": self.record.arch or "mini"}
         return self._settled(path, state, config, known, card)
 
@@ -215,15 +216,14 @@ class _Request:
             return {name: v for name, v in base.config.items() if name != "quick_gelu"}, {}
         if not arch:
             shapes = {name: value.shape for name, value in state.items()}
-            for record in registry.checkpoints():
-                if record.bundled:
-                    known, config, card = read_bundled(registry.bundled(record))
-                    if {name: value.shape for name, value in known.items()} == shapes:
-                        return config, configs.preprocessing(path, card)
+            for record in filter(lambda record: record.bundled, registry.checkpoints()):
+                known, config, card = read_bundled(registry.bundled(record))
+                if {name: value.shape for name, value in known.items()} == shapes:
+                    return config, configs.preprocessing(path, card)
             arch, config = configs.infer(path, state)
             return config, configs.published(arch)
-        if (record := registry.get(arch)) and record.bundled:
-            _, config, card = read_bundled(registry.bundled(record))
+        if (ours := registry.get(arch)) and ours.bundled:
+            _, config, card = read_bundled(registry.bundled(ours))
             return config, configs.preprocessing(path, card)
         return configs.named(arch), configs.published(arch) if self.said.arch else {}
 
@@ -313,6 +313,38 @@ class _Request:
         act = {True: "quickgelu", False: "gelu", None: None}[self.said.quick_gelu]
         stated = filter(None, (act, self.said.arch, self.said.text_from))
         return fetch.converted("+".join([name, *stated]), self.download_root)
+
+
+def read_bundled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """State dict in fp32, config and card of a `.safetensors` file in our own layout and the `.json` beside it."""
+    about = configs.read_json(path.with_suffix(".json"))
+    config = configs.from_open_clip(path.with_suffix(".json"), {"config": about.get("config")})
+    values, _ = read.tensors(path)
+    state: dict[str, Tensor] = {}
+    if key := about.get("shares_text_with"):
+        if key == path.stem or Path(key).name != key:
+            why = f"it shares the text tower of {key!r}, which is no other model here"
+            raise BadFileError(path, why)
+        state = text_tower(path.with_name(f"{key}.safetensors"))
+    total = 0
+    for name, shape in dict(about.get("packed") or {}).items():
+        rows, index = values.pop(f"{name}.rows", None), values.pop(f"{name}.index", None)
+        if rows is None or index is None or len(shape) != 2 or rows.shape != (len(index), shape[1]):
+            why = f"its .json packs {name!r}, and the rows in the file do not fit"
+            raise BadFileError(path, why)
+        total += shape[0] * shape[1]
+        if total > UNPACKED or not all(0 <= row < shape[0] for row in index.tolist()):
+            why = f"its .json packs {name!r}, and the shape {shape} does not fit"
+            raise BadFileError(path, why)
+        state[name] = torch.zeros(shape, dtype=torch.float32)
+        state[name][index.long()] = rows.float()
+    return {**state, **layouts.unify(values)}, config, dict(about.get("card") or {})
+
+
+def text_tower(path: Path) -> dict[str, Tensor]:
+    """The tensors of a bundled model's text tower."""
+    state = read_bundled(path)[0]
+    return {name: value for name, value in state.items() if not name.startswith("visual.")}
 
 
 def _described(about: Path) -> tuple[dict[str, Any], dict[str, Any]]:

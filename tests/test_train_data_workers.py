@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def private(pid: int) -> int:
     """Bytes of a process that it shares with no other."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(n) for n in re.findall(r"^Private_\w+: +(\d+) kB", text, re.MULTILINE)) * 1024
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def workers() -> list[int]:
@@ -105,6 +113,27 @@ def test_workers_end_with_their_batches_also_in_a_circle_of_garbage() -> None:
     started = time.monotonic()
     gc.collect()
     assert not workers() and time.monotonic() - started < 4
+
+
+def test_a_finished_batch_is_handed_over_by_a_worker_that_stands_still(tmp_path) -> None:
+    """The training waits for no answer of the process that made it, which is busy with the next one."""
+    path = write_tar(tmp_path / "s.tar", numbered(0, 12))
+    stream, straight = (
+        Batches(open_data([str(path)], 16, memory=0.0), 4, 16, decoders=n, **COMMON) for n in (1, 0)
+    )
+    held, expected = stream[0].images, straight[0].images
+    (worker,) = workers()
+    loans, _ = stream.made._coming[1]
+    wait_until(lambda: sum(loans.array(n).any() for n in range(len(loans.pieces))) > 4)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert torch.equal(stream[1].images, straight[1].images)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    for index in range(2, 40):
+        assert torch.equal(stream[index].images, straight[index].images), index
+        assert torch.equal(held, expected), "what is in use is not written to"
+    assert len(loans.free) == 1, "what is not in use is free"
 
 
 class Made(Indexed):

@@ -7,23 +7,18 @@ what is skipped in `tally`.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import random
-import signal
-import sys
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..augment import training_crops
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
+from .ahead import Ahead, Batch, Made
 from .decode import Bad, Columns, Decoder, Indexed, Sample, Source
 from .feeds import (
     Feed,
@@ -43,17 +38,6 @@ from .tally import Tally
 __all__ = ["Batch", "Batches", "Columns", "Data", "Photos", "open_data", "read_shards", "read_tar"]
 
 FURTHEST = 100  # batches to look through for a good sample
-AHEAD = 5e8  # bytes of finished batches that may wait, but two a worker at least and eight at most
-
-
-@dataclass
-class Batch:
-    """images (N, 3, R, R) in [0, 1], a caption and a class label each, and the word that each caption is about."""
-
-    images: Tensor
-    texts: list[str]
-    words: list[str]
-    labels: Tensor
 
 
 @dataclass
@@ -143,18 +127,7 @@ def read_shards(patterns: Sequence[str], size: int) -> Photos:
     return photos
 
 
-@dataclass
-class Made:
-    """A batch, the bad samples met on the way (name -> cause), how many samples were looked at by then, and how many
-    one pass has (None: not known)."""
-
-    batch: Batch
-    bad: dict[str, str]
-    seen: int
-    length: int | None
-
-
-class Maker(Dataset[Any]):
+class Maker:
     """Makes batch number `index`: in the process that asks, or in several at once. See `Batches` for the arguments."""
 
     def __init__(
@@ -169,7 +142,9 @@ class Maker(Dataset[Any]):
         try:
             return self._made(index)
         except (ValueError, OSError, ImportError) as error:
-            return error  # raised where the batch is asked for: DataLoader would wrap it in a traceback
+            return (
+                error  # raised where the batch is asked for: a worker would wrap it in a traceback
+            )
 
     def _made(self, index: int) -> Made:
         references, bad = self._references(index), dict[str, str]()
@@ -262,73 +237,22 @@ class Batches:
         _check_classes(data, vocabulary)
         self.seed, self.vocabulary, self.duplicates = seed, vocabulary, duplicates
         self.mixture = Mixture(data.feeds, data.shares, batch_size * world, seed)
-        self.per_epoch, self.decoders = self.mixture.per_epoch, decoders
+        self.per_epoch = self.mixture.per_epoch
         own = slice(rank * batch_size, (rank + 1) * batch_size)
         self.maker = Maker(self.mixture, own, size, crop, flip, vocabulary, group_share)
-        self.ahead = min(8, max(2, int(AHEAD / max(1, decoders) / (batch_size * 12 * size**2))))
-        self._coming: dict[int, Iterator[Any]] = {}  # number of the next batch -> what workers make
-        weakref.finalize(
-            self, self._coming.clear
-        )  # in a circle of garbage their queues would end before them
+        shape = (batch_size, 3, size, size)
+        self.made: Any = Ahead(self.maker, decoders, shape) if decoders else self.maker
         known = {name: cause for feed in data.feeds for name, cause in feed.bad.items()}
         self.tally = Tally(known, workers=world, limit=max_bad_fraction)
         if all(feed.whole for feed in data.feeds):
             self.tally.add({}, self.mixture.seen(None), self.mixture.length)
 
     def __getitem__(self, index: int) -> Batch:
-        made = self._from_workers(index) if self.decoders else self.maker[index]
+        made: Made | Exception = self.made[index]
         if isinstance(made, Exception):
-            self._coming.clear()
             raise made
         self.tally.add(made.bad, made.seen, made.length)
         return made.batch
-
-    def _from_workers(self, index: int) -> Made | Exception:
-        failed = ""
-        for _ in range(2):  # a worker that was killed is replaced, once
-            if index not in self._coming:
-                self._coming.clear()
-                self._coming[index] = self._started(index)
-            coming = self._coming.pop(index)
-            try:
-                made: Made | Exception = next(coming)
-            except (RuntimeError, OSError, EOFError) as error:  # it is gone; its errors are values
-                failed = str(error).partition("\n")[0]
-                continue
-            self._coming[index + 1] = coming
-            return made
-        raise RuntimeError(
-            f"a process that prepares batch {index} ended twice ({failed}); it may lack memory or shared memory "
-            "(/dev/shm): set --decoders 0, or a smaller number or --batch-size"
-        )
-
-    def _started(self, index: int) -> Iterator[Any]:
-        """Workers that make the batches from number `index` on. They have one thread each, whatever torchrun sets."""
-        loader = DataLoader(
-            self.maker,
-            batch_size=None,
-            sampler=range(index, sys.maxsize),
-            num_workers=self.decoders,
-            prefetch_factor=self.ahead,
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # the global one is the training's
-            # A fork shares photographs in memory; macOS and Windows copy them.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
-        )
-        # A worker that collected what it inherits, workers of an earlier set among it, would end those of its parent.
-        gc.collect()
-        gc.freeze()
-        before = signal.getsignal(getattr(signal, "SIGCHLD", signal.SIGINT))
-        try:
-            return iter(loader)
-        finally:
-            gc.unfreeze()
-            # torch's handler would raise wherever the training just is; `next` notices a dead worker as well.
-            with contextlib.suppress(
-                AttributeError, ValueError, TypeError
-            ):  # Windows; other threads
-                signal.signal(signal.SIGCHLD, before)
 
     def positives(self, words: list[str], labels: Tensor) -> Tensor:
         """Which caption describes which image, bool (images, captions); see `matches`."""
@@ -357,15 +281,6 @@ class Batches:
         template = random.Random(self.seed * 1_000_003 + index).choice(TEMPLATES)
         names = self.vocabulary.class_names
         return [sentence(name, template) for name in names], names
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _ignore_interrupts(number: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training ends its step and then its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_classes(data: Data, vocabulary: Vocabulary | None) -> None:

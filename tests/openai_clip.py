@@ -27,7 +27,8 @@ class Block(nn.Module):
         self.attn_mask = mask
 
     def attention(self, x: Tensor) -> Tensor:
-        return self.attn(x, x, x, need_weights=False, attn_mask=self.attn_mask)[0]
+        mask = None if self.attn_mask is None else self.attn_mask.to(x)
+        return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.ln_1(x))

@@ -6,11 +6,14 @@ import copy
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from openai_clip import OpenAIModel, original
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from clipag_plug.model import CLIP, as_open_clip, build, build_model, wrap
 
@@ -178,6 +181,18 @@ def _own_attention(model: Any) -> None:
         block.attention = lambda x, block=block: block.attn(x, x, x, need_weights=False)[0] * 2
 
 
+class Scaled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 1.25
+
+
+def _parametrised(model: Any) -> None:
+    """Weights that are properties, as LoRA and spectral normalisation make them."""
+    for block in (*model.transformer.resblocks, *model.visual.transformer.resblocks):
+        for part, name in ((block.attn, "in_proj_weight"), (block.mlp.c_fc, "weight")):
+            nn.utils.parametrize.register_parametrization(part, name, Scaled())
+
+
 def _mask(value: Any) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         for block in model.transformer.resblocks:
@@ -200,6 +215,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a subclass": _subclass,
     "overlapping patches": _denser,
     "attention replaced": _own_attention,
+    "parametrised weights": _parametrised,
     "no mask": _mask(None),
     "another mask": _mask(torch.linspace(0, -9, 77).expand(77, 77)),
     "fewer blocks, no projection": _shorter,
@@ -218,6 +234,73 @@ def test_what_a_program_changes_in_the_model_has_the_same_effect(change: str) ->
         gradient = torch.autograd.grad(features.square().sum(), x)[0]
         found.append((features, model.encode_image(image), texts, gradient, *scores))
     assert all(close(mine, other) for mine, other in zip(found[1], found[0]))
+
+
+def _attention_looked_at(owner: Any, name: str) -> Callable[..., Any]:
+    """Puts a function of the program's own in the place of torch's, which asks for the weights of each head."""
+
+    def call(model: Any, image: Tensor, tokens: Tensor) -> list[Tensor]:
+        original, seen = getattr(owner, name), []
+
+        def looking(*arguments: Any, **options: Any) -> Any:
+            out = original(
+                *arguments, **options | {"need_weights": True, "average_attn_weights": False}
+            )
+            seen.append(out[1])
+            return out
+
+        with mock.patch.object(owner, name, looking):
+            model.encode_image(image.requires_grad_())
+            with torch.no_grad():
+                model.encode_text(tokens), model.encode_image(image)
+        assert len(seen) == 6
+        return seen
+
+    return call
+
+
+def _forward_mode(model: Any, image: Tensor, tokens: Tensor) -> Any:
+    with sdpa_kernel(SDPBackend.MATH):  # the only kernel with forward-mode differentiation
+        return torch.func.jvp(model.encode_image, (image,), (torch.ones_like(image),))
+
+
+def _operations(model: Any, image: Tensor, tokens: Tensor) -> list[Tensor]:
+    with FlopCounterMode(display=False) as counter:
+        model.encode_image(image.requires_grad_()).sum().backward()
+        model.encode_text(tokens)
+    return [torch.tensor(counter.get_total_flops())]
+
+
+def _without_memory(model: Any, image: Tensor, tokens: Tensor) -> list[Tensor]:
+    found = model.to("meta")(image.to("meta").requires_grad_(), tokens.to("meta"))
+    return [torch.zeros(scores.shape) for scores in found]
+
+
+WATCHED = {
+    "MultiheadAttention replaced": _attention_looked_at(nn.MultiheadAttention, "forward"),
+    "its function replaced": _attention_looked_at(nn.functional, "multi_head_attention_forward"),
+    "forward mode": _forward_mode,
+    "operations counted": _operations,
+    "meta device": _without_memory,
+}
+HEAVY = ("forward mode", "operations counted")
+
+
+@pytest.mark.parametrize(
+    "way",
+    # torch loads its decompositions for two of them, which takes seconds
+    [pytest.param(way, marks=[pytest.mark.long] * (way in HEAVY)) for way in WATCHED],
+)
+def test_who_watches_or_transforms_the_operations_finds_the_originals(way: str) -> None:
+    models = (copy.deepcopy(model).requires_grad_(False) for model in pair("ViT"))
+    want, got = (WATCHED[way](model, *batch(2)) for model in models)
+    assert all(close(mine, other) for mine, other in zip(got, want))
+
+
+def test_a_picture_without_a_batch_fails_as_in_the_original() -> None:
+    for model in pair("ViT"):
+        with pytest.raises(RuntimeError, match="[Ss]izes? of tensors?"):
+            model.encode_image(batch(1)[0][0].requires_grad_())
 
 
 def test_a_hook_sees_a_long_list_of_texts_whole() -> None:

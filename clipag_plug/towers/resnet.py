@@ -60,7 +60,7 @@ class AttentionPool2d(nn.Module):
         bias = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
         weights = {f"{name}_proj_weight": getattr(self, f"{name}_proj").weight for name in "qkv"}
         pooled, _ = F.multi_head_attention_forward(
-            *(x, x, x, x.shape[-1], self.num_heads, None, bias, None, None, False, 0.0),
+            *(x[:1], x, x, x.shape[-1], self.num_heads, None, bias, None, None, False, 0.0),
             *(self.c_proj.weight, self.c_proj.bias),
             training=self.training,
             need_weights=False,

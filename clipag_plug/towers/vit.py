@@ -18,6 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TORCH_ATTENTION = (nn.MultiheadAttention.forward, F.multi_head_attention_forward)
+ATTENTION_OPTIONS = (
+    *("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal"),
+)
+
 
 def exporting() -> bool:
     """Whether torch records the operations (trace, compile, export) instead of just running them."""
@@ -59,9 +64,20 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _recorded() -> bool:
-    """Whether operations are recorded or transformed (trace, compile, torch.func, forward-mode differentiation)."""
+    """Whether operations are recorded, counted or transformed (compile, torch.func, forward mode, dispatch modes)."""
     level: int = torch.autograd.forward_ad._current_level
-    return exporting() or torch._C._are_functorch_transforms_active() or level >= 0
+    watched = torch._C._len_torch_dispatch_stack() > 0 or level >= 0
+    return exporting() or torch._C._are_functorch_transforms_active() or watched
+
+
+def _replaced() -> bool:
+    """Whether a program has put its own function in the place of torch's attention, to look at it or change it."""
+    return (nn.MultiheadAttention.forward, F.multi_head_attention_forward) != TORCH_ATTENTION
+
+
+def _autocast(x: Tensor) -> bool:
+    kind = x.device.type  # "meta" is one that cannot be asked
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 @functools.cache
@@ -109,34 +125,27 @@ class Attention(nn.MultiheadAttention):
     """
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        *arguments: Any,
-        **options: Any,
+        self, query: Tensor, key: Tensor, value: Tensor, *given: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        rest = (key_padding_mask, need_weights, attn_mask, *arguments)
-        if query.ndim != 3 or query is not key or key is not value:
-            return super().forward(query, key, value, *rest, **options)
+        options |= zip(ATTENTION_OPTIONS, given)  # by name, as `clip` gives them
+        own = query.ndim == 3 and query is key and key is value
+        if not own or _replaced() or (_recorded() and not exporting()):
+            return super().forward(query, key, value, **options)
+        mask, padding = options.get("attn_mask"), options.get("key_padding_mask")
         x = query if self.batch_first else query.transpose(0, 1)
         # Under autocast torch's own copies the weights once for each image (25 times a ViT-B/32's whole time).
-        wanted = torch.is_autocast_enabled(x.device.type) or _gradient_flows(
-            self, self.in_proj_weight, x
-        )
-        quick = attn_mask is None and not options and wanted
-        dropped = self.training and self.dropout
+        wanted = _autocast(x) or _gradient_flows(self, self.in_proj_weight, x)
+        quick = mask is None and not {"average_attn_weights", "is_causal"} & options.keys()
+        dropped, asked = self.training and self.dropout, options.get("need_weights", True)
         weights = None
-        if (quick or exporting()) and not (need_weights or dropped or key_padding_mask is not None):
-            x = self._one_product(x, attn_mask)
+        if (quick and wanted or exporting()) and not (asked or dropped or padding is not None):
+            x = self._one_product(x, mask)
         else:
             # torch's own computation, told that the batch comes first: only then does it take its fast path.
-            twin = object.__new__(nn.MultiheadAttention)
+            # Of the own class, whose properties parametrised weights are.
+            twin = object.__new__(type(self))
             twin.__dict__ = {**self.__dict__, "batch_first": True}
-            x, weights = twin.forward(x, x, x, *rest, **options)
+            x, weights = nn.MultiheadAttention.forward(twin, x, x, x, **options)
         return x if self.batch_first else x.transpose(0, 1), weights
 
     def _one_product(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -261,7 +270,8 @@ class Patches(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         changed = self.stride != self.kernel_size or any(self.padding) or set(self.dilation) != {1}
-        if changed or not (_gradient_flows(self, self.weight, x) or x.device.type == "mps"):
+        wanted = _gradient_flows(self, self.weight, x) or x.device.type == "mps"
+        if changed or not wanted or x.ndim != 4:
             return super().forward(x)
         (count, channels, height, width), (p, q) = x.shape, self.kernel_size
         rows, columns = height // p, width // q

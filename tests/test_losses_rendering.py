@@ -8,6 +8,7 @@ from conftest import make_tiny
 from model_helpers import ARCHITECTURES
 from torch import Tensor
 
+from clipag_plug.guide import Guide
 from clipag_plug.losses.rendering import SemanticLoss, VisualLoss
 from clipag_plug.model import CLIP, build
 
@@ -106,6 +107,17 @@ def test_views_follow_seed_and_step_and_no_global_state() -> None:
     assert torch.equal(first(images), again(images, 1)) and first(images, 1) != first(images, 2)
     assert first(images, 1) != SemanticLoss(judge, "a cat", seed=6)(images, 1)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_guide_and_numbers_from_outside_give_the_same_loss() -> None:
+    judge, images = make_tiny(), pictures(0)
+    plain = SemanticLoss(judge, {"a cat": 2.0}, negatives="text", seed=5)
+    guided = SemanticLoss(Guide(judge), [("a cat", 2.0)], negatives=[("text", 0.3)])
+    numbers = plain._generator(9)
+    assert torch.allclose(guided(images, numbers), plain(images, 9), atol=1e-6)
+    assert torch.allclose(2.0 - plain.scores(images, 9).mean(), plain(images, 9))
+    later, again = guided(images, numbers), guided(images, numbers)  # they go on
+    assert later != again
 
 
 def test_a_perspective_shows_the_fill_colour_around_the_picture() -> None:

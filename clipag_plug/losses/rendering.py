@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..augment import random_perspective, random_resized_crops, resample, uniform
+from ..augment import fit, random_perspective, random_resized_crops, resample, uniform
 
-Texts = str | Sequence[str] | Mapping[str, float]
+Texts = str | Sequence[str | tuple[str, float]] | Mapping[str, float]
+Numbers = (
+    int | torch.Generator | None
+)  # of a step: its number, where to draw from, or None for the next one
 DISTANCES = ("l2", "l1", "cosine")
 
 
@@ -44,8 +47,9 @@ class _Guided(nn.Module):
         """The model that judges; its weights are left as they are."""
         return self._model[0]
 
-    def _generator(self, step: int | None) -> torch.Generator:
-        """The numbers of a step, of the next one where none is given."""
+    def _generator(self, step: Numbers) -> torch.Generator:
+        if isinstance(step, torch.Generator):
+            return step
         if step is None:
             step, self.steps = self.steps, self.steps + 1
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -61,7 +65,7 @@ class SemanticLoss(_Guided):
     sum_p w_p (1 - cos(view, p)) + sum_n w_n cos(view, n).
 
     Args:
-        model: a `CLIP` of this package.
+        model: a `CLIP` of this package, or a `Guide`, which has a precision, and views of the tower's own size.
         prompts, negatives: a text, texts, or texts with weights; a negative weighs 0.3 unless it says otherwise.
         views: views of each picture; 0 takes the whole picture once.
         distortion: of the perspective, 0 to 1. crop: least and greatest share of the area.
@@ -92,30 +96,43 @@ class SemanticLoss(_Guided):
         positive, negative = _weighted(prompts, 1.0), _weighted(negatives, 0.3)
         if not positive:
             raise ValueError("no prompts; give a text, a list of texts, or texts with weights")
+        self._guide = hasattr(model, "texts")
+        texts = [text for text, _ in positive + negative]
         with torch.no_grad():
-            texts = model.tokenize([text for text, _ in positive + negative])
-            features = model.encode_text(texts.to(model.logit_scale.device)).float()
+            if self._guide:
+                features = model.texts(texts)
+            else:
+                tokens = model.tokenize(texts).to(model.logit_scale.device)
+                features = F.normalize(model.encode_text(tokens).float(), dim=-1)
         weights = [weight for _, weight in positive] + [-weight for _, weight in negative]
-        self.register_buffer("text_features", F.normalize(features, dim=-1), persistent=False)
+        self.register_buffer("text_features", features, persistent=False)
         self.register_buffer("weights", torch.tensor(weights).to(features), persistent=False)
         self.constant = sum(weight for _, weight in positive)
 
-    def draw(self, images: Tensor, step: int | None = None) -> Tensor:
+    def draw(self, images: Tensor, step: Numbers = None) -> Tensor:
         """The views (N * views, 3, R, R) of a step."""
-        side, generator = self.model.visual.input_resolution, self._generator(step)
+        side = self.model.side if self._guide else self.model.visual.input_resolution
+        generator = self._generator(step)
         _check("images", images)
         if not self.views:
-            return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        views = images.repeat_interleave(self.views, 0)
+            return fit(images, side)
+        views = images[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
         views = self._warped(views, generator, self.distortion)
         return random_resized_crops(views, generator, side, *self.crop)
 
-    def forward(self, images: Tensor, step: int | None = None) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] -> a number."""
+    def scores(self, images: Tensor, step: Numbers = None) -> Tensor:
+        """sum_p w_p cos(view, p) - sum_n w_n cos(view, n) of each view, (N * views,)."""
         views = self.draw(images, step)
-        views = self.model.normalize(views) if self.normalize else views
-        features = F.normalize(self.model.encode_image(views).float(), dim=-1)
-        return self.constant - (features @ self.text_features.T @ self.weights).mean()
+        if self._guide:
+            features = self.model.features(views, normalize=self.normalize)
+        else:
+            views = self.model.normalize(views) if self.normalize else views
+            features = F.normalize(self.model.encode_image(views).float(), dim=-1)
+        return features @ self.text_features.T @ self.weights
+
+    def forward(self, images: Tensor, step: Numbers = None) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] -> a number."""
+        return self.constant - self.scores(images, step).mean()
 
 
 class VisualLoss(_Guided):
@@ -169,7 +186,7 @@ class VisualLoss(_Guided):
         self.distortion, self.crop = distortion, crop
         self.register_buffer("target", target.detach(), persistent=False)
 
-    def draw(self, images: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+    def draw(self, images: Tensor, step: Numbers = None) -> tuple[Tensor, Tensor]:
         """The whole pictures and their views (N + N * views, 3, R, R) of a step, and the target's alike."""
         count, side = len(images), self.model.visual.input_resolution
         _check("images", images)
@@ -178,10 +195,7 @@ class VisualLoss(_Guided):
                 f"{len(self.target)} targets for {count} pictures; give one, or as many"
             )
         target = self.target.to(images).expand(count, -1, -1, -1)
-        both = [
-            F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-            for x in (images, target)
-        ]
+        both = [fit(x, side) for x in (images, target)]
         if self.blur:
             from torchvision.transforms.functional import gaussian_blur
 
@@ -200,7 +214,7 @@ class VisualLoss(_Guided):
             made.append(torch.cat([whole, resample(views, (top, square), (left, square), side)]))
         return made[0], made[1]
 
-    def forward(self, images: Tensor, step: int | None = None) -> Tensor:
+    def forward(self, images: Tensor, step: Numbers = None) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] -> a number."""
         views, goal = self.draw(images, step)
         found = self._features(views)
@@ -226,7 +240,8 @@ class VisualLoss(_Guided):
 def _weighted(texts: Texts, weight: float) -> list[tuple[str, float]]:
     if isinstance(texts, Mapping):
         return [(text, float(value)) for text, value in texts.items()]
-    return [(text, weight) for text in ([texts] if isinstance(texts, str) else texts)]
+    listed = [texts] if isinstance(texts, str) else texts
+    return [(each, weight) if isinstance(each, str) else each for each in listed]
 
 
 def _check(name: str, images: Tensor) -> None:

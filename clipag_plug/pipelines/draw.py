@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..augment import fit, random_perspective, random_resized_crops
 from ..guide import Guide
+from ..losses.rendering import SemanticLoss
 from ..options.clipdraw import ClipDraw
 from ..paint.objective import parse_prompt
 from ..paint.results import Step, Synthesis
@@ -51,10 +51,15 @@ class Drawing(Run):
     def __init__(self, options: Any, guide: Guide, prompt: str) -> None:
         super().__init__(options, guide, prompt)
         self.steps = int(options.steps)
-        texts, weights = zip(*parse_prompt(prompt))
-        repelled = [-options.negative_weight] * len(options.negatives)
-        self.texts = guide.texts([*texts, *options.negatives])
-        self.weights = torch.tensor([*weights, *repelled], device=guide.device)
+        self.semantic = SemanticLoss(
+            guide,
+            parse_prompt(prompt),
+            negatives=[(text, options.negative_weight) for text in options.negatives],
+            views=int(options.views) if options.augment else 0,
+            distortion=options.distortion,
+            crop=(options.crop_low, options.crop_high),
+            normalize=bool(options.normalize),
+        )
         points, widths, colors = first_strokes(options, self.generator)
         self.points = [each.to(guide.device).requires_grad_(True) for each in points]
         self.widths = widths.to(guide.device).requires_grad_(True)
@@ -79,20 +84,8 @@ class Drawing(Run):
         return self.canvas()[0].clamp(0, 1).cpu()
 
     def loss(self, index: int) -> Tensor:
-        """Minus the weighted sum over views of their cosines with the prompt's parts."""
-        return -(self.features(self.canvas()) @ self.texts.T * self.weights).sum()
-
-    def features(self, canvas: Tensor) -> Tensor:
-        """Unit features of this step's views of the canvas."""
-        options, side = self.options, self.guide.side
-        if options.augment:
-            views = canvas.expand(int(options.views), -1, -1, -1)
-            views = random_perspective(views, self.generator, options.distortion, fill=1.0)
-            low, high = options.crop_low, options.crop_high
-            views = random_resized_crops(views, self.generator, side, low, high)
-        else:
-            views = fit(canvas, side)
-        return self.guide.features(views, normalize=bool(options.normalize))
+        """Minus the sum over views of their scores, as in the notebook."""
+        return -self.semantic.scores(self.canvas(), self.generator).sum()
 
     def update(self, index: int, loss: Tensor) -> float:
         rate = float(self.options.lr_points * course(index, self.steps))

@@ -16,7 +16,7 @@ import urllib.error
 from pathlib import Path
 from types import ModuleType
 
-from ..options.run import Run
+from ..options.tools import Run
 from . import catalog, cog, notebooks, start
 from .patching import HERE
 

@@ -18,7 +18,7 @@ import uvicorn
 
 from clipag_plug.demo.app import App
 from clipag_plug.demo.command import listen, settings
-from clipag_plug.options.demo import Demo
+from clipag_plug.options.tools import Demo
 
 
 class Client:

@@ -12,7 +12,7 @@ import pytest
 
 from clipag_plug import cli
 from clipag_plug.options.base import flag
-from clipag_plug.options.completion import SHELLS
+from clipag_plug.options.tools import SHELLS
 
 COMMANDS = dict(cli.COMMANDS)
 

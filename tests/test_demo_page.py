@@ -15,7 +15,7 @@ from urllib.parse import quote
 from demo_helpers import Client, client
 
 from clipag_plug.demo.app import PAGE
-from clipag_plug.options.demo import Demo
+from clipag_plug.options.tools import Demo
 
 
 def test_the_page_and_its_parts_come_from_here_alone(client: Client) -> None:
@@ -46,7 +46,7 @@ def test_the_command_opens_the_page_before_it_loads_torch(tmp_path: Path) -> Non
     finally:
         program.kill()
         program.wait(20)
-    light = "import sys; from clipag_plug.demo.app import App; from clipag_plug.options.demo import Demo; "
+    light = "import sys; from clipag_plug.demo.app import App; from clipag_plug.options.tools import Demo; "
     light += "App(Demo()).state(); assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
     subprocess.run(
         [sys.executable, "-c", light], cwd=tmp_path, env={"PYTHONPATH": str(root)}, check=True

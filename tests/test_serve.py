@@ -25,7 +25,7 @@ from starlette.websockets import WebSocketDisconnect
 from clipag_plug.demo.serve import LossServer
 from clipag_plug.losses.rendering import SemanticLoss
 from clipag_plug.model import CLIP
-from clipag_plug.options.serve import Serve
+from clipag_plug.options.tools import Serve
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "serve.html"
 CONFIG = {"type": "config", "prompt": "a goldfish", "augs": 2, "seed": 3, "fill": [0.5, 0.5, 0.5]}

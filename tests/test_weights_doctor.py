@@ -11,7 +11,7 @@ import torch
 import weights_helpers as helpers
 from safetensors.torch import save_file
 
-from clipag_plug.options.weights import Doctor
+from clipag_plug.options.tools import Doctor
 from clipag_plug.weights import doctor, fetch, open_checkpoint, read, registry
 from clipag_plug.weights.registry import FetchError
 

@@ -13,7 +13,7 @@ import weights_helpers as helpers
 from safetensors.torch import load_file
 
 from clipag_plug import load
-from clipag_plug.options.weights import FORMATS, Export
+from clipag_plug.options.tools import FORMATS, Export
 from clipag_plug.weights import export, open_checkpoint, opening, registry
 from clipag_plug.weights.export import card_text
 from clipag_plug.weights.opening import Opened, card_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipag_plug.files import root
-from clipag_plug.options.weights import Models
+from clipag_plug.options.tools import Models
 from clipag_plug.weights import configs, doctor, fetch, registry
 
 # The published robust models, each with its method, norm and radius.
@@ -173,7 +173,7 @@ def test_cached_models_are_shown_as_cached(tmp_path: Path, monkeypatch: pytest.M
 
 def test_listing_needs_no_torch() -> None:
     code = (
-        "import sys; from clipag_plug.weights import doctor, registry; from clipag_plug.options.weights import Models;"
+        "import sys; from clipag_plug.weights import doctor, registry; from clipag_plug.options.tools import Models;"
         "registry.parse('clipag'); doctor.models(Models('clipag'));"
         "assert not {'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)"
     )

@@ -20,9 +20,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from ..options.demo import Demo
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
+from ..options.tools import Demo
 from ..version import __version__
 from ..vocabulary import suggestions, unheard
 from .gallery import MOST_MAPS, Gallery, kind_of

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from ..options.demo import Demo
+from ..options.tools import Demo
 from .app import App
 from .guard import LOCAL
 from .jobs import Task

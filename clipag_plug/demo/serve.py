@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .. import clip
 from ..losses.rendering import SemanticLoss
-from ..options.serve import Serve
+from ..options.tools import Serve
 from ..weights import registry
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 import secrets
+import tomllib
 import types
 import typing
 from fractions import Fraction
@@ -33,17 +34,8 @@ def option(
     `low` and `high` are inclusive. A list default is copied for each instance. `bare` is what the flag means where
     it stands without a value. `drawn`: a command line that leaves it out gets a random number instead of the default.
     """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "low": low,
-        "high": high,
-        "short": short,
-        "positional": positional,
-        "metavar": metavar,
-        "bare": bare,
-        "drawn": drawn,
-    }
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "short": short}
+    metadata |= {"positional": positional, "metavar": metavar, "bare": bare, "drawn": drawn}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -53,6 +45,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRECISION = (
     "of the encoder; auto is bf16 where it was measured to be quicker and as good, else fp32"
 )
+DEVICE = "cpu, cuda or mps; empty takes cuda where there is one"
 
 
 @dataclasses.dataclass
@@ -83,19 +76,18 @@ class Options:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Builds the options; an unknown name raises ValueError and names the closest known one."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        known = [field.name for field in fields]
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = (
-                    f"; did you mean {close[0]!r}?"
-                    if close
-                    else f"; known options: {', '.join(known)}"
+                    f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(known)}"
                 )
-                raise ValueError(f"{cls.__name__} has no option {name!r}{hint}")
-        missing = [field.name for field in dataclasses.fields(cls) if _required(field)]
-        missing = [name for name in missing if name not in values]
-        if missing:
+                raise ValueError(f"{cls.__name__} has no option {name!r}; {hint}")
+        none = dataclasses.MISSING
+        required = [f.name for f in fields if f.default is none and f.default_factory is none]
+        if missing := [name for name in required if name not in values]:
             raise ValueError(f"{cls.__name__} needs a value for {', '.join(missing)}")
         return cls(**values)
 
@@ -111,12 +103,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
     try:
-        if path.suffix == ".toml":
-            import tomllib
-
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        else:
-            values = json.loads(path.read_text(encoding="utf-8"))
+        read = tomllib.loads if path.suffix == ".toml" else json.loads
+        values = read(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"recipe {str(path)!r} is not valid {path.suffix or 'JSON'}: {error}"
@@ -151,30 +139,28 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options], shown: st
     groups = {title: parser.add_argument_group(title) for title in (*HEADINGS, "settings")}
     titles = {name: title for title, names in HEADINGS.items() for name in names.split()}
     for field in dataclasses.fields(cls):
-        meta, kind = field.metadata, hints[field.name]
+        meta = field.metadata
         group = groups[titles.get(field.name, "settings")]
         silent = shown and field.name not in shown.split() and not meta.get("positional")
         text = argparse.SUPPRESS if silent else _help(field)
         keywords: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        item, is_list = _item_type(kind)
+        item, is_list = _item_type(hints[field.name])
         if meta.get("positional"):
             # never demanded here: a recipe may hold it, and from_dict names what is missing
             keywords["nargs"] = "*" if is_list else "?"
             parser.add_argument(field.name, type=item, metavar=meta.get("metavar"), **keywords)
             continue
-        names = [flag(field.name)] + ([meta["short"]] if meta.get("short") else [])
-        if item is float:
-            item = number
         if item is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
-            keywords["type"] = item
-            letter = {int: "N", number: "X"}.get(item, "TEXT")
-            keywords["metavar"] = meta.get("metavar") or letter
+            letter = {int: "N", float: "X"}.get(item, "TEXT")
+            keywords |= {"type": number if item is float else item}
+            keywords |= {"metavar": meta.get("metavar") or letter}
             if is_list:
                 keywords["nargs"] = "+"
             elif meta.get("bare"):
                 keywords |= {"nargs": "?", "const": meta["bare"]}
+        names = filter(None, (flag(field.name), meta.get("short")))
         group.add_argument(*names, dest=field.name, **keywords)
     return groups["settings"]
 
@@ -215,18 +201,12 @@ def _help(field: dataclasses.Field[Any]) -> str:
     text = field.metadata.get("help", "")
     if field.metadata.get("choices"):
         text += f" ({', '.join(map(str, field.metadata['choices']))})"
-    if field.metadata.get("drawn") or field.default is True:
+    default = field.default
+    if field.metadata.get("drawn") or default is True:
         text += " [random]" if field.metadata["drawn"] else f" [on; --no{flag(field.name)[1:]}]"
-    elif field.default not in (dataclasses.MISSING, None, "") and not isinstance(
-        field.default, bool
-    ):
-        number = isinstance(field.default, float)
-        text += f" [{field.default:.4g}]" if number else f" [{field.default}]"
+    elif default is not False and default not in (dataclasses.MISSING, None, ""):
+        text += f" [{default:.4g}]" if isinstance(default, float) else f" [{default}]"
     return text.replace("%", "%%")
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 _ACCEPTED: dict[type, Any] = {bool: bool, int: int, float: (int, float), str: str}
@@ -252,8 +232,6 @@ def _check_item(name: str, item: Any, kind: Any, meta: Any) -> None:
         raise ValueError(f"{name} is {item!r}; it must be one of {', '.join(map(repr, choices))}")
     # written so that NaN, for which every comparison is false, is refused
     if (low is not None and not item >= low) or (high is not None and not item <= high):
-        if low is None:
-            span = f"at most {high}"
-        else:
-            span = f"at least {low}" if high is None else f"between {low} and {high}"
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        span = f"at most {high}" if low is None else span
         raise ValueError(f"{name} is {item!r}; it must be {span}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Options, option
+from .base import DEVICE, Options, option
 
 REQUESTS = ("run", "list", "table", "compare", "paper", "blind", "canvas")
 SUITES = {"blind": "blind", "canvas": ""}  # of requests that have one of their own
@@ -68,7 +68,7 @@ class Bench(Options):
         "size of a paper's figure: minutes, as published, or only to see that it runs",
         choices=("demo", "paper", "tiny"),
     )
-    device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
+    device: str = option("", DEVICE)
     threads: int = option(0, "CPU threads; 0 leaves the choice to torch", low=0)
     quiet: bool = option(False, "no progress on stderr", short="-q")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from .base import PRECISION, PRECISIONS, Options, option
+from .base import DEVICE, PRECISION, PRECISIONS, Options, option
 
 METHODS = (
     *("gradcam", "gradcam-ln1", "gradcam-naive", "gscorecam"),
@@ -48,7 +48,7 @@ class Explain(Options):
     step_size: float = option(1 / 255, "step of the attack, in the units of eps", low=0)
 
     cell: int = option(256, "longer side of each picture on the sheet", low=32, high=2048)
-    device: str = option("", "cpu, cuda or mps; empty takes cuda where there is one")
+    device: str = option("", DEVICE)
     precision: str = option("auto", PRECISION, choices=PRECISIONS)
     json: bool = option(False, "print the path and the cosines as JSON")
     quiet: bool = option(False, "no remarks on stderr", short="-q")

@@ -14,7 +14,7 @@ from ..files import sha256
 from ..guide import Guide
 from ..images import contact_sheet, read_recipe
 from ..options.generate import PRESENTATION, Generate
-from ..options.weights import Words
+from ..options.tools import Words
 from ..pipelines import output
 from ..pipelines.run import Stop, produce, progress
 from .loop import Synthesizer

@@ -8,14 +8,14 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .registry import BadFileError
+from .registry import PREPROCESSING, BadFileError
 
 SHOWN = 6
 _TEXT_PARTS = re.compile(
@@ -42,9 +42,8 @@ def named(arch: str) -> dict[str, Any]:
     transformers', or one with a "config". ValueError if there is none."""
     if Path(arch).is_file():
         value = read_json(Path(arch))
-        return (
-            from_transformers(arch, value) if "model_type" in value else from_open_clip(arch, value)
-        )
+        read = from_transformers if "model_type" in value else from_open_clip
+        return read(arch, value)
     name = arch.replace("/", "-")
     if name not in _files():
         like = [known for known in _files() if known.startswith(name.split("-")[0])][:6]
@@ -93,25 +92,22 @@ def is_ours(config: Mapping[str, Any]) -> bool:
 
 def _bound(path: Any, config: Any) -> None:
     """Refuses numbers and nests that would take for ever to build."""
-    depths = 0
-    for depth, key, value in _walk(config, "", 0):
-        small = not isinstance(value, int | float) or (
-            abs(value) <= LARGEST and math.isfinite(value)
-        )
-        if "layer" in key or "depth" in key or "block" in key:
-            depths += abs(value) if isinstance(value, int) else 0
-        if depth > 8 or depths > DEEPEST or not small:
+    layers, waiting = 0, [(0, "", config)]
+    while waiting:
+        depth, key, value = waiting.pop()
+        number = isinstance(value, int | float)
+        if number and isinstance(value, int) and re.search("layer|depth|block", key):
+            layers += abs(value)
+        large = number and not (abs(value) <= LARGEST and math.isfinite(value))
+        if depth > 8 or layers > DEEPEST or large:
             raise BadFileError(path, f"its config has an absurd {key} ({str(value)[:40]})")
+        if isinstance(value, dict):
+            waiting += [(depth + 1, str(name), item) for name, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(depth + 1, key, item) for item in value]
 
 
-def _walk(value: Any, key: str, depth: int) -> Iterator[tuple[int, str, Any]]:
-    yield depth, key, value
-    items: Any = value.items() if isinstance(value, dict) else ()
-    items = [(key, item) for item in value] if isinstance(value, list) else items
-    for name, item in items if depth <= 8 else ():
-        yield from _walk(item, str(name), depth + 1)
-
-
+_RESAMPLE = {2: "bilinear", 3: "bicubic", None: None}  # Pillow's numbers
 _VISION = {
     "image_size": ("image_size", 224),
     "layers": ("num_hidden_layers", 12),
@@ -162,9 +158,8 @@ def from_transformers(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
         if not all(isinstance(number, int) and number > 0 for number in tower.values()):
             raise BadFileError(path, f"its sizes are no positive numbers ({tower})")
         tower["mlp_ratio"] = tower.pop("mlp") / tower["width"]
-    config["vision_cfg"]["head_width"] = config["vision_cfg"]["width"] // config["vision_cfg"].pop(
-        "heads"
-    )
+    tower = config["vision_cfg"]
+    tower["head_width"] = tower["width"] // tower.pop("heads")
     return config if text is not None else {**config, "text_cfg": None}
 
 
@@ -206,7 +201,7 @@ def to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
     """Mean, std, interpolation and resize_mode as far as open_clip's `preprocess_cfg`, a card of ours or transformers'
     `preprocessor_config.json` says them. BadFileError for what this package's transform cannot do."""
-    found = {name: value.get(name) for name in ("mean", "std", "interpolation", "resize_mode")}
+    found = {name: value.get(name) for name in PREPROCESSING}
     if "image_mean" in value or "do_normalize" in value:
         size = value.get("size") or {}
         squashed = isinstance(size, dict) and "height" in size and not value.get("do_center_crop")
@@ -214,37 +209,29 @@ def preprocessing(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
         found = {
             "mean": value.get("image_mean") if plain else [0.0] * 3,
             "std": value.get("image_std") if plain else [1.0] * 3,
-            "interpolation": {2: "bilinear", 3: "bicubic", None: None}.get(
-                value.get("resample"), "?"
-            ),
+            "interpolation": _RESAMPLE.get(value.get("resample"), "?"),
             "resize_mode": "squash" if squashed else "shortest",
         }
-        if (
-            not value.get("do_rescale", True)
-            or abs(value.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3
-        ):
-            raise BadFileError(
-                path, "its pixels are not scaled to [0, 1] before they are normalised"
-            )
+        factor = value.get("rescale_factor", 1 / 255) * 255
+        if not value.get("do_rescale", True) or abs(factor - 1) > 1e-3:
+            why = "its pixels are not scaled to [0, 1] before they are normalised"
+            raise BadFileError(path, why)
     known = {"interpolation": ("bicubic", "bilinear"), "resize_mode": ("shortest", "squash")}
     for name, choices in known.items():
         if found[name] not in (None, *choices):
-            raise BadFileError(
-                path, f"its {name} is {found[name]!r}; {' or '.join(choices)} can be done"
-            )
-    for name in ("mean", "std"):
+            why = f"its {name} is {found[name]!r}; {' or '.join(choices)} can be done"
+            raise BadFileError(path, why)
+    found = {name: item for name, item in found.items() if item is not None}
+    for name in sorted({"mean", "std"} & found.keys()):
         numbers = found[name]
-        if numbers is None:
-            continue
         fits = isinstance(numbers, list | tuple) and len(numbers) == 3
         if not fits or not all(isinstance(n, int | float) and abs(n) < 1e4 for n in numbers):
-            raise BadFileError(
-                path, f"its {name} is {str(numbers)[:60]}; three numbers belong there"
-            )
+            why = f"its {name} is {str(numbers)[:60]}; three numbers belong there"
+            raise BadFileError(path, why)
         if name == "std" and min(numbers) <= 0:
             raise BadFileError(path, f"its std is {numbers}; it must be positive")
-        found[name] = tuple(float(n) for n in numbers)
-    return {name: item for name, item in found.items() if item is not None}
+        found[name] = tuple(map(float, numbers))
+    return found
 
 
 def published(arch: str) -> dict[str, Any]:
@@ -263,20 +250,12 @@ def infer(path: Any, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     measured = _sizes(state)
     for name in _files():
         config = named(name)
-        text = {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12} | config[
-            "text_cfg"
-        ]
-        vision = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16} | config[
-            "vision_cfg"
-        ]
-        stated = {
-            f"{kind}.{k}": v
-            for kind, cfg in (("text", text), ("vision", vision))
-            for k, v in cfg.items()
-        }
-        if any(stated.get(key, value) != value for key, value in measured.items()):
-            continue
-        if "hf_model_name" in text or "multimodal_cfg" in config or name.endswith("-quickgelu"):
+        stated = {f"text.{key}": value for key, value in (_USUAL_TEXT | config["text_cfg"]).items()}
+        for key, value in (_USUAL_VISION | config["vision_cfg"]).items():
+            stated[f"vision.{key}"] = value
+        odd = "text.hf_model_name" in stated or "multimodal_cfg" in config
+        odd = odd or name.endswith("-quickgelu")
+        if odd or any(stated.get(key, value) != value for key, value in measured.items()):
             continue
         config.pop("quick_gelu", None)
         with contextlib.suppress(ValueError):
@@ -289,30 +268,34 @@ def infer(path: Any, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     )
 
 
+_USUAL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12}
+_USUAL_VISION = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}
+_SIDES = {
+    "text.context_length": ("positional_embedding", 0),
+    "text.vocab_size": ("token_embedding.weight", 0),
+    "text.width": ("token_embedding.weight", 1),
+    "vision.width": ("visual.class_embedding", 0),
+    "vision.patch_size": ("visual.conv1.weight", 2),
+}
+
+
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What shapes say of a config, as far as they say it: for speed alone, `fit` decides."""
 
-    def side(name: str, axis: int) -> int | None:
-        value = state.get(name)
-        return value.shape[axis] if value is not None and value.ndim > axis else None
-
-    def depth(prefix: str) -> int | None:
-        found = {n.removeprefix(prefix).split(".")[0] for n in state if n.startswith(prefix)}
-        return len(found) or None
+    def depth(prefix: str) -> int:
+        return len({n.removeprefix(prefix).split(".")[0] for n in state if n.startswith(prefix)})
 
     sizes: dict[str, Any] = {
-        "text.context_length": side("positional_embedding", 0),
-        "text.vocab_size": side("token_embedding.weight", 0),
-        "text.width": side("token_embedding.weight", 1),
-        "text.layers": depth("transformer.resblocks."),
-        "vision.layers": depth("visual.transformer.resblocks."),
-        "vision.width": side("visual.class_embedding", 0),
+        key: state[name].shape[axis]
+        for key, (name, axis) in _SIDES.items()
+        if name in state and state[name].ndim > axis
     }
-    if "visual.class_embedding" in state:
-        sizes["vision.patch_size"] = side("visual.conv1.weight", 2)
-    if any(name.startswith("visual.layer1.") for name in state):
-        sizes["vision.layers"] = [depth(f"visual.layer{i}.") for i in (1, 2, 3, 4)]
-    return {name: size for name, size in sizes.items() if size is not None}
+    if "visual.class_embedding" not in state:
+        sizes.pop("vision.patch_size", None)
+    sizes["text.layers"] = depth("transformer.resblocks.")
+    stages = [depth(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+    sizes["vision.layers"] = stages if stages[0] else depth("visual.transformer.resblocks.")
+    return {name: size for name, size in sizes.items() if size}
 
 
 def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -322,16 +305,17 @@ def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
     for name in ("logit_scale", "logit_bias"):
         if name in state and name in expected and state[name].numel() == 1:
             state[name] = state[name].reshape(expected[name])
+
+    def fits(name: str, shape: tuple[int, ...]) -> bool:
+        kind = state[name].is_floating_point() or name.endswith("num_batches_tracked")
+        return kind and tuple(state[name].shape) == shape
+
     # A counter that evaluation never reads, absent from older files.
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     wrong = [
         f"{name} is {tuple(state[name].shape)} {state[name].dtype}, not {shape}"
         for name, shape in expected.items()
-        if name in state
-        and (
-            tuple(state[name].shape) != shape
-            or not (state[name].is_floating_point() or name.endswith("num_batches_tracked"))
-        )
+        if name in state and not fits(name, shape)
     ]
     extra = [name for name in state if name not in expected]
     problems = []
@@ -340,9 +324,8 @@ def fit(path: Any, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             problems.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
     if problems:
-        raise BadFileError(
-            path, f"its tensors are not those of its architecture ({'; '.join(problems)})"
-        )
+        why = f"its tensors are not those of its architecture ({'; '.join(problems)})"
+        raise BadFileError(path, why)
     return state
 
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from ..files import root, slug
-from ..options.weights import Doctor, Models
+from ..options.tools import Doctor, Models
 from ..precision import told
 from . import fetch, registry
 from .registry import BadFileError, Checkpoint, FetchError, UnknownActivationError

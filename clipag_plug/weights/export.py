@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..files import slug, write_atomically, write_json, write_text
-from ..options.weights import FORMATS, Export
+from ..options.tools import FORMATS, Export
 from . import configs, fetch, layouts, read
 from .opening import Opened, open_checkpoint, text_tower
 from .registry import Checkpoint, ball

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,17 @@ def root(download_root: str | Path | None = None) -> Path:
     """`download_root`, or $CLIPAG_HOME, or $XDG_CACHE_HOME/clipag_plug (~/.cache/clipag_plug)."""
     home = download_root or os.environ.get("CLIPAG_HOME")
     return Path(home).expanduser() if home else caches() / "clipag_plug"
+
+
+def open_clip_folders() -> list[Path]:
+    """Where open_clip is installed, found without importing it."""
+    places: list[Any] = []
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        # A program may have a package `open_clip` of its own, which hides the installed one.
+        places.append(metadata.distribution("open_clip_torch").locate_file("open_clip"))
+    spec = importlib.util.find_spec("open_clip")
+    places += spec.submodule_search_locations or [] if spec else []
+    return [Path(place) for place in places]
 
 
 def caches() -> Path:

@@ -47,15 +47,11 @@ def unit(device: str = "cpu") -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
-    for name, test in (
-        ("amx_bf16", "_is_amx_tile_supported"),
-        ("avx512_bf16", "_is_avx512_bf16_supported"),
-    ):
-        if (
-            kind == "cpu" and getattr(torch.cpu, test, bool)()
-        ):  # bool() where torch is too old to say
-            return name
-    return ""
+    if kind != "cpu":
+        return ""
+    tests = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    # bool() is False: torch may be too old to say.
+    return next((name for name, test in tests.items() if getattr(torch.cpu, test, bool)()), "")
 
 
 def family(visual: Any) -> str:
@@ -81,16 +77,10 @@ def resolve(asked: str, visual: Any, device: Any, job: str = "guide") -> str:
 
 def told(device: str = "cpu") -> str:
     """What `auto` means on a device, for `clipag doctor`."""
-    units = unit(device)
-    names = {
-        job: [n for n, u in MEASURED if u == units and pays(n, u, job)]
-        for job in ("guide", "train")
-    }
-    chosen = [f"{', '.join(found)} to {job}" for job, found in names.items() if found]
-    return (
-        f"auto is bf16 for {'; '.join(chosen)} ({units})"
-        if chosen
-        else (
-            f"auto is fp32: {'bf16 was not measured on ' + units if units else 'no units for bf16'}"
-        )
-    )
+    units, chosen = unit(device), []
+    for job in ("guide", "train"):
+        if names := [name for name in FAMILIES.values() if pays(name, units, job)]:
+            chosen.append(f"{', '.join(names)} to {job}")
+    if chosen:
+        return f"auto is bf16 for {'; '.join(chosen)} ({units})"
+    return f"auto is fp32: {'bf16 was not measured on ' + units if units else 'no units for bf16'}"

@@ -7,16 +7,14 @@ takes seconds, is not imported. Where the two differ this follows OpenAI: a text
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gzip
 import html
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from .files import open_clip_folders
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY_SIZE = 49408
@@ -25,14 +23,8 @@ MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 
 def default_bpe() -> str:
     """Path of CLIP's merges in the installed open_clip, found without importing it."""
-    places: list[Any] = []
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        # A program may have a package `open_clip` of its own, which hides the installed one.
-        places.append(metadata.distribution("open_clip_torch").locate_file("open_clip"))
-    spec = importlib.util.find_spec("open_clip")
-    places += list(spec.submodule_search_locations or []) if spec else []
-    for place in places:
-        path = Path(place) / "bpe_simple_vocab_16e6.txt.gz"
+    for place in open_clip_folders():
+        path = place / "bpe_simple_vocab_16e6.txt.gz"
         if path.is_file():
             return str(path)
     raise ImportError(
@@ -54,9 +46,7 @@ def bytes_to_unicode() -> dict[int, str]:
 def basic_clean(text: str) -> str:
     """Repairs wrongly decoded characters and HTML entities (also those escaped twice)."""
     if text.isascii() and text.isprintable() and "&" not in text:
-        return (
-            text.strip()
-        )  # nothing to repair, and no import that takes as long as a step of a picture
+        return text.strip()  # nothing to repair, and no import as long as a step of a picture
     import ftfy
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -84,11 +74,8 @@ class SimpleTokenizer:
     def __init__(self, bpe_path: str | None = None) -> None:
         import regex
 
-        lines = (
-            gzip.decompress(Path(bpe_path or default_bpe()).read_bytes())
-            .decode("utf-8")
-            .split("\n")
-        )
+        with gzip.open(bpe_path or default_bpe(), "rt", encoding="utf-8", newline="\n") as file:
+            lines = file.read().split("\n")
         merges = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
         characters = list(bytes_to_unicode().values())
         tokens = [*characters, *(character + "</w>" for character in characters)]

@@ -28,25 +28,26 @@ TEMPLATES = (
 )
 
 # Words of a prompt that name nothing on it: grammar, numbers, and the kind of picture.
-SAYS_NOTHING = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the this that these those is are was were be been being am do does of in on at by with without and or to "
-        "for from as into onto out up down off near next under over behind front inside outside between above below "
-        "around through against like it its he his she her they their we our you your i my me who whose which what "
-        "while there has have having some any many no not very one two three four five six seven eight nine ten photo "
-        "picture photograph image drawing painting sketch illustration cartoon emoji icon art oil pencil style made "
-        "close up closeup view",
-    )
+_GRAMMAR = (
+    "a an the this that these those is are was were be been being am do does of in on at by with without and or to "
+    "for from as into onto out up down off near next under over behind front inside outside between above below "
+    "around through against like it its he his she her they their we our you your i my me who whose which what "
+    "while there has have having some any many no not very one two three four five six seven eight nine ten photo "
+    "picture photograph image drawing painting sketch illustration cartoon emoji icon art oil pencil style made "
+    "close up closeup view"
 )
+SAYS_NOTHING = frozenset(_GRAMMAR.split())
 # Plurals that no ending gives.
-PLURALS = dict(
-    pair.split(":")
-    for pair in re.findall(
-        r"\S+",
-        "men:man women:woman children:child people:person mice:mouse geese:goose feet:foot teeth:tooth",
-    )
-)
+PLURALS = {
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "mice": "mouse",
+    "geese": "goose",
+    "feet": "foot",
+    "teeth": "tooth",
+}
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,19 @@ class Vocabulary:
 
 def sentence(word: str, template: str) -> str:
     """The template filled with the word, its article fitted: "a photo of an orange"."""
-    text = template.format(word)
-    if word[:1].lower() in "aeiou":
-        text = text.replace(f"a {word}", f"an {word}")
-    return text
+    return template.format(word).replace(f"a {word}", f"{_article(word)} {word}")
 
 
 def in_template(template: str, word: str) -> str:
     """The template with the word in `{}`, with its article in `{a}`, in its regular plural in `{s}`."""
-    article = "an" if word[:1].lower() in "aeiou" else "a"
-    ending = "s"
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        ending = "es"
-    elif word.endswith("y") and word[-2:-1] not in "aeiou":
-        word_of_many = f"{word[:-1]}ies"
-        return template.format(word, a=f"{article} {word}", s=word_of_many)
-    return template.format(word, a=f"{article} {word}", s=word + ending)
+    many = f"{word}es" if word.endswith(("s", "x", "z", "ch", "sh")) else f"{word}s"
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        many = f"{word[:-1]}ies"
+    return template.format(word, a=f"{_article(word)} {word}", s=many)
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1].lower() in "aeiou" else "a"
 
 
 @functools.cache
@@ -166,15 +164,11 @@ def suggestions(text: str, count: int = 6) -> list[str]:
         start = " ".join(words[-length:]).lower()
         if len(words) < length or len(start) < 2:
             continue
-        found = [
-            name
-            for name in known_things()
-            if name.lower().startswith(start) and name.lower() != start
-        ]
+        found = [n for n in known_things() if n.lower().startswith(start) and n.lower() != start]
         if found:
             before = " ".join(words[:-length])
-            found = sorted(found, key=lambda name: (len(name), name))[:count]
-            return [f"{before} {name}".strip() for name in found]
+            shortest = sorted(found, key=lambda name: (len(name), name))[:count]
+            return [f"{before} {name}".strip() for name in shortest]
     return []
 
 

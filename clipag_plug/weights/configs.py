@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import open_clip_folders
 from .registry import PREPROCESSING, BadFileError
 
 SHOWN = 6
@@ -30,11 +30,10 @@ _NOT_BUILT = ("custom_text", "preprocess_cfg")
 @functools.cache
 def _files() -> dict[str, Path]:
     """open_clip's config files by name, found without importing open_clip."""
-    spec = importlib.util.find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    if not folders:
-        raise ImportError("open_clip is not installed; pip install open_clip_torch")
-    return {file.stem: file for file in sorted(Path(folders[0], "model_configs").glob("*.json"))}
+    for folder in open_clip_folders():
+        if files := {file.stem: file for file in sorted(folder.glob("model_configs/*.json"))}:
+            return files
+    raise ImportError("open_clip is not installed; pip install open_clip_torch")
 
 
 def named(arch: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..files import root, slug
 from ..options.tools import Doctor, Models
 from ..precision import told
 from . import fetch, registry
-from .registry import BadFileError, Checkpoint, FetchError, UnknownActivationError
+from .registry import Checkpoint, FetchError, UnknownActivationError
 
 _HEADER = ("model", "architecture", "activation", "training", "licence", "weights")
 _ACTIVATION = {True: "QuickGELU", False: "GELU", None: "in its config"}
@@ -76,13 +76,13 @@ def examine(model: str = "") -> Iterator[Finding]:
         yield from _cached(record)
         if fetch.whereabouts(record) != "cached":
             return
-    before = os.environ.copy()
+    before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         yield from _weights(model)
     finally:
-        os.environ.pop("HF_HUB_OFFLINE", None)
-        os.environ.update({n: v for n, v in before.items() if n == "HF_HUB_OFFLINE"})
+        os.environ.pop("HF_HUB_OFFLINE")
+        os.environ.update({} if before is None else {"HF_HUB_OFFLINE": before})
 
 
 def forget(model: str) -> list[Finding]:
@@ -136,10 +136,8 @@ def _cached(record: Checkpoint) -> Iterator[Finding]:
         advice = f"load({record.key!r}) fetches {record.sources[0]}"
         yield Finding("weights", False, f"not downloaded yet{part}", advice)
     if record.sha256:
-        says = (
-            f"SHA-256 {record.sha256[:16]}... is published, and every download is compared with it"
-        )
-        yield Finding("hash", True, says)
+        known = f"SHA-256 {record.sha256[:16]}... is published"
+        yield Finding("hash", True, f"{known}, and every download is compared with it")
     elif seen := fetch.Trust(root()).get(record.key):
         says = f"none is published; {seen['sha256'][:16]}... was recorded on {seen['seen']} and is held against it"
         yield Finding("hash", True, says)
@@ -158,7 +156,7 @@ def _weights(model: str) -> Iterator[Finding]:
         except UnknownActivationError as error:
             unknown = str(error)
             opened = open_checkpoint(f"{model}{',' if '#' in model else '#'}gelu")
-    except (BadFileError, FetchError, FileNotFoundError, ValueError) as error:
+    except (ValueError, FetchError, FileNotFoundError) as error:
         again = f"clipag doctor {model} --forget, then load it again" if registry.get(model) else ""
         yield Finding("contents", False, str(error), again)
         return
@@ -187,10 +185,11 @@ def _activation(opened: Any, unknown: str) -> Finding:
     apart = 1 - float((found[False][0] * found[True][0]).sum())
     mine, other = found[settled][1], found[not settled][1]
     if unknown:
-        margin = ", ".join(
-            f"{m:+.3f} under {_ACTIVATION[quick]}" for quick, (_, m) in found.items()
+        margins = (f"{m:+.3f} under {_ACTIVATION[quick]}" for quick, (_, m) in found.items())
+        says = (
+            f"not stated; they differ by 1-cos = {apart:.3g}, the margin of the right sentence is "
         )
-        says = f"not stated; they differ by 1-cos = {apart:.3g}, the margin of the right sentence is {margin}"
+        says += ", ".join(margins)
         return Finding("activation", False, says, unknown)
     says = (
         f"{_ACTIVATION[settled]}; the other one would turn the features of the reference picture by 1-cos = "

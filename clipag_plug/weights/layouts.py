@@ -62,9 +62,8 @@ def choose(path: Any, found: Mapping[str, Any]) -> dict[str, Any]:
 
     The model is found by its image tower, wherever it lies. Raises BadFileError where there is none, or several.
     """
-    if {
-        re.split("[./]", name)[0] for name in found
-    } >= STOPPED_RUN:  # its moving average is its result
+    if {re.split("[./]", name)[0] for name in found} >= STOPPED_RUN:
+        # The moving average is the result of such a run.
         parts = ("weights.", "weights/", "average.", "average/")
         found = {n.removeprefix(p): v for p in parts for n, v in found.items() if n.startswith(p)}
     plain: dict[str, Any] = {}
@@ -75,20 +74,20 @@ def choose(path: Any, found: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for name in plain if not _COMPUTED.search(name)]
     if not names:
         raise BadFileError(path, "it holds no tensors under any name that a checkpoint uses")
-    whole, prefix = True, _place(path, names, _TOWERS)
+    whole = _place(path, names, _TOWERS)
+    prefix = _place(path, names, _TOWER_ALONE) if whole is None else whole
     if prefix is None:
-        whole, prefix = False, _place(path, names, _TOWER_ALONE)
-    if prefix is None:
-        raise BadFileError(
-            path, f"it holds no image tower of a CLIP; its first tensor is {names[0]!r}"
-        )
+        why = f"it holds no image tower of a CLIP; its first tensor is {names[0]!r}"
+        raise BadFileError(path, why)
     chosen = {name[len(prefix) :]: plain[name] for name in names if name.startswith(prefix)}
     beside = [name for name in chosen if _NO_MODEL.match(name) or _SECOND.match(name)]
     chosen = {name: item for name, item in chosen.items() if name not in beside}
     left = len(found) - len(chosen)
     if left:
         log.info("%s: %d other tensors beside the model %r are left out", path, left, prefix)
-    return chosen if whole else {f"visual.{name}": item for name, item in chosen.items()}
+    return (
+        chosen if whole is not None else {f"visual.{name}": item for name, item in chosen.items()}
+    )
 
 
 def _place(path: Any, names: list[str], tower: re.Pattern[str]) -> str | None:

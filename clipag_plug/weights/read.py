@@ -6,9 +6,7 @@ import contextlib
 import io
 import math
 import os
-import pickle
 import re
-import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,12 +25,10 @@ Weights = tuple[dict[str, Tensor], dict[str, str]]
 MOST_TENSORS = 2**15
 CHECKSUM = "clipag_plug.checksum"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch.save before 1.6
-_KINDS = (
-    (lambda head: head[:4] in (b"PK\x03\x04", b"PK\x05\x06"), "zip"),
-    (lambda head: head.startswith(_LEGACY), "legacy"),
-    (lambda head: len(head) >= 10 and head[8:9] == b"{" and head[6:8] == b"\0\0", "safetensors"),
-)
-_WHY = (
+_KINDS = (  # of the first bytes: which reader takes the file, or why none does
+    (rb"PK(\x03\x04|\x05\x06)", "zip"),
+    (re.escape(_LEGACY), "legacy"),
+    (rb"(?s).{6}\0\0\{.", "safetensors"),
     (rb"version https://git-lfs", "a Git LFS pointer and not weights; run `git lfs pull` where it came from"),
     (rb"\s*<", "a web page and not weights: the download went wrong"),
     (rb"(?s).{257}ustar", "a tar archive; unpack it and give the weight file inside"),
@@ -60,7 +56,9 @@ def tensors(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"the weight file {str(path)!r} does not exist")
-    kind = sniff(path)
+    with open(path, "rb") as file:
+        head = file.read(512)
+    kind = next(kind for pattern, kind in _KINDS if re.match(pattern, head))
     reader = {"zip": _zip, "legacy": _legacy, "safetensors": _safetensors}.get(kind)
     if reader is None:
         raise BadFileError(path, f"it is {kind}")
@@ -69,25 +67,15 @@ def tensors(
             if len(found) > MOST_TENSORS:
                 raise Refused(f"it holds {len(found):,} tensors, more than any model")
             result = {name: make(item) for name, item in choose(found).items()}
-    except BadFileError:
+    except (BadFileError, OSError):
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # whatever damage leads to
         reason = str(error) if isinstance(error, Refused) else f"it is damaged ({error})"
         raise BadFileError(path, reason) from error
     recorded = metadata.pop(CHECKSUM, None)
     if check and recorded is not None and recorded != checksum(result):
         raise BadFileError(path, "its contents changed after it was written (the checksum differs)")
     return result, metadata
-
-
-def sniff(path: Path) -> str:
-    """zip, legacy or safetensors by the first bytes, or a phrase that says what else the file is."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    for fits, kind in _KINDS:
-        if fits(head):
-            return kind
-    return next(words for pattern, words in _WHY if re.match(pattern, head))
 
 
 def write(
@@ -161,9 +149,8 @@ def _zip(path: Path, mapped: bool) -> Iterator[_Source]:
             if entry is None:
                 raise Refused(f"it lacks the entry {name!r}")
             if entry.file_size > (DESCRIPTION if name == "data.pkl" else path.stat().st_size):
-                raise Refused(
-                    f"the entry {name!r} is larger than it can be: it is incomplete or a bomb"
-                )
+                why = "is larger than it can be: it is incomplete or a bomb"
+                raise Refused(f"the entry {name!r} {why}")
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise Refused(f"the entry {name!r} is compressed; torch stores: this may be a bomb")
             return archive.read(entry)
@@ -215,20 +202,6 @@ def _flat(value: Any) -> dict[str, Any]:
             elif isinstance(key, str):
                 waiting.append((f"{prefix}{key}.", item))
     return found
-
-
-_DAMAGE = (
-    *(zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError, struct.error, EOFError),
-    *(
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-        MemoryError,
-    ),
-)
 
 
 class _Maker:

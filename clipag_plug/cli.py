@@ -79,19 +79,15 @@ def parse(argv: Sequence[str]) -> tuple[Command, Options]:
     if argv[:1] == ["help"]:  # `clipag help generate` is `clipag generate --help`
         argv = [*argv[1:2], "--help"]
     chosen = argv[0] if argv else ""
-    if not chosen:
-        raise UsageError(f"say what to do: {', '.join(COMMANDS)}; see `clipag --help`")
-    if chosen.startswith("-"):
-        build_parser().parse_known_args(argv)
+    if not chosen or chosen.startswith("-"):
+        build_parser().parse_known_args(argv)  # ends here for --help and --version
         raise UsageError(f"say what to do: {', '.join(COMMANDS)}; see `clipag --help`")
     if chosen not in COMMANDS:
         close = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {chosen!r}; {hint}")
     command = COMMANDS[chosen]
-    behind: list[str] = []
-    if command.passes_on:
-        argv, behind = _split(argv, command.options)
+    argv, behind = _split(argv, command.options) if command.passes_on else (argv, [])
     arguments, unknown = job_parser(chosen, "--help-all" in argv).parse_known_args(argv[1:])
     if behind:
         setattr(arguments, command.passes_on, behind)
@@ -110,17 +106,13 @@ def build_parser() -> argparse.ArgumentParser:
     for group in GROUPS:
         names = [name for name in COMMANDS if COMMANDS[name].group == group]
         lines += [f"{group}:", *(f"  {name:<12}{COMMANDS[name].help}" for name in names), ""]
+    lines += ["example:", f"  {COMMANDS['generate'].example}"]
+    lines += ["", "`clipag help COMMAND` explains one."]
     parser = _Parser(
         prog="clipag",
         usage="clipag [--version] COMMAND ...",
         description="CLIP whose image gradients follow the text: paint with it, train it, measure it.",
-        epilog="\n".join(
-            [
-                *lines,
-                f"example:\n  {COMMANDS['generate'].example}",
-                "\n`clipag help COMMAND` explains one.",
-            ]
-        ),
+        epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

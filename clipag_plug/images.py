@@ -119,8 +119,7 @@ def write_image(path: str | Path, image: Tensor, recipe: dict[str, Any] | None =
         raise ValueError(
             f"{str(path)!r} must end in .png: a picture carries its recipe, and only PNG can"
         )
-    data = png_bytes(image, recipe)
-    return write_atomically(path, lambda name: Path(name).write_bytes(data))
+    return write_atomically(path, lambda name: Path(name).write_bytes(png_bytes(image, recipe)))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -264,9 +263,8 @@ def write_animation(
     settings["duration"] = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
     if kind == ".webp":
         settings |= {"quality": 90, "method": 4}
-    return write_atomically(
-        path, lambda name: first.save(name, format=kind[1:].upper(), **settings)
-    )
+    settings["format"] = kind[1:].upper()
+    return write_atomically(path, lambda name: first.save(name, **settings))
 
 
 def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> None:
@@ -277,10 +275,8 @@ def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> 
         raise ImportError(
             "MP4 needs imageio and PyAV: pip install imageio av; or write .webp or .gif"
         ) from error
-    even = [  # H.264 in 4:2:0 wants even sides
-        to_levels(f)[:, : f.shape[1] // 2 * 2, : f.shape[2] // 2 * 2].permute(1, 2, 0).numpy()
-        for f in frames
-    ]
+    height, width = (side // 2 * 2 for side in frames[0].shape[1:])  # H.264 in 4:2:0 wants it
+    even = [to_levels(frame)[:, :height, :width].permute(1, 2, 0).numpy() for frame in frames]
     even += [even[-1]] * round(fps * hold)
     iio.imwrite(name, even, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
 

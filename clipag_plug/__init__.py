@@ -33,28 +33,18 @@ if TYPE_CHECKING:
 # Where each public name lives. No module may have one of these names: importing it would put the
 # module in the place of the function.
 _HOME = {
-    "load": "clip",
-    "tokenize": "clip",
-    "available_models": "clip",
-    "register_open_clip": "clip",
-    "synthesize": "paint",
+    **dict.fromkeys(("available_models", "load", "register_open_clip", "tokenize"), "clip"),
     "explain": "explanation",
     "patch": "adapters",
+    "synthesize": "paint",
 }
 _SUBMODULES = ("clip", "model", "simple_tokenizer")
-
-__all__ = [
-    *("available_models", "explain", "load", "patch", "register_open_clip", "synthesize"),
-    "tokenize",
-]
+__all__ = sorted(_HOME)
 
 # In a checkout adapters/ lies beside this folder; installed, it lies inside it. With the checkout
 # on the path, `clipag_plug.adapters` is found all the same, without an installation.
 _root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if all(
-    os.path.isfile(os.path.join(_root, *name))
-    for name in (("pyproject.toml",), ("adapters", "__init__.py"))
-):
+if all(os.path.isfile(f"{_root}/{name}") for name in ("pyproject.toml", "adapters/__init__.py")):
     __path__.append(_root)
 
 

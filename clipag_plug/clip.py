@@ -70,10 +70,8 @@ def load(
     if jit:
         _log.warning("jit=True is ignored: the model is a plain module, which computes the same")
         model.input_resolution = Scalar(model.visual.input_resolution)
-        model.context_length, model.vocab_size = (
-            Scalar(model.context_length),
-            Scalar(model.vocab_size),
-        )
+        for name in ("context_length", "vocab_size"):
+            setattr(model, name, Scalar(getattr(model, name)))
     return model, _transform(model, record)
 
 
@@ -168,11 +166,8 @@ def _robust(name: str) -> str:
         )
     if name not in _said:
         _said.add(name)
-        why = (
-            f"{REDIRECT} says so"
-            if redirect
-            else f"its robust counterpart; vanilla: 'openai/{name}'"
-        )
+        why = f"its robust counterpart; vanilla: 'openai/{name}'"
+        why = f"{REDIRECT} says so" if redirect else why
         _log.warning("load(%r) gives %r: %s", name, key, why)
     return key
 
@@ -186,8 +181,10 @@ def _keys() -> list[str]:
 def _vocabulary(record: Any, card: dict[str, Any]) -> list[str] | None:
     """The words a small model was taught; None for a model of open vocabulary."""
     words = card.get("vocabulary")
-    if isinstance(words, list) or not record.bundled:
-        return list(words) if isinstance(words, list) else None
+    if isinstance(words, list):
+        return list(words)
+    if not record.bundled:
+        return None
     from .vocabulary import bundled_vocabulary
 
     return bundled_vocabulary().words
@@ -225,10 +222,9 @@ def register_open_clip() -> None:
     if hasattr(create, "clipag_plug"):
         return
     factory._MODEL_CONFIGS["mini"] = {"embed_dim": 0, "vision_cfg": {}, "text_cfg": {}}
-    fields = ("mean", "std", "interpolation", "resize_mode")
     for record in registry.checkpoints():
-        entry = {"url": "", "hf_hub": "", **{name: getattr(record, name) for name in fields}}
-        entry |= {"quick_gelu": bool(record.quick_gelu), "clipag_plug": record}
+        entry = {"url": "", "hf_hub": "", **record.pixels, "clipag_plug": record}
+        entry["quick_gelu"] = bool(record.quick_gelu)
         tags = pretrained._PRETRAINED.setdefault(record.arch, {})
         tags.setdefault(pretrained._clean_tag(record.key), entry)
 
@@ -299,8 +295,7 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
         record = opened.record
         write: Callable[..., Any] = save_file
         if kind == "pt":
-            facts: dict[str, Any] = {"name": record.key, "config": opened.config}
-            facts |= {"card": opened.card}
+            facts = {"name": record.key, "config": opened.config, "card": opened.card}
             facts |= {"mean": record.mean, "std": record.std}
             text = bytearray(json.dumps(facts).encode())
             state[RECIPE], write = torch.frombuffer(text, dtype=torch.uint8), torch.save

@@ -25,10 +25,10 @@ from .towers.vit import QuickGELU as QuickGELU
 from .towers.vit import ResidualAttentionBlock as ResidualAttentionBlock
 from .towers.vit import Transformer as Transformer
 from .towers.vit import VisionTransformer as VisionTransformer
+from .weights.registry import OPENAI_MEAN as OPENAI_MEAN
+from .weights.registry import OPENAI_STD as OPENAI_STD
 
 VisualTransformer = VisionTransformer  # its name in the first versions of `clip`
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Longer lists of texts, encoded without gradients, are taken in pieces of this many.
 TEXT_CHUNK = 256
@@ -215,13 +215,9 @@ class CLIP(nn.Module):
 
     def _laid_out(self, name: str, output: Tensor, spatial: bool) -> Tensor:
         """A layer's output with its samples in front, as maps or as rows."""
-        inside = name.split(".")[0] == "transformer"
-        if (
-            output.ndim == 3
-            and inside
-            and not getattr(self.visual.transformer, "batch_first", False)
-        ):
-            output = output.transpose(0, 1)
+        if output.ndim == 3 and name.split(".")[0] == "transformer":
+            batch_first = getattr(self.visual.transformer, "batch_first", False)
+            output = output if batch_first else output.transpose(0, 1)
         if not spatial or name == "output":
             return output.flatten(1)
         if output.ndim == 3:

@@ -153,13 +153,17 @@ def token_rows(texts: list[str], context_length: int, truncate: bool) -> list[li
         row = [start, *tokenizer.encode(text), end]
         if len(row) > context_length:
             if not truncate:
-                raise RuntimeError(
-                    f"Input {text} is too long for context length {context_length}: it takes "
-                    f"{len(row)} tokens; shorten it, or give truncate=True"
-                )
+                raise _too_long(text, context_length, len(row))
             row = [*row[: context_length - 1], end]
         rows.append(row + [0] * (context_length - len(row)))
     return rows
+
+
+def _too_long(text: str, context_length: int, length: int) -> RuntimeError:
+    return RuntimeError(
+        f"Input {text} is too long for context length {context_length}: it takes {length} tokens; shorten it, or give "
+        "truncate=True"
+    )
 
 
 def foreign_rows(
@@ -173,10 +177,7 @@ def foreign_rows(
     for text in texts:
         length = len(encode.tokenizer(encode.clean_fn(text)).input_ids)
         if length > context_length and not truncate:
-            raise RuntimeError(
-                f"Input {text} is too long for context length {context_length}: it takes {length} "
-                "tokens; shorten it, or give truncate=True"
-            )
+            raise _too_long(text, context_length, length)
     rows: list[list[int]] = encode(texts, context_length=context_length).tolist() if texts else []
     return rows
 

@@ -279,8 +279,7 @@ class _Download:
         about = {"url": url, "tag": None if tag.startswith("W/") else tag, "total": total}
         try:
             self.about.write_text(json.dumps(about), encoding="utf-8")
-            with open(self.part, "r+b" if start else "w+b") as file:
-                file.seek(start)
+            with open(self.part, "ab" if start else "wb") as file:
                 _copy(response, file, name, total, start)
         except OSError as error:
             if error.errno not in _FULL:

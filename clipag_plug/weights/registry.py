@@ -76,6 +76,11 @@ class Checkpoint:
     results_note: str | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its key, then its aliases."""
+        return self.key, *self.aliases
+
+    @property
     def pixels(self) -> dict[str, Any]:
         """What its images go through, by the names of `PREPROCESSING`."""
         return {name: getattr(self, name) for name in PREPROCESSING}
@@ -104,10 +109,7 @@ def bundled(record: Checkpoint) -> Path:
 def get(name: str) -> Checkpoint | None:
     """The record with this key or alias (case does not matter), or None."""
     wanted = name.casefold()
-    for record in checkpoints():
-        if wanted in (known.casefold() for known in (record.key, *record.aliases)):
-            return record
-    return None
+    return next((r for r in checkpoints() if wanted in map(str.casefold, r.names)), None)
 
 
 def find(name: str) -> Checkpoint:
@@ -123,11 +125,7 @@ def match(pattern: str) -> list[Checkpoint]:
     wanted = pattern.casefold()
     if not any(mark in wanted for mark in "*?["):
         wanted = f"*{wanted}*"
-    found = [
-        record
-        for record in checkpoints()
-        if any(fnmatch.fnmatchcase(k.casefold(), wanted) for k in (record.key, *record.aliases))
-    ]
+    found = [r for r in checkpoints() if fnmatch.filter(map(str.casefold, r.names), wanted)]
     if not found:
         raise ValueError(f"no model fits {pattern!r}; {suggest(pattern)}")
     return found
@@ -197,22 +195,19 @@ def _source(text: str) -> tuple[Any, str]:
         return "key", find(text).key
     if os.path.isfile(text):
         return "file", text
+    why = f"no model is called {text!r}; {suggest(text)}"
     if os.path.isdir(text):
-        raise ValueError(f"{text!r} is a folder; write 'local-dir:{text}'")
-    if not text:
-        raise ValueError("the model name is empty; `clipag models` lists the names")
-    if re.fullmatch(r"https?://.+", text):
-        raise ValueError(
-            f"{text!r} is an address; download the file and give its path, or 'hf-hub:org/name' for a repository"
-        )
-    if re.search(r"\.(pt|pth|bin|ckpt|tar|safetensors)$", text, re.IGNORECASE):
+        why = f"{text!r} is a folder; write 'local-dir:{text}'"
+    elif not text:
+        why = "the model name is empty; `clipag models` lists the names"
+    elif re.fullmatch(r"https?://.+", text):
+        why = f"{text!r} is an address; download the file and give its path, or 'hf-hub:org/name' for a repository"
+    elif re.search(r"\.(pt|pth|bin|ckpt|tar|safetensors)$", text, re.IGNORECASE):
         raise FileNotFoundError(f"the weight file {text!r} does not exist")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise ValueError(
-            f"{text!r} could be a repository or a folder: write 'hf-hub:{text}' or 'local-dir:{text}' "
-            f"({suggest(text)})"
-        )
-    raise ValueError(f"no model is called {text!r}; {suggest(text)}")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        why = f"{text!r} could be a repository or a folder: write 'hf-hub:{text}' or 'local-dir:{text}' "
+        why += f"({suggest(text)})"
+    raise ValueError(why)
 
 
 def _statement(name: str, statement: str) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             command, options = parse(sys.argv[1:] if argv is None else argv)
-            code = _run(command, options)
+            _log_to_stderr(quiet=getattr(options, "quiet", False))
+            code = resolve(command.handler)(options) or 0
         except SystemExit as end:  # argparse leaves this way after --help and --version
             code = int(end.code or 0)
         sys.stdout.flush()
@@ -195,13 +196,11 @@ def find_recipe(name: str, folder: str) -> str:
     raise FileNotFoundError(f"recipe {name!r} does not exist{known}")
 
 
-def _run(command: Command, options: Options) -> int:
+def _log_to_stderr(quiet: bool) -> None:
     import logging
 
     logging.basicConfig(format="clipag: %(message)s", stream=sys.stderr)
-    quiet = getattr(options, "quiet", False)
     logging.getLogger("clipag_plug").setLevel(logging.WARNING if quiet else logging.INFO)
-    return resolve(command.handler)(options) or 0
 
 
 def _fail(text: str, code: int) -> int:

@@ -215,23 +215,20 @@ _ACCEPTED: dict[type, Any] = {bool: bool, int: int, float: (int, float), str: st
 def _check(name: str, value: Any, kind: Any, meta: Any) -> None:
     if value is None and types.NoneType in typing.get_args(kind):
         return
-    item_type, is_list = _item_type(kind)
+    kind, is_list = _item_type(kind)
     if is_list and not isinstance(value, list):
         raise ValueError(f"{name} is {value!r}; it must be a list")
-    for item in value if is_list else [value]:
-        _check_item(name, item, item_type, meta)
-
-
-def _check_item(name: str, item: Any, kind: Any, meta: Any) -> None:
-    accepted = _ACCEPTED.get(kind, object)
-    # bool is a subclass of int, but `steps = true` in a recipe is a mistake
-    if not isinstance(item, accepted) or (isinstance(item, bool) and kind in (int, float)):
-        raise ValueError(f"{name} is {item!r}; it must be of type {kind.__name__}")
     choices, low, high = meta.get("choices"), meta.get("low"), meta.get("high")
-    if choices and item not in choices:
-        raise ValueError(f"{name} is {item!r}; it must be one of {', '.join(map(repr, choices))}")
-    # written so that NaN, for which every comparison is false, is refused
-    if (low is not None and not item >= low) or (high is not None and not item <= high):
-        span = f"at least {low}" if high is None else f"between {low} and {high}"
-        span = f"at most {high}" if low is None else span
-        raise ValueError(f"{name} is {item!r}; it must be {span}")
+    span = f"at least {low}" if high is None else f"between {low} and {high}"
+    span = f"at most {high}" if low is None else span
+    for item in value if is_list else [value]:
+        # bool is a subclass of int, but `steps = true` in a recipe is a mistake
+        mistaken = isinstance(item, bool) and kind in (int, float)
+        if mistaken or not isinstance(item, _ACCEPTED.get(kind, object)):
+            raise ValueError(f"{name} is {item!r}; it must be of type {kind.__name__}")
+        if choices and item not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} is {item!r}; it must be one of {known}")
+        # written so that NaN, for which every comparison is false, is refused
+        if (low is not None and not item >= low) or (high is not None and not item <= high):
+            raise ValueError(f"{name} is {item!r}; it must be {span}")

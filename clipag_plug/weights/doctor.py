@@ -29,17 +29,15 @@ def models(options: Models) -> int:
         rows = [{**asdict(record), "weights": fetch.whereabouts(record)} for record in records]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return 0
-    lines = [_HEADER, *(_row(record) for record in records)]
+    lines = [_HEADER]
+    for record in records:
+        activation, licence = _ACTIVATION[record.quick_gelu], record.licence or "not stated"
+        trained, where = registry.training(record), fetch.whereabouts(record)
+        lines.append((record.key, record.arch or "?", activation, trained, licence, where))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(map(str.ljust, line, widths)).rstrip())
     return 0
-
-
-def _row(record: Checkpoint) -> tuple[str, ...]:
-    activation, licence = _ACTIVATION[record.quick_gelu], record.licence or "not stated"
-    trained, where = registry.training(record), fetch.whereabouts(record)
-    return record.key, record.arch or "?", activation, trained, licence, where
 
 
 @dataclass(frozen=True)

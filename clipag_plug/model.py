@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import re
@@ -195,19 +197,15 @@ class CLIP(nn.Module):
                 f"the image tower has no layer {unknown[0]!r}; its blocks: {', '.join(self.layers)}"
             )
 
-        def hook(name: str, output: Any) -> None:
+        def keep(name: str, module: Any, given: Any, output: Any) -> None:
             if threading.get_ident() == thread:  # another thread may use the model just now
                 found[name] = output[0] if isinstance(output, tuple) else output
 
-        handles = [
-            modules[name].register_forward_hook(lambda _, __, out, name=name: hook(name, out))
-            for name in dict.fromkeys(names)
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name in dict.fromkeys(names):
+                hook = modules[name].register_forward_hook(functools.partial(keep, name))
+                hooks.callback(hook.remove)
             CLIP.encode_image(self, images)
-        finally:
-            for handle in handles:
-                handle.remove()
         absent = [name for name in names if name not in found]
         if absent:
             raise ValueError(f"the image tower never calls its layer {absent[0]!r}")

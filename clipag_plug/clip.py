@@ -295,8 +295,8 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
         record = opened.record
         write: Callable[..., Any] = save_file
         if kind == "pt":
-            facts = {"name": record.key, "config": opened.config, "card": opened.card}
-            facts |= {"mean": record.mean, "std": record.std}
+            facts: dict[str, Any] = {"config": opened.config, "card": opened.card}
+            facts |= {"name": record.key, "mean": record.mean, "std": record.std}
             text = bytearray(json.dumps(facts).encode())
             state[RECIPE], write = torch.frombuffer(text, dtype=torch.uint8), torch.save
         files.write_atomically(path, lambda name: write(state, name), parents=True)

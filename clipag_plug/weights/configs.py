@@ -200,7 +200,7 @@ def to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(path: Any, value: Mapping[str, Any]) -> dict[str, Any]:
     """Mean, std, interpolation and resize_mode as far as open_clip's `preprocess_cfg`, a card of ours or transformers'
     `preprocessor_config.json` says them. BadFileError for what this package's transform cannot do."""
-    found = {name: value.get(name) for name in PREPROCESSING}
+    found: dict[str, Any] = {name: value.get(name) for name in PREPROCESSING}
     if "image_mean" in value or "do_normalize" in value:
         size = value.get("size") or {}
         squashed = isinstance(size, dict) and "height" in size and not value.get("do_center_crop")

@@ -69,9 +69,8 @@ def attacks(logits: Any, norm: str, eps: float, steps: int, official: str) -> di
     from autoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
     ours: dict[str, Any] = {"eps": eps, "norm": norm, "steps": steps}
-    theirs: dict[str, Any] = {
-        "n_iter": steps, "norm": official, "eps": eps, "seed": 0, "device": "cpu"
-    }  # fmt: skip
+    theirs: dict[str, Any] = {"n_iter": steps, "norm": official, "eps": eps, "seed": 0}
+    theirs["device"] = "cpu"
     generator = torch.Generator().manual_seed(0)
     return {
         "PGD": lambda x, y: pgd(lambda z: ce(logits(z), y), x, **ours),
@@ -95,12 +94,10 @@ def main() -> None:
     given = parser.parse_args()
     sys.path.insert(0, str(given.reference))
     lines = [
-        "# Auto-PGD against its authors' implementation",
-        "",
+        "# Auto-PGD against its authors' implementation\n",
         f"`python benchmarks/apgd_reference.py auto-attack --images {given.images} --steps {given.steps}`, torch "
         f"{torch.__version__}. Percent of the photographs that are named rightly under attack; in brackets seconds of "
-        "one core. One restart, nine targets; random starts differ.",
-        "",
+        "one core. One restart, nine targets; random starts differ.\n",
         "| model | ball | PGD | APGD-CE | theirs | APGD-T | theirs |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
@@ -112,9 +109,8 @@ def main() -> None:
         rows = rows[torch.cat(own)]
         for norm, eps, official in BALLS:
             cells = []
-            for title, attack in attacks(
-                classifier.logits, norm, eps, given.steps, official
-            ).items():
+            ways = attacks(classifier.logits, norm, eps, given.steps, official)
+            for title, attack in ways.items():
                 found, seconds = standing(classifier, rows, attack, norm, eps)
                 percent = 100 * found / count
                 sys.stderr.write(f"{name} {norm} {title}: {percent:.2f} % {seconds:.0f} s\n")

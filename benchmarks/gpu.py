@@ -122,12 +122,9 @@ def main() -> int:
         ("strokes", speed.strokes, 0),
     ):
         started = time.perf_counter()
-        options = argparse.Namespace(
-            device=given.device,
-            precision="bf16",
-            batch=(2 if batch else 16) if given.tiny else batch,
-            rounds=rounds,
-        )
+        size = (2 if batch else 16) if given.tiny else batch
+        how = {"device": given.device, "precision": "bf16", "batch": size, "rounds": rounds}
+        options = argparse.Namespace(**how)
         speed.best = counting if case in (speed.paint, speed.train) else plain
         flops.clear()
         if cuda:

@@ -20,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,20 @@ def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What can be changed at a node: a description, and a function that does it."""
     for field in ("op", "ops"):
         value = getattr(node, field, None)
-        old = value[0] if isinstance(value, list) and value else value
+        old, *rest = value if isinstance(value, list) and value else [value]
         if other := partner(type(old).__name__, OPERATORS):
-            new = getattr(ast, other)()
-            text = f"{type(old).__name__} -> {type(new).__name__}"
-            yield (
-                text,
-                lambda f=field, v=value, n=new: setattr(node, f, n if f == "op" else [n, *v[1:]]),
-            )
+            new: Any = getattr(ast, other)()
+            new = [new, *rest] if field == "ops" else new
+            yield f"{type(old).__name__} -> {other}", partial(setattr, node, field, new)
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
         new = not node.value if isinstance(node.value, bool) else node.value + 1
-        yield f"{node.value} -> {new}", lambda: setattr(node, "value", new)
+        yield f"{node.value} -> {new}", partial(setattr, node, "value", new)
     if isinstance(node, ast.If | ast.IfExp):
         yield "condition negated", lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.UnaryOp):
-        yield f"{type(node.op).__name__} dropped", lambda: setattr(node, "op", ast.UAdd())
-    if isinstance(node, ast.Attribute) and (new := partner(node.attr, NAMES)):
-        yield f"{node.attr} -> {new}", lambda: setattr(node, "attr", new)
+        yield f"{type(node.op).__name__} dropped", partial(setattr, node, "op", ast.UAdd())
+    if isinstance(node, ast.Attribute) and (name := partner(node.attr, NAMES)):
+        yield f"{node.attr} -> {name}", partial(setattr, node, "attr", name)
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:

@@ -18,6 +18,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,14 @@ def vgg19(folder: Path) -> None:
 def vqgan(folder: Path) -> None:
     """A small random VQGAN in the files that VQGAN-CLIP loads by default."""
     import torch
+    import yaml
     from clipag_plug.adapters.shims import taming_shims
 
     config = {"double_z": False, "z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config |= {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "attn_resolutions": []}
     loss = {"target": "taming.modules.losses.vqperceptual.DummyLoss"}
-    params = {
-        "embed_dim": 16,
-        "n_embed": 64,
-        "ddconfig": config | {"dropout": 0.0},
-        "lossconfig": loss,
-    }
+    params = {"embed_dim": 16, "n_embed": 64, "lossconfig": loss}
+    params["ddconfig"] = config | {"dropout": 0.0}
     with taming_shims():
         from taming.models.vqgan import VQModel
 
@@ -58,8 +56,6 @@ def vqgan(folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
         torch.save({"state_dict": state}, folder / name / "vqgan_imagenet_f16_16384.ckpt")
         model = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
-        import yaml
-
         (folder / name / "vqgan_imagenet_f16_16384.yaml").write_text(yaml.safe_dump(model))
 
 
@@ -75,8 +71,9 @@ def u2net(folder: Path) -> None:
     torch.save(U2NET(3, 1).state_dict(), path)
 
 
-def _vit(folder: Path, width: int) -> None:
-    """A random ViT with 12 blocks of patch 32: `vit.pt` in OpenAI's layout, and `vit.json`."""
+def vit(folder: Path, width: int) -> None:
+    """A random ViT with 12 blocks of patch 32: `vit.pt` in OpenAI's layout, and `vit.json`. Width of the features: 512
+    for programs written for ViT-B/32, 768 for those with a head for ViT-L/14."""
     import json
 
     import open_clip
@@ -98,12 +95,11 @@ def pictures(folder: Path) -> None:
 
     for name in ("images", "texts", "examples"):
         (folder / name).mkdir(exist_ok=True)
+    noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), "uint8")
     for name in ("images/a.png", "images/b.png", "examples/CLIP.png"):
-        Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), "uint8")).save(
-            folder / name
-        )
-        (folder / "texts" / Path(name).with_suffix(".txt").name).write_text("a photo")
-    (folder / "texts" / "CLIP.txt").unlink()
+        Image.fromarray(noise).save(folder / name)
+    for name in ("a", "b"):
+        (folder / "texts" / f"{name}.txt").write_text("a photo")
 
 
 def caltech(folder: Path) -> None:
@@ -126,19 +122,10 @@ def caltech(folder: Path) -> None:
     (root / "split_zhou_Caltech101.json").write_text(json.dumps(splits))
 
 
-def vit512(folder: Path) -> None:
-    """For programs written for ViT-B/32."""
-    _vit(folder, 512)
-
-
-def vit768(folder: Path) -> None:
-    """For programs with a head for ViT-L/14."""
-    _vit(folder, 768)
-
-
 MAKERS: dict[str, Callable[[Path], None]] = {
-    maker.__name__: maker for maker in (vgg19, vqgan, u2net, pictures, caltech, vit512, vit768)
+    maker.__name__: maker for maker in (vgg19, vqgan, u2net, pictures, caltech)
 }
+MAKERS |= {f"vit{width}": partial(vit, width=width) for width in (512, 768)}
 
 
 def run(row: dict[str, Any], checkouts: Path) -> str:
@@ -165,16 +152,15 @@ def run(row: dict[str, Any], checkouts: Path) -> str:
         home = {"HOME": str(folder)} if row.get("home") else {}
         paths = [row.get("path") and str(copy / row["path"]), os.environ.get("PYTHONPATH")]
         start, before = time.perf_counter(), set(folder.rglob("*"))
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         done = subprocess.run(
             [*command, *shlex.split(row["command"])],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | home,
             cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            text=True,
             errors="replace",
             timeout=MOST_SECONDS,
+            **output,
         )
         seconds = time.perf_counter() - start
         new = [p for p in set(folder.rglob(row.get("writes", "*"))) - before if p.is_file()]

@@ -77,6 +77,14 @@ def compared(found: dict[str, float], reference: str) -> dict[str, Any]:
     return {"seconds": found, f"ratio to {reference}": ratios}
 
 
+def child(case: str, number: int, *words: str, **settings: str) -> dict[str, float]:
+    """What `case` finds in a process of its own, which is told its number; `settings`: of the environment."""
+    line = [sys.executable, __file__, case, *words, "--child", str(number)]
+    environment = {**os.environ, **settings}
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, env=environment)
+    return json.loads(done.stdout)[case]
+
+
 class Peak(TorchDispatchMode):
     """Bytes alive at once of storages that operations made inside this block, without those of `model`."""
 
@@ -121,14 +129,9 @@ def paint(given: argparse.Namespace) -> dict[str, Any]:
     network.load_state_dict(model.state_dict())
     network.tokenize = model.tokenize
     network = network.to(given.device)
-    options = Generate(
-        prompts=["a goldfish"],
-        preset="notebook",
-        init="noise",
-        views=given.batch or 32,
-        patches=given.batch or 32,
-        precision=given.precision,
-    )
+    views = {"views": given.batch or 32, "patches": given.batch or 32}
+    start = {"preset": "notebook", "init": "noise", "precision": given.precision}
+    options = Generate(prompts=["a goldfish"], **views, **start)
     run = Synthesizer(options, model)
     for name in ("MEAN", "STD"):
         setattr(transcription, name, getattr(transcription, name).to(given.device))
@@ -142,9 +145,8 @@ def paint(given: argparse.Namespace) -> dict[str, Any]:
         return tuple(torch.rand(*shape, generator=numbers).to(given.device) for shape in shapes)
 
     def published(of: Any, low: torch.dtype | None = None) -> None:
-        text = F.normalize(
-            of.encode_text(model.tokenize(options.prompts).to(given.device)).detach()
-        )
+        tokens = model.tokenize(options.prompts).to(given.device)
+        text = F.normalize(of.encode_text(tokens).detach())
         with torch.autocast(given.device, dtype=low) if low else contextlib.nullcontext():
             transcription.notebook_loop(of, text, run.canvas.start, tape, 1)
 
@@ -173,18 +175,10 @@ def recipe(folder: str, batch: int, given: argparse.Namespace, **changes: Any) -
     from clipag_plug.options.train import Train
     from clipag_plug.train import setup
 
-    options = {
-        "data": [f"synthetic:{2 * batch}"],
-        "architecture": json.dumps(VIT_B_32),
-        "samples": 100 * batch,
-        "batch_size": batch,
-        "attack_steps": STEPS,
-        "eps": EPS,
-        "device": given.device,
-        "precision": given.precision,
-        "output": folder,
-        "quiet": True,
-    }
+    options = {"data": [f"synthetic:{2 * batch}"], "samples": 100 * batch, "batch_size": batch}
+    options |= {"architecture": json.dumps(VIT_B_32), "attack_steps": STEPS, "eps": EPS}
+    options |= {"device": given.device, "precision": given.precision}
+    options |= {"output": folder, "quiet": True}
     return setup.prepare(Train(**{**options, **changes}))[0]
 
 
@@ -251,24 +245,17 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
         vision = {"image_size": SIZE, "patch_size": 32, "width": 192, "layers": 4}
         text = {**TEXT, "width": 128, "heads": 2, "layers": 1}
         tower = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
+        batch = given.batch or 64
+        changes = {"architecture": json.dumps(tower), "attack_steps": 1, "data": ["synthetic:256"]}
+        changes |= {"samples": 128 * batch, "accumulation": given.child}
         with tempfile.TemporaryDirectory() as folder:
-            changes = {
-                "architecture": json.dumps(tower),
-                "attack_steps": 1,
-                "data": ["synthetic:256"],
-            }
-            batch = given.batch or 64
-            changes |= {"samples": 128 * batch, "accumulation": given.child}
             trainer = recipe(folder, batch, given, **changes)
             for _ in range(trainer.steps):
                 trainer.step()
         unit = 1 if sys.platform == "darwin" else 1024
         return {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
-    found = {}
-    for count in (1, 64):
-        line = [sys.executable, __file__, *sys.argv[1:], "--child", str(count)]
-        done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-        found[f"{count} micro-batches, MB"] = json.loads(done.stdout)["memory"]["MB"]
+    words = [word for word in sys.argv[1:] if word not in CASES]
+    found = {f"{n} micro-batches, MB": child("memory", n, *words)["MB"] for n in (1, 64)}
     one, many = found.values()
     return {**found, "ratio": round(many / one, 3)}
 
@@ -449,26 +436,14 @@ def load(given: argparse.Namespace) -> dict[str, Any]:
         server.shutdown()
         size = sum(value.nbytes for value in state.values())
         # Compiled to bytecode, as pip leaves a package.
-        settings = {**os.environ, "CLIPAG_HOME": folder, "PYTHONPYCACHEPREFIX": f"{folder}/code"}
-        settings.pop("PYTHONDONTWRITEBYTECODE", None)
+        settings = {"CLIPAG_HOME": folder, "PYTHONPYCACHEPREFIX": f"{folder}/code"}
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for _ in range(given.rounds + 1):
-            for index, kind in enumerate(WAYS, 1):
-                line = [
-                    sys.executable,
-                    __file__,
-                    "load",
-                    "--batch",
-                    str(size),
-                    "--child",
-                    str(index),
-                ]
-                done = subprocess.run(line, check=True, stdout=subprocess.PIPE, env=settings)
-                found[kind].append(json.loads(done.stdout)["load"])
+            for number, kind in enumerate(WAYS, 1):
+                found[kind].append(child("load", number, "--batch", str(size), **settings))
     best = {kind: min(one["seconds"] for one in each[1:]) for kind, each in found.items()}
-    memory = {
-        kind: round(max(one["memory"] for one in each[1:]), 3) for kind, each in found.items()
-    }
-    return {"first": first, **compared(best, "from the cache"), "memory over weights": memory}
+    most = {kind: round(max(one["memory"] for one in each[1:]), 3) for kind, each in found.items()}
+    return {"first": first, **compared(best, "from the cache"), "memory over weights": most}
 
 
 def resident(name: str) -> int:

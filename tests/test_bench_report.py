@@ -20,7 +20,7 @@ import pytest
 from bench_helpers import finished, served, suite_file, trio
 from PIL import Image
 
-from clipag_plug.bench import engine, paper, suites
+from clipag_plug.bench import engine, suites
 from clipag_plug.bench.__main__ import main
 from clipag_plug.bench.compare import compare, judged, result_of
 from clipag_plug.bench.records import Metric, Record, read_records
@@ -178,14 +178,14 @@ def test_crossed_factors_and_blocks_are_the_units() -> None:
 
 @pytest.mark.parametrize("size", ["tiny", "demo", "paper"])
 def test_figures_of_the_papers_are_suites(size: str) -> None:
-    for name in paper.papers():
-        suite = paper.read_paper(name, size, ["a", "b", "c"], "d", [3])
+    for name in suites.papers():
+        suite = suites.read_paper(name, size, ["a", "b", "c"], "d", [3])
         assert (suite.models, suite.judge, suite.seeds) == (("a", "b", "c"), "d", (3,))
         assert suite.split == "test" and suite.entries and suite.name.endswith(size)
-        plain = paper.read_paper(name, size)
+        plain = suites.read_paper(name, size)
         assert plain.judge not in plain.models
     with pytest.raises(ValueError, match="clipag:figure1"):
-        paper.read_paper("clipag:figure99", size)
+        suites.read_paper("clipag:figure99", size)
 
 
 def test_every_figure_and_table_of_the_papers_is_there() -> None:
@@ -193,12 +193,12 @@ def test_every_figure_and_table_of_the_papers_is_there() -> None:
     wanted += [
         f"gan-search:{kind}" for kind in ("table1", "table2", "table3", "figure2", "figure3")
     ]
-    assert sorted(paper.papers()) == sorted(wanted)
+    assert sorted(suites.papers()) == sorted(wanted)
     page = (ROOT / "docs" / "paper.md").read_text("utf-8")
     assert set(re.findall(r"bench paper ([a-z-]+:\w+)", page)) == set(wanted)
-    found = paper.read_paper("clipag:figure7", "paper").entries[0].options
+    found = suites.read_paper("clipag:figure7", "paper").entries[0].options
     assert (found.steps, found.views, found.preset, found.count) == (1000, 32, "paper", 100)  # type: ignore[attr-defined]
-    assert paper.read_paper("gan-search:table3", "paper").seeds == (0, 1, 2)
+    assert suites.read_paper("gan-search:table3", "paper").seeds == (0, 1, 2)
 
 
 def test_published_tables_have_means_and_deviations_over_seeds() -> None:
@@ -208,22 +208,22 @@ def test_published_tables_have_means_and_deviations_over_seeds() -> None:
         record.notes = {"curves": {"random_k1": []}, "needed": {"random_k1": needed}}
         records.append(record)
     result: Any = Namespace(records=records, suite=Namespace(models=("a",)))
-    one = paper.published(result, "gan-search:table1")
+    one = suites.published(result, "gan-search:table1")
     assert (
         "| best | k = 1 |" in one
         and "| a | 0.300 ± 0.141 |" in one
         and "| a | 3.000 ± 1.414 |" in one
     )
-    assert "| a | 6.00 ± 1.41 |" in paper.published(result, "gan-search:table2")
-    assert "| a, seed 1 | 0.400 |" in paper.published(result, "gan-search:table3")
-    assert paper.published(result, "clipag:figure7") == ""
+    assert "| a | 6.00 ± 1.41 |" in suites.published(result, "gan-search:table2")
+    assert "| a, seed 1 | 0.400 |" in suites.published(result, "gan-search:table3")
+    assert suites.published(result, "clipag:figure7") == ""
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=() if name == "clipag:figure3" else pytest.mark.long)
-        for name in paper.papers()
+        for name in suites.papers()
     ],
 )
 def test_a_figure_is_made_by_one_command(
@@ -233,8 +233,8 @@ def test_a_figure_is_made_by_one_command(
     line = ["-m", "plain", "robust", "--judge", "judge", "-o", str(tmp_path), "-q"]
     assert main(["paper", name, "--size", "tiny", *line]) == 0
     out = capsys.readouterr().out
-    table = paper.papers()[name]
-    suite = paper.read_paper(name, "tiny", ["plain", "robust"])
+    table = suites.papers()[name]
+    suite = suites.read_paper(name, "tiny", ["plain", "robust"])
     assert (tmp_path / f"{suite.name}.html").is_file() and (
         tmp_path / f"{suite.name}.tex"
     ).is_file()

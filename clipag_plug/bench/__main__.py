@@ -35,19 +35,13 @@ def run(options: Bench) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.request == "list":
-        return _list()
-    if options.request == "canvas":
-        return _canvas(options)
-    if options.request == "paper":
-        return _papers(options)
+    if options.request in ("list", "canvas", "paper"):
+        {"list": _list, "canvas": _canvas, "paper": _papers}[options.request](options)
+        return 0
     suite = suites.read_suite(
         options.suite,
         models=options.names if options.request == "compare" else options.models,
-        judge=options.judge,
-        seeds=options.seeds,
-        split=options.split,
-        only=options.only,
+        **{name: getattr(options, name) for name in ("judge", "seeds", "split", "only")},
     )
     if options.request == "table":
         from .compare import result_of
@@ -60,29 +54,25 @@ def run(options: Bench) -> int:
     return 0
 
 
-def _papers(options: Bench) -> int:
+def _papers(options: Bench) -> None:
     """Lists the figures and tables of the papers, or makes them."""
-    from . import paper
+    from . import suites
 
-    known = paper.papers()
+    known = suites.papers()
     wanted = options.names or ["list"]
     if wanted == ["list"]:
         print("\n".join(f"{name}\t{table['about']}" for name, table in known.items()))
-        return 0
+        return
     for name in known if wanted == ["all"] else wanted:
-        suite = paper.read_paper(name, options.size, options.models, options.judge, options.seeds)
+        suite = suites.read_paper(name, options.size, options.models, options.judge, options.seeds)
         result = _measure(options, suite)
-        table = paper.published(result, name)
-        print(
-            f"## {name}: {known[name]['about']}\n\n{table}" if table else "",
-            end="\n\n" if table else "",
-        )
-        if not table:
+        if table := suites.published(result, name):
+            print(f"## {name}: {known[name]['about']}\n\n{table}", end="\n\n")
+        else:
             _print(result, options)
-    return 0
 
 
-def _canvas(options: Bench) -> int:
+def _canvas(options: Bench) -> None:
     """Runs what is missing of the fight of canvases, and writes its table, figure and contact sheet."""
     from .fight import Arena, Fight, write
 
@@ -90,12 +80,10 @@ def _canvas(options: Bench) -> int:
     models = options.models or ["clip-mini", "clipag-mini"]
     if len(models) != 2:
         raise ValueError(f"canvas compares a vanilla and a robust model, not {len(models)} models")
-    say = Progress(0, options.quiet)
     folder, judge = _writable(options), options.judge or "judge-mini"
-    arena = Arena(fight, models, judge, folder, _device(options), lambda done: say.done(done))
+    arena = Arena(fight, models, judge, folder, _device(options), Progress(0, options.quiet).done)
     arena.run()
     print(write(arena, folder / "canvas"), end="")
-    return 0
 
 
 def _blind(options: Bench, suite: Suite) -> None:
@@ -104,13 +92,14 @@ def _blind(options: Bench, suite: Suite) -> None:
     from .report import write_report
     from .wordnet import WordNet, find_wordnet
 
-    folder = Path(options.records)
+    folder, net = Path(options.records), None
+    # The page needs it for its choices, the scores where there were none.
+    if options.choices != bool(options.answers):
+        net = WordNet(find_wordnet(options.wordnet))
     if not options.answers:
-        net = WordNet(find_wordnet(options.wordnet)) if options.choices else None
         _measure(options, suite)
         print(blind.make(suite, folder, net=net))
         return
-    net = None if options.choices else WordNet(find_wordnet(options.wordnet))
     result = blind.score(suite, folder, options.answers, net)
     _print(result, options)
     if options.report:
@@ -159,20 +148,16 @@ def _device(options: Bench) -> str:
     return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _list() -> int:
+def _list(options: Bench) -> None:
     from . import suites
 
-    for name in suites.names():
-        suite = suites.read_suite(name)
-        seeds = ", ".join(map(str, suite.seeds))
-        print(f"{name}: {suite.about}")
-        print(
-            f"  models {', '.join(suite.models)}; judge {suite.judge}; seeds {seeds}; {suite.split}"
-        )
+    for suite in map(suites.read_suite, suites.names()):
+        print(f"{suite.name}: {suite.about}")
+        models, seeds = ", ".join(suite.models), ", ".join(map(str, suite.seeds))
+        print(f"  models {models}; judge {suite.judge}; seeds {seeds}; {suite.split}")
         for entry in suite.entries:
             settings = ", ".join(f"{key} {value}" for key, value in entry.options.to_dict().items())
             print(f"  {entry.name:<10} {entry.title} ({settings})")
-    return 0
 
 
 class Progress:

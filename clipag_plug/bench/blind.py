@@ -42,9 +42,8 @@ def make(suite: Suite, folder: Path, *, net: WordNet | None = None, seed: int = 
         write_atomically(home / "pictures" / f"{number:03}.png", picture.save, parents=True)
         if net:
             each["choices"] = _choices(each["subject"], subjects, net, drawing)
-        cards.append(
-            {"number": number, "image": embedded(picture, 92), "choices": each.get("choices", [])}
-        )
+        card = {"number": number, "image": embedded(picture, 92)}
+        cards.append(card | {"choices": each.get("choices", [])})
     key = {str(number): each for number, (each, _) in enumerate(found, 1)}
     write_text(_key(suite, folder), json.dumps(key, indent=1, ensure_ascii=False) + "\n")
     if net:
@@ -67,25 +66,17 @@ def score(suite: Suite, folder: Path, answers: Sequence[str], net: WordNet | Non
             f"there is no key {str(path)!r}; clipag bench blind {suite.name} makes it"
         )
     key: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    viewers = [_read(Path(file), key) for file in answers]
-    judged = [
-        {number: _judged(each, said[number], net) for number, each in key.items()}
-        for _, said in viewers
-    ]
-    names = [by for by, _ in viewers]
-    suite = dataclasses.replace(
-        suite,
-        name=f"{suite.name}-named",
-        judge="; ".join(names),
-        seeds=tuple(range(len(names))),
-        claims=(),
-    )
+    names, said = zip(*(_read(Path(file), key) for file in answers))
+    judged = [{n: _judged(each, own[n], net) for n, each in key.items()} for own in said]
+    changes = {"name": f"{suite.name}-named", "judge": "; ".join(names), "claims": ()}
+    suite = dataclasses.replace(suite, **changes, seeds=tuple(range(len(names))))
+    shown = {(each["entry"], each["model"]) for each in key.values()}
     records = [
-        _record(suite, folder, viewer, entry.name, model, key, judged[viewer], viewers[viewer][1])
+        _record(suite, folder, (entry.name, model, viewer), key, judged[viewer], said[viewer])
         for entry in suite.entries
-        for viewer in range(len(viewers))
+        for viewer in range(len(names))
         for model in suite.models
-        if any((each["entry"], each["model"]) == (entry.name, model) for each in key.values())
+        if (entry.name, model) in shown
     ]
     for record in records:
         record.write(folder)
@@ -107,10 +98,10 @@ def _pictures(records: Sequence[Record], folder: Path) -> Iterator[tuple[dict[st
         sheet = record.pictures.get("pictures")
         if sheet is None:
             continue
-        subjects = [subject(title) for title in sheet["titles"]]
+        source = {"entry": record.entry, "model": record.model, "seed": record.seed}
         for place, picture in enumerate(tiles(record, "pictures", folder)):
-            source = {"entry": record.entry, "model": record.model, "seed": record.seed}
-            asked = {"place": place, "prompt": sheet["titles"][place], "subject": subjects[place]}
+            title = sheet["titles"][place]
+            asked = {"place": place, "prompt": title, "subject": subject(title)}
             yield {**source, **asked, "record": record.path}, picture
 
 
@@ -140,11 +131,8 @@ def _read(path: Path, key: dict[str, Any]) -> tuple[str, dict[str, list[str]]]:
         ) from error
     missing, unknown = [n for n in key if n not in said], [n for n in said if n not in key]
     if missing or unknown:
-        what = (
-            f"lacks picture {missing[0]}"
-            if missing
-            else f"has a picture {unknown[0]}, which was not shown"
-        )
+        what = f"has a picture {unknown[0]}, which was not shown" if unknown else ""
+        what = f"lacks picture {missing[0]}" if missing else what
         raise ValueError(f"{str(path)!r} {what}; give [] for what cannot be named")
     return by, said
 
@@ -165,44 +153,34 @@ def _judged(each: dict[str, Any], guesses: list[str], net: WordNet | None) -> st
 def _record(
     suite: Suite,
     folder: Path,
-    viewer: int,
-    entry: str,
-    model: str,
+    source: tuple[str, str, int],
     key: dict[str, dict[str, Any]],
     judged: dict[str, str],
     said: dict[str, list[str]],
 ) -> Record:
-    """What one viewer named in the pictures of one entry and model."""
+    """What one viewer named in the pictures of one entry and model; `source`: entry, model and number of viewer."""
+    entry, model, viewer = source
     own = {n: each for n, each in key.items() if (each["entry"], each["model"]) == (entry, model)}
     numbers = sorted(own, key=lambda n: (own[n]["seed"], own[n]["place"]))
-    by, levels = suite.judge.split("; ")[viewer], list(LEVELS)
-    columns = {
-        level: [float(judged[n] in levels[: place + 1]) for n in numbers]
-        for place, level in enumerate(levels)
-    }
-    if own[numbers[0]].get("choices"):
-        metrics = {
-            "chosen": Metric("chosen among four (chance 25 %)", "share", by, columns["exact"])
-        }
-    else:
-        metrics = {level: Metric(LEVELS[level], "share", by, columns[level]) for level in LEVELS}
-    first = [n for n in numbers if own[n]["seed"] == own[numbers[0]]["seed"]]
-    made = read_record(folder / own[numbers[0]]["record"])
-    sheet = made.pictures["pictures"]
-    shown = {
-        **sheet,
-        "file": str(Path("..", "..", made.path).with_name(sheet["file"])),
-        "notes": [", ".join(said[n]) or "no name" for n in first],
-        "marks": [MARKS[judged[n]] for n in first],
-    }
-    options = {"choices": "chosen" in metrics}
+    some, by, levels = own[numbers[0]], suite.judge.split("; ")[viewer], list(LEVELS)
+    titles = LEVELS
+    if some.get("choices"):
+        titles = {"chosen": "chosen among four (chance 25 %)"}
+    metrics = {}
+    for place, (name, title) in enumerate(titles.items()):
+        values = [float(judged[n] in levels[: place + 1]) for n in numbers]
+        metrics[name] = Metric(title, "share", by, values).to_dict()
+    first = [n for n in numbers if own[n]["seed"] == some["seed"]]
+    made = read_record(folder / some["record"])
+    sheet = dict(made.pictures["pictures"])
+    sheet["file"] = str(Path("..", "..", made.path).with_name(sheet["file"]))
+    sheet["notes"] = [", ".join(said[n]) or "no name" for n in first]
+    sheet["marks"] = [MARKS[judged[n]] for n in first]
+    options, mark = {"choices": "chosen" in metrics}, fingerprint(key=key, said=said)
     inputs = {"judge": {"name": suite.judge}, "key": {"sha256": fingerprint(key=key)}}
     items = [own[n]["prompt"] for n in numbers]
-    found = {name: metric.to_dict() for name, metric in metrics.items()}
-    mark = fingerprint(key=key, said=said)
-    record = Record(suite.name, entry, "blind", model, viewer, mark, inputs, options, items, found)
-    record.pictures = {"pictures": shown}
-    return record
+    head = (suite.name, entry, "blind", model, viewer, mark)
+    return Record(*head, inputs, options, items, metrics, pictures={"pictures": sheet})
 
 
 def _agreement(verdicts: list[list[bool]]) -> str:

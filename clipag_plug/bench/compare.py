@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,24 +98,22 @@ class Result:
 
 def result_of(suite: Suite, folder: Path) -> Result:
     """What the records in a folder say.
-
     Records of other options than the suite's, and files that are none, are left out and named in the remarks. Raises
-    FileNotFoundError where no record is left, ValueError for records that cannot be of one comparison.
-    """
+    FileNotFoundError where no record is left, ValueError for records that cannot be of one comparison."""
     found, remarks = read_records(folder, suite.name)
     entries = {entry.name: entry.options.to_dict() for entry in suite.entries}
     records = []
     for record in found:
-        if record.model not in suite.models or record.seed not in suite.seeds:
-            continue
         asked = entries.get(record.entry)
-        other = {key for key in asked or {} if record.options.get(key, asked[key]) != asked[key]}  # type: ignore[index]
+        if record.model not in suite.models or record.seed not in suite.seeds or asked is None:
+            continue
+        other = sorted(key for key in asked if record.options.get(key, asked[key]) != asked[key])
         if other:
-            said = ", ".join(sorted(other))
             remarks.append(
-                f"{record.path!r} was measured with other options ({said}) and is left out; run the suite again"
+                f"{record.path!r} was measured with other options ({', '.join(other)}) and is left out; "
+                "run the suite again"
             )
-        elif asked is not None:
+        else:
             records.append(record)
     if not records:
         raise FileNotFoundError(
@@ -125,10 +123,9 @@ def result_of(suite: Suite, folder: Path) -> Result:
     order = list(entries)
     records.sort(key=lambda r: (order.index(r.entry), suite.models.index(r.model), r.seed))
     _check_weights(records)
-    for record in records:
-        empty = record.notes.get("empty", {})
-        remarks += [f"{what}: empty; {reason}" for what, reason in empty.items()]
-        remarks += record.notes.get("remarks", [])
+    for notes in (record.notes for record in records):
+        remarks += [f"{what}: empty; {why}" for what, why in notes.get("empty", {}).items()]
+        remarks += notes.get("remarks", [])
     splits = {r.inputs["photos"].get("split", "all") for r in records if "photos" in r.inputs}
     if splits - {suite.split}:
         remarks.append(
@@ -154,9 +151,7 @@ def _check_weights(records: Sequence[Record]) -> None:
 
 def compare(records: Sequence[Record], baseline: str, model: str) -> list[Comparison]:
     """Every metric that both models have, `model` against `baseline`; seeds repeat units and are no units.
-
-    Raises ValueError where the records of one entry are of different items, options, judges or photographs.
-    """
+    Raises ValueError where the records of one entry are of different items, options, judges or photographs."""
     rows: list[Comparison] = []
     for entry in dict.fromkeys(record.entry for record in records):
         theirs, ours = (
@@ -166,8 +161,9 @@ def compare(records: Sequence[Record], baseline: str, model: str) -> list[Compar
         pairs = [(theirs[seed], ours[seed]) for seed in theirs if seed in ours]
         for pair in pairs:
             _check_pair(*pair)
-        if pairs:
-            rows += _rows(entry, pairs)
+        for key in pairs[0][1].metrics if pairs else ():
+            if all(key in record.metrics for pair in pairs for record in pair):
+                rows += _rows(f"{entry}/{key}", key, pairs)
     compared = [place for place, row in enumerate(rows) if not row.diagnostic]
     for place, p in zip(compared, holm([rows[place].p for place in compared])):
         rows[place] = dataclasses.replace(rows[place], p=p)
@@ -175,62 +171,42 @@ def compare(records: Sequence[Record], baseline: str, model: str) -> list[Compar
 
 
 def _check_pair(theirs: Record, ours: Record) -> None:
-    others = [key for key in ours.inputs if key != "model"]
-    for what, one, two in (
-        ("items", theirs.items, ours.items),
-        ("options", theirs.options, ours.options),
-        *((key, theirs.inputs.get(key), ours.inputs.get(key)) for key in others),
-    ):
-        if one != two:
-            raise ValueError(
-                f"{theirs.model} and {ours.model} have different {what} in {ours.entry!r}; run the suite again"
-            )
+    one, two = (
+        {"items": each.items, "options": each.options, **each.inputs, "model": None}
+        for each in (theirs, ours)
+    )
+    if other := next((what for what in two if one.get(what) != two[what]), ""):
+        raise ValueError(
+            f"{theirs.model} and {ours.model} have different {other} in {ours.entry!r}; run the suite again"
+        )
 
 
-def _rows(entry: str, pairs: list[tuple[Record, Record]]) -> list[Comparison]:
-    first, rows = pairs[0][1], []
-    judge = first.inputs.get("judge", {}).get("name", "")
-    for key, metric in first.metrics.items():
-        if not all(key in record.metrics for pair in pairs for record in pair):
-            continue
-        before, after = ([r.metrics[key]["values"] for r in side] for side in zip(*pairs))
-        units = _units([ours for _, ours in pairs], metric.get("blocks", 0))
-        columns = [("", metric["title"], metric["unit"], before, after)]
-        if key == "aesthetic":
-            # Pairwise preference (supplement 1.2): the share of items with the higher score; a tie is a half.
-            preferred = [
-                [0.5 + 0.5 * ((b > a) - (b < a)) for a, b in zip(*both)]
-                for both in zip(before, after)
-            ]
-            rest = [[1 - value for value in values] for values in preferred]
-            columns.append(
-                ("_preferred", f"preferred by {metric['title']}", "share", rest, preferred)
-            )
-        for suffix, title, unit, theirs, ours in columns:
-            gaps = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(theirs, ours)]
-            one, two = ([value for values in side for value in values] for side in (theirs, ours))
-            means = mean(one, units), mean(two, units)
-            rows.append(
-                Comparison(
-                    f"{entry}/{key}{suffix}",
-                    title,
-                    unit,
-                    judge,
-                    metric["at"],
-                    metric["diagnostic"],
-                    metric.get("better", "higher"),
-                    min(len(set(labels)) for labels in units),
-                    len(pairs),
-                    *means,
-                    paired_difference(two, one, units),
-                    statistics.stdev(gaps) if len(gaps) > 1 else None,
-                    p_value(two, one, units),
-                    _ratio(means[1].value, means[0].value)
-                    if metric["unit"] == "share" and not suffix
-                    else None,
-                )
-            )
-    return rows
+def _rows(name: str, key: str, pairs: list[tuple[Record, Record]]) -> Iterator[Comparison]:
+    """The comparison of a metric, and of an aesthetic score who is preferred, too."""
+    metric, judge = pairs[0][1].metrics[key], pairs[0][1].inputs.get("judge", {}).get("name", "")
+    before, after = ([r.metrics[key]["values"] for r in side] for side in zip(*pairs))
+    units = _units([ours for _, ours in pairs], metric.get("blocks", 0))
+    count = min(len(set(labels)) for labels in units)
+    columns = [(name, metric["title"], metric["unit"], before, after)]
+    if key == "aesthetic":
+        # Pairwise preference (supplement 1.2): the share of items with the higher score; a tie is a half.
+        seeds = zip(before, after)
+        more = [[0.5 + 0.5 * ((b > a) - (b < a)) for a, b in zip(*both)] for both in seeds]
+        less = [[1 - value for value in values] for values in more]
+        title = f"preferred by {metric['title']}"
+        columns.append((f"{name}_preferred", title, "share", less, more))
+    for name, title, unit, theirs, ours in columns:
+        gaps = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(theirs, ours)]
+        one, two = ([value for values in side for value in values] for side in (theirs, ours))
+        means = mean(one, units), mean(two, units)
+        yield Comparison(
+            *(name, title, unit, judge, metric["at"], metric["diagnostic"]),
+            *(metric.get("better", "higher"), count, len(pairs), *means),
+            paired_difference(two, one, units),
+            statistics.stdev(gaps) if len(gaps) > 1 else None,
+            p_value(two, one, units),
+            _ratio(means[1].value, means[0].value) if metric["unit"] == "share" else None,
+        )
 
 
 def _units(records: Sequence[Record], blocks: int) -> Units:
@@ -246,29 +222,30 @@ def _units(records: Sequence[Record], blocks: int) -> Units:
 
 def judged(claim: Claim, rows: Sequence[Comparison]) -> Verdict:
     """Whether a claim holds, by the point estimates it bounds and the significance it asks for."""
-    radius = None
+    radius, sweeps = None, dict[str, list[Comparison]]()
+    for row in rows:  # `targeted/guide_top1` covers `targeted/guide_top1@6`
+        sweeps.setdefault(row.metric.partition("@")[0], []).append(row)
     if claim.reach_metric:
-        sweep = _sweep(rows, claim.reach_metric)
-        enough = [
-            r.at for r in sweep if r.at is not None and r.ours.value >= claim.reach - ROUNDING
-        ]
-        if not sweep:
+        reached = {row.at: row.ours.value for row in sweeps.get(claim.reach_metric, ())}
+        asked = claim.reach - ROUNDING
+        enough = [at for at, share in reached.items() if at is not None and share >= asked]
+        if not reached:
             return Verdict(claim, None, f"not run: {claim.reach_metric} for both models")
         if not enough:
-            best = f"{max(row.ours.value for row in sweep):.0%} of its targets at most"
+            best = f"{max(reached.values()):.0%} of its targets at most"
             return Verdict(claim, None, f"the model reaches {best} (asked: {claim.reach:.0%})")
         radius = min(enough)
-    found = [row for row in _sweep(rows, claim.metric) if row.at == radius]
+    found = [row for row in sweeps.get(claim.metric, ()) if row.at == radius]
     if not found:
         return Verdict(claim, None, f"not run: {claim.metric} for both models")
     row, checks = found[0], []
-    parts = [f"{number(row.ours.value, row.unit)} against {number(row.theirs.value, row.unit)}"]
+    ours, theirs, gap = row.ours.value, row.theirs.value, row.difference.value
+    parts = [f"{number(ours, row.unit)} against {number(theirs, row.unit)}"]
     if radius is not None:
         parts.append(f"at L2 {radius:g}")
-    ratio, gap = _ratio(row.ours.value, row.theirs.value), row.difference.value
     for asked, value, written in (
-        (claim.least, row.ours.value, lambda value: number(value, row.unit)),
-        (claim.times, ratio, times),
+        (claim.least, ours, lambda value: number(value, row.unit)),
+        (claim.times, _ratio(ours, theirs), times),
         (claim.points, gap, lambda value: difference(value, row.unit)),
     ):
         if asked:
@@ -285,11 +262,6 @@ def _ratio(ours: float, theirs: float) -> float:
     if ours <= 0:
         return 0.0 if theirs > 0 else math.nan
     return ours / theirs if theirs > 0 else math.inf
-
-
-def _sweep(rows: Sequence[Comparison], metric: str) -> list[Comparison]:
-    """The rows of a metric, at all its settings: `targeted/guide_top1` covers `targeted/guide_top1@6`."""
-    return [row for row in rows if row.metric.partition("@")[0] == metric]
 
 
 def number(value: float, unit: str) -> str:
@@ -310,9 +282,8 @@ def difference(value: float, unit: str) -> str:
 
 def ends(row: Comparison) -> str:
     """The ends of the difference's interval."""
-    return (
-        f"{difference(row.difference.low, row.unit)} to {difference(row.difference.high, row.unit)}"
-    )
+    gap = row.difference
+    return f"{difference(gap.low, row.unit)} to {difference(gap.high, row.unit)}"
 
 
 def times(ratio: float) -> str:

@@ -27,9 +27,7 @@ SPLITS = ("all", "development", "test")
 @dataclass(frozen=True)
 class Dataset:
     """Photographs with the names of their classes and a caption each; `boxed` where objects have boxes.
-
-    split: the part that the photographs, classes to draw and lists of prompts are of.
-    """
+    split: the part that the photographs, classes to draw and lists of prompts are of."""
 
     photos: Photographs
     classes: list[str]
@@ -46,8 +44,7 @@ def read_list(split: str) -> dict[str, object]:
     """The lists of a split, as fixed in a file with their purpose; those of `all` are the development ones."""
     name = "test.json" if split == "test" else "development.json"
     text = resources.files(__package__).joinpath("lists", name).read_text(encoding="utf-8")
-    found: dict[str, object] = json.loads(text)
-    return found
+    return json.loads(text)
 
 
 def read_dataset(spec: str = "", classes: str = "", split: str = "all") -> Dataset:
@@ -71,7 +68,7 @@ def read_dataset(spec: str = "", classes: str = "", split: str = "all") -> Datas
 
     found = read_shards([spec], SIDE)
     labels = torch.as_tensor(found.labels).long()
-    if len(labels) and int(labels.min()) < 0:
+    if (labels < 0).any():
         raise ValueError(
             f"{spec!r} has photographs without a class number; zero-shot classification needs one for each"
         )
@@ -88,15 +85,18 @@ def read_dataset(spec: str = "", classes: str = "", split: str = "all") -> Datas
 def _part(photos: Photographs, split: str) -> Photographs:
     if split == "all":
         return photos
-    seen: set[int] = set()
-    rows = []
-    for row, label in enumerate(photos.labels.tolist()):
-        if (label in seen) == (split == "test"):
-            rows.append(row)
-        seen.add(label)
+    labels = photos.labels.tolist()
+    first = {label: row for row, label in reversed(list(enumerate(labels)))}
+    rows = [n for n, label in enumerate(labels) if (first[label] == n) == (split == "development")]
     keys = tuple(photos.keys[row] for row in rows)
     digest = sha256(f"{photos.sha256} {split}".encode())
     return Photographs(keys, photos.images[rows], photos.labels[rows], photos.boxes[rows], digest)
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a text file that say something."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _names(path: str) -> list[str]:
@@ -104,8 +104,7 @@ def _names(path: str) -> list[str]:
         raise FileNotFoundError(
             f"--classes {path!r} does not exist; give a file with a class name a line"
         )
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return _lines(path)
 
 
 def _from_captions(texts: list[str], labels: torch.Tensor, spec: str) -> list[str]:
@@ -122,19 +121,17 @@ def _from_captions(texts: list[str], labels: torch.Tensor, spec: str) -> list[st
 
 
 def _check(photos: Photographs, names: list[str], what: str) -> None:
-    if int(photos.labels.max()) >= len(names):
+    if (most := int(photos.labels.max())) >= len(names):
         raise ValueError(
-            f"{what!r} has class number {int(photos.labels.max())}, but there are {len(names)} class names; "
+            f"{what!r} has class number {most}, but there are {len(names)} class names; "
             "give --classes FILE with a name a line"
         )
 
 
 def read_prompts(name: str, count: int = 0, seed: int = 0, split: str = "all") -> list[str]:
     """The prompts of one of our `LISTS`, of a text file (one a line), or of MS-COCO's captions_*.json.
-
     count: how many to take, 0 for all; from our lists and text files the first, from COCO one caption each of images
-    drawn with `seed`. Raises FileNotFoundError, or ValueError where there are too few.
-    """
+    drawn with `seed`. Raises FileNotFoundError, or ValueError where there are too few."""
     found: list[str]
     if name in LISTS:
         found = read_list(split)[name]  # type: ignore[assignment]
@@ -142,11 +139,8 @@ def read_prompts(name: str, count: int = 0, seed: int = 0, split: str = "all") -
         raise FileNotFoundError(
             f"there is no list of prompts {name!r}; give {', '.join(LISTS)}, a text file, or MS-COCO's captions_*.json"
         )
-    elif name.endswith(".json"):
-        found = _coco(name, seed)
     else:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
-        found = [line.strip() for line in lines if line.strip()]
+        found = _coco(name, seed) if name.endswith(".json") else _lines(name)
     # A prompt that comes twice would be its own rival in R-Precision.
     found = list(dict.fromkeys(found))
     if len(found) < max(count, 1):

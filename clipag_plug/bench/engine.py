@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from ..files import sha256, slug
 from ..images import contact_sheet, write_image
 from ..version import __version__
 from .data import LISTS, read_prompts
-from .records import Record, environment, fingerprint, now, read_record
+from .records import Record, environment, fingerprint, read_record
 from .suites import Entry, Suite
 from .tasks import Context, Measured, Resources, Sheet
 
@@ -41,12 +44,8 @@ class Done:
 
 def plan(suite: Suite) -> list[Job]:
     """The jobs in order: entry by entry, so that a pair of models is comparable as early as possible."""
-    return [
-        Job(entry, model, seed)
-        for entry in suite.entries
-        for seed in suite.seeds
-        for model in suite.models
-    ]
+    jobs = itertools.product(suite.entries, suite.seeds, suite.models)
+    return [Job(entry, model, seed) for entry, seed, model in jobs]
 
 
 def run(
@@ -55,20 +54,19 @@ def run(
     resources: Resources,
     *,
     again: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda job, share: None,
 ) -> Iterator[Done]:
     """Runs what has no valid record below `folder`, and yields every job's record in order.
-
     A record is valid while all that decides its numbers is what it was: weights, judges, photographs, texts, files,
-    options, the seed and the package's version. Interrupted runs continue with the first job that is missing.
-    """
+    options, the seed and the package's version. Interrupted runs continue with the first job that is missing."""
     for job in plan(suite):
-        options = job.entry.options.to_dict()
-        context = Context(job.model, job.seed, job.entry.options, resources)
-        inputs = _inputs(job, context)
-        name, head = job.entry.task.name, (suite.name, job.entry.name)
+        entry, options = job.entry, job.entry.options.to_dict()
+        report = functools.partial(progress, job)
+        context = Context(job.model, job.seed, entry.options, resources, report)
+        inputs, name = _inputs(job, context), entry.task.name
         mark = fingerprint(version=__version__, task=name, options=options, seed=job.seed, **inputs)
-        record = Record(*head, name, job.model, job.seed, mark, inputs, options, [], {})
+        head = (suite.name, entry.name, name, job.model, job.seed, mark)
+        record = Record(*head, inputs, options, [], {})
         try:
             there = read_record(folder / record.path)
         except (FileNotFoundError, ValueError):
@@ -76,11 +74,10 @@ def run(
         if there is not None and there.fingerprint == mark and not again:
             yield Done(job, there, True)
             continue
-        if progress:
-            progress(job, 0.0)
-            context.progress = lambda share, job=job: progress(job, share)  # type: ignore[misc]
-        record.started, clock, processor = now(), time.monotonic(), time.process_time()
-        measured = job.entry.task.run(context)
+        report(0.0)
+        record.started = datetime.now(UTC).isoformat(timespec="seconds")
+        clock, processor = time.monotonic(), time.process_time()
+        measured = entry.task.run(context)
         record.seconds = round(time.monotonic() - clock, 2)
         record.processor_seconds = round(time.process_time() - processor, 2)
         _check(job, measured)
@@ -97,7 +94,8 @@ def run(
 
 def _inputs(job: Job, context: Context) -> dict[str, dict[str, str]]:
     """Names and hashes of all that the job reads; refuses a judge that guides."""
-    data, resources, task = context.data, context.resources, job.entry.task
+    data, resources = context.data, context.resources
+    task, options = job.entry.task, job.entry.options
     texts = fingerprint(classes=data.classes, captions=data.captions)
     inputs = {
         "model": {"name": job.model, "weights": resources.model(job.model)[1]},
@@ -111,50 +109,43 @@ def _inputs(job: Job, context: Context) -> dict[str, dict[str, str]]:
         inputs["imagenet"] = {"name": "" if isinstance(imagenet, str) else imagenet.name}
         if not isinstance(predictor, str):
             inputs["aesthetic"] = {"name": predictor.name, "sha256": predictor.sha256}
-    for option in filter(lambda option: getattr(job.entry.options, option), task.reads):
-        name = getattr(job.entry.options, option)
+    for option in task.reads:
+        name = getattr(options, option)
         if isinstance(name, list):
-            inputs[option] = {each: resources.model(each)[1] for each in name}
-            continue
-        if option == "second":
-            context.second_judge(name)
-            found = {"weights": resources.model(name)[1]}
-        elif name in LISTS:
-            split = getattr(job.entry.options, "split", data.split)
-            prompts = read_prompts(name, split=split)
-            found = {"sha256": fingerprint(prompts=prompts)}
-        else:
+            if name:
+                inputs[option] = {each: resources.model(each)[1] for each in name}
+        elif name:
+            inputs[option] = {"name": name}
             file = BUNDLED / f"{'generator' if name == 'bundled' else name}.safetensors"
             paths = [path for path in (Path(name), file) if path.is_file()]
-            found = {"sha256": sha256(paths[0])} if paths else {}
-        inputs[option] = {"name": name, **found}
+            if option == "second":
+                inputs[option]["weights"] = resources.model(context.second_judge(name).name)[1]
+            elif name in LISTS:
+                prompts = read_prompts(name, split=getattr(options, "split", data.split))
+                inputs[option]["sha256"] = fingerprint(prompts=prompts)
+            elif paths:
+                inputs[option]["sha256"] = sha256(paths[0])
     return inputs
 
 
 def _check(job: Job, measured: Measured) -> None:
     """Refuses scores of a judged task that the guide itself gave, unless they are marked as a diagnostic, and columns
     without a value for every item. Raises ValueError."""
-    task = job.entry.task.name
-    columns: dict[str, list[Any]] = {**measured.drawn}
+    task, count = job.entry.task, len(measured.items)
     for key, metric in measured.metrics.items():
-        columns[key] = metric.values
-        if job.entry.task.judged and metric.by == job.model and not metric.diagnostic:
+        if task.judged and metric.by == job.model and not metric.diagnostic:
             raise ValueError(
-                f"{task!r} scores {key!r} with {job.model}, the model that guided; score it with the judge"
+                f"{task.name!r} scores {key!r} with {job.model}, the model that guided; score it with the judge"
             )
+    columns = measured.drawn | {key: metric.values for key, metric in measured.metrics.items()}
     for key, values in columns.items():
-        if len(values) != len(measured.items):
-            raise ValueError(
-                f"{task!r} has {len(values)} values of {key!r} for {len(measured.items)} items"
-            )
+        if len(values) != count:
+            raise ValueError(f"{task.name!r} has {len(values)} values of {key!r} for {count} items")
 
 
 def _save(sheet: Sheet, path: Path) -> dict[str, Any]:
     """Writes the pictures of a sheet as one PNG of tiles without gaps, and says what it holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(sheet.images), COLUMNS)
-    write_image(
-        path, contact_sheet([list(sheet.images[n : n + COLUMNS]) for n in starts], margin=0)
-    )
+    write_image(path, contact_sheet([list(row) for row in sheet.images.split(COLUMNS)], margin=0))
     said = {"titles": sheet.titles, "notes": sheet.notes, "marks": sheet.marks}
     return {"file": path.name, "side": sheet.images.shape[-1], "columns": COLUMNS, **said}

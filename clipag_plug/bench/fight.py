@@ -6,6 +6,7 @@ method is chosen on development prompts, with equally many trials; the results a
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from . import engine
 from .compare import difference
 from .data import subject
 from .records import Record, tiles
-from .stats import Interval, holm, mean, p_value, paired_difference
+from .stats import Interval, Units, holm, mean, p_value, paired_difference
 from .suites import Entry, Suite
 from .tasks import Resources, find
 from .tasks.canvas import METHODS, Painted
@@ -60,9 +61,7 @@ class Fight(Options):
 @dataclass(frozen=True)
 class Cell:
     """One method at one budget: its step size, the mean of it on development prompts, and the test records.
-
-    edge: whether the step size was the largest or smallest that was tried.
-    """
+    edge: whether the step size was the largest or smallest that was tried."""
 
     lr: float
     score: float
@@ -73,13 +72,10 @@ class Cell:
         """Values of all items and seeds."""
         return [value for record in self.records for value in record.metrics[key]["values"]]
 
-    def value(self, key: str) -> float:
-        """Mean over items."""
-        return statistics.fmean(self.column(key))
-
-    def mean(self, key: str) -> Interval:
-        """Mean over items with its interval, prompts as units."""
-        return mean(self.column(key), [[item for record in self.records for item in record.items]])
+    @property
+    def units(self) -> Units:
+        """The prompts, which seeds repeat."""
+        return [[item for record in self.records for item in record.items]]
 
 
 @dataclass
@@ -97,90 +93,78 @@ class Arena:
         self.resources = Resources(self.judge, self.device, split="test")
         self.cells: dict[Key, Cell] = {}
 
-    def run(self) -> dict[Key, Cell]:
-        """All cells, the small budgets first."""
-        fight = self.fight
+    def run(self) -> None:
+        """Fills `cells`, the small budgets first."""
+        fight, vanilla = self.fight, self.models[0]
         for budget, seeds in zip(fight.passes, fight.seeds, strict=True):
             for model in self.models:
                 if budget <= fight.whole:
                     for method, views in itertools.product(fight.methods, fight.views):
-                        chosen = self._tuned(model, method, views, budget)
-                        self._test((model, method, views, budget), seeds, *chosen)
+                        key = (model, method, views, budget)
+                        self._test(key, self._tuned(key), seeds)
                     continue
                 below = max(p for p in fight.passes if p <= fight.whole)
                 for method in self.ranked(model, below)[:2]:
-                    views = self.best_views(model, method, below)
-                    cell = self.cells[model, method, views, below]
-                    key = (model, method, views, budget)
-                    self._test(key, seeds, cell.lr, cell.score, cell.edge)
+                    views = self.best(model, below, method)[1]
+                    tuned = self.cells[model, method, views, below]
+                    self._test((model, method, views, budget), tuned, seeds)
             if len(fight.guides) == 2 and budget <= fight.whole:
-                method, views = self.best(self.models[0], budget)
-                cell = self.cells[self.models[0], method, views, budget]
-                key = ("ensemble", method, views, budget)
-                self._test(key, seeds, cell.lr, cell.score, cell.edge)
-        return self.cells
+                method, views = self.best(vanilla, budget)
+                tuned = self.cells[vanilla, method, views, budget]
+                self._test(("ensemble", method, views, budget), tuned, seeds)
 
     def ranked(self, model: str, budget: int) -> list[str]:
         """Canvases at their best numbers of views, by development prompts."""
-        scores = {m: self._at(model, m, budget)[0] for m in self.fight.methods}
-        return sorted(scores, key=scores.__getitem__, reverse=True)
 
-    def best_views(self, model: str, method: str, budget: int) -> int:
-        """The number of views that is best on development prompts."""
-        return self._at(model, method, budget)[1]
+        def score(method: str) -> float:
+            return self.cells[model, *self.best(model, budget, method), budget].score
 
-    def best(self, model: str, budget: int) -> tuple[str, int]:
-        """The best canvas and number of views on development prompts."""
-        own = {
-            (m, v): c.score for (o, m, v, p), c in self.cells.items() if (o, p) == (model, budget)
+        return sorted(self.fight.methods, key=score, reverse=True)
+
+    def best(self, model: str, budget: int, method: str = "") -> tuple[str, int]:
+        """The best canvas, or `method`, and number of views on development prompts."""
+        scores = {
+            (own, views): (cell.score, views)
+            for (of, own, views, passes), cell in self.cells.items()
+            if (of, passes) == (model, budget) and method in ("", own)
         }
-        return max(own, key=own.__getitem__)
+        return max(scores, key=scores.__getitem__)
 
-    def _at(self, model: str, method: str, budget: int) -> tuple[float, int]:
-        return max(
-            (c.score, v)
-            for (o, m, v, p), c in self.cells.items()
-            if (o, m, p) == (model, method, budget)
-        )
-
-    def _tuned(self, model: str, method: str, views: int, budget: int) -> tuple[float, float, bool]:
-        """Step size, its score on development prompts, and whether it is at the edge of what was tried."""
-        fight, start = self.fight, METHODS[method][1]
-        rates = [start * fight.factor ** (n - fight.trials // 2) for n in range(fight.trials)]
+    def _tuned(self, key: Key) -> Cell:
+        """The best step size on development prompts, still without test records."""
+        trials, start = self.fight.trials, METHODS[key[1]][1]
+        rates = [start * self.fight.factor ** (n - trials // 2) for n in range(trials)]
         scores = []
         for number, rate in enumerate(rates):
-            options = self._options(method, views, budget, rate, fight.development)
-            options = options.replace(split="development")
-            name = f"tune-{method}-{views}-{budget}-{number}".replace(" ", "-")
-            (record,) = self._measure(model, name, options, 1)
-            key = next(key for key in CHOSEN_BY if key in record.metrics)
-            scores.append(record.metrics[key]["value"])
+            (record,) = self._measure(key, rate, "development", 1, f"tune-{{}}-{number}")
+            chosen = next(each for each in CHOSEN_BY if each in record.metrics)
+            scores.append(record.metrics[chosen]["value"])
         place = scores.index(max(scores))
-        return rates[place], scores[place], len(rates) > 1 and place in (0, len(rates) - 1)
+        return Cell(rates[place], scores[place], trials > 1 and place in (0, trials - 1), [])
 
-    def _test(self, key: Key, seeds: int, rate: float, score: float, edge: bool) -> None:
-        model, method, views, budget = key
-        options = self._options(method, views, budget, rate, self.fight.count)
-        name = f"{method}-{views}-{budget}".replace(" ", "-")
-        if model == "ensemble":
-            options, name = options.replace(ensemble=self.fight.guides), f"ensemble-{name}"
-        guide = self.models[0] if model == "ensemble" else model
-        self.cells[key] = Cell(rate, score, edge, self._measure(guide, name, options, seeds))
+    def _test(self, key: Key, tuned: Cell, seeds: int) -> None:
+        name = "ensemble-{}" if key[0] == "ensemble" else "{}"
+        records = self._measure(key, tuned.lr, "test", seeds, name)
+        self.cells[key] = dataclasses.replace(tuned, records=records)
 
-    def _options(self, method: str, views: int, budget: int, rate: float, count: int) -> Painted:
-        fight = self.fight
-        shared: dict[str, Any] = {
-            "prompts": fight.prompts,
-            "template": fight.template,
-            "batch": fight.batch,
-        }
-        return Painted(method=method, views=views, passes=budget, lr=rate, count=count, **shared)
-
-    def _measure(self, model: str, name: str, options: Painted, seeds: int) -> list[Record]:
-        entry = Entry(name, name, find("canvas"), options)
-        suite = Suite(
-            "canvas", "", (model,), self.judge, tuple(range(seeds)), options.split, (entry,), ()
+    def _measure(self, key: Key, rate: float, split: str, seeds: int, name: str) -> list[Record]:
+        """Records of one method on a part of the prompts, a seed each."""
+        (model, method, views, passes), fight = key, self.fight
+        together = model == "ensemble"
+        options = Painted(
+            method=method,
+            views=views,
+            passes=passes,
+            lr=rate,
+            split=split,
+            **{own: getattr(fight, own) for own in ("prompts", "template", "batch")},
+            count=fight.count if split == "test" else fight.development,
+            ensemble=fight.guides if together else [],
         )
+        name = name.format(f"{method}-{views}-{passes}").replace(" ", "-")
+        guides = (self.models[0] if together else model,)
+        entries = (Entry(name, name, find("canvas"), options),)
+        suite = Suite("canvas", "", guides, self.judge, tuple(range(seeds)), split, entries, ())
         found = []
         for done in engine.run(suite, self.folder, self.resources):
             self.progress(done)
@@ -226,39 +210,35 @@ def _main(arena: Arena) -> tuple[str, str]:
 def table(arena: Arena) -> list[str]:
     """A Markdown row for each canvas, number of views and budget."""
     key, _ = _main(arena)
-    columns: dict[str, Callable[[Cell], str]] = {
-        "step size": lambda cell: f"{cell.lr:.3g}" + "^" * cell.edge,
-        "top-1": lambda cell: f"{100 * cell.value(key.replace('top5', 'top1')):.0f}",
-        "top-5": lambda cell: f"{100 * cell.value(key):.0f}",
-        "cosine": lambda cell: f"{cell.value('own'):.2f}",
-        "similarity": lambda cell: f"{cell.value('similarity'):.3f}",
-        "fine": lambda cell: f"{cell.value('fine'):.3f}",
-        "s a picture": _seconds,
-    }
-    lines = [f"| passes | canvas | views | {' | '.join(columns)} | top-5, robust - vanilla |"]
-    lines.append("|---:|---|---:|" + "---|" * (len(columns) + 1))
-    for method, views, budget in dict.fromkeys(key[1:] for key in arena.cells):
-        pair = [arena.cells.get((model, method, views, budget)) for model in arena.models]
-        found = [
-            " / ".join("not run" if cell is None else show(cell) for cell in pair)
-            for show in columns.values()
+    heads = "step size | top-1 | top-5 | cosine | similarity | fine | s a picture"
+    lines = [f"| passes | canvas | views | {heads} | top-5, robust - vanilla |"]
+    lines.append("|---:|---|---:|" + "---|" * 8)
+
+    def shown(cell: Cell) -> list[str]:
+        def value(key: str, factor: int = 1) -> float:
+            return factor * statistics.fmean(cell.column(key))
+
+        seconds = sum(r.seconds for r in cell.records) / sum(len(r.items) for r in cell.records)
+        shares = [value(key.replace("top5", "top1"), 100), value(key, 100)]
+        return [
+            f"{cell.lr:.3g}" + "^" * cell.edge,
+            *(f"{share:.0f}" for share in shares),
+            f"{value('own'):.2f}",
+            *(f"{value(key):.3f}" for key in ("similarity", "fine")),
+            f"{seconds:.1f}",
         ]
-        theirs, ours = pair
-        gap = _shown(_gap(ours, theirs, key)) if ours and theirs else ""
-        lines.append(f"| {budget} | {method} | {views} | {' | '.join(found)} | {gap} |")
+
+    for method, views, budget in dict.fromkeys(key[1:] for key in arena.cells):
+        theirs, ours = (arena.cells.get((model, method, views, budget)) for model in arena.models)
+        both = [shown(cell) if cell else ["not run"] * 7 for cell in (theirs, ours)]
+        row = [str(budget), method, str(views), *map(" / ".join, zip(*both)), ""]
+        if ours and theirs:
+            row[-1] = _gap(paired_difference(ours.column(key), theirs.column(key), ours.units))
+        lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
-def _seconds(cell: Cell) -> str:
-    return f"{sum(r.seconds for r in cell.records) / sum(len(r.items) for r in cell.records):.1f}"
-
-
-def _gap(ours: Cell, theirs: Cell, key: str) -> Interval:
-    units = [[item for record in ours.records for item in record.items]]
-    return paired_difference(ours.column(key), theirs.column(key), units)
-
-
-def _shown(gap: Interval) -> str:
+def _gap(gap: Interval) -> str:
     ends = [difference(value, "share") for value in (gap.value, gap.low, gap.high)]
     return f"{ends[0]} ({ends[1]} to {ends[2]})"
 
@@ -267,50 +247,35 @@ def questions(arena: Arena, budget: int) -> Iterator[tuple[str, list[float], lis
     """What is asked at a budget, and the two columns whose difference answers it: above 0 is yes."""
     key, _ = _main(arena)
     vanilla, robust = arena.models
-    largest, least = max(arena.fight.views), min(arena.fight.views)
+    methods, views = arena.fight.methods, arena.fight.views
 
-    def column(model: str, method: str, views: int | None = None) -> list[float]:
-        views = arena.best_views(model, method, budget) if views is None else views
-        return arena.cells[model, method, views, budget].column(key)
+    def column(model: str, method: str = "", views: int | None = None) -> list[float]:
+        chosen = arena.best(model, budget, method) if views is None else (method, views)
+        return arena.cells[model, *chosen, budget].column(key)
 
-    def gains(model: str, method: str) -> list[float]:
-        return _less(column(model, method), column(model, "pixels"))
+    def gain(ours: list[float], theirs: list[float]) -> list[float]:
+        return [a - b for a, b in zip(ours, theirs, strict=True)]
 
-    chosen = [arena.best(model, budget) for model in arena.models]
-    named = [f"{method}, {views} views" for method, views in chosen]
-    yield (
-        f"each at its best (robust: {named[1]}; vanilla: {named[0]}): is robust better?",
-        column(robust, *chosen[1]),
-        column(vanilla, *chosen[0]),
-    )
+    named = [f"{method}, {n} views" for method, n in (arena.best(m, budget) for m in arena.models)]
+    text = f"each at its best (robust: {named[1]}; vanilla: {named[0]}): is robust better?"
+    yield text, column(robust), column(vanilla)
     if budget > arena.fight.whole:
         return
-    if {"pixels", "pyramid"} <= set(arena.fight.methods):
-        yield (
-            "is robust on plain pixels better than vanilla on the pyramid?",
-            column(robust, "pixels"),
-            column(vanilla, "pyramid"),
-        )
+    if {"pixels", "pyramid"} <= set(methods):
+        text = "is robust on plain pixels better than vanilla on the pyramid?"
+        yield text, column(robust, "pixels"), column(vanilla, "pyramid")
     for method in ("pyramid", "phase"):
-        if {"pixels", method} <= set(arena.fight.methods):
+        if {"pixels", method} <= set(methods):
             text = f"does {method}, instead of pixels, help vanilla more than robust?"
-            yield text, gains(vanilla, method), gains(robust, method)
-    if "pixels" in arena.fight.methods and largest > least:
-        yield (
-            f"do {largest} views, instead of {least}, help vanilla more than robust, on pixels?",
-            _less(column(vanilla, "pixels", largest), column(vanilla, "pixels", least)),
-            _less(column(robust, "pixels", largest), column(robust, "pixels", least)),
-        )
+            gains = [gain(column(m, method), column(m, "pixels")) for m in arena.models]
+            yield text, *gains
+    if "pixels" in methods and (most := max(views)) > (least := min(views)):
+        text = f"do {most} views, instead of {least}, help vanilla more than robust, on pixels?"
+        gains = [gain(*(column(m, "pixels", n) for n in (most, least))) for m in arena.models]
+        yield text, *gains
     if arena.fight.guides:
-        ensemble = next(
-            c for (m, *_, p), c in arena.cells.items() if (m, p) == ("ensemble", budget)
-        )
         text = "is one robust guide better than three vanilla ones at a third of the steps each?"
-        yield text, column(robust, *chosen[1]), ensemble.column(key)
-
-
-def _less(ours: list[float], theirs: list[float]) -> list[float]:
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
+        yield text, column(robust), column("ensemble")
 
 
 def answers(arena: Arena) -> list[str]:
@@ -321,14 +286,13 @@ def answers(arena: Arena) -> list[str]:
     ]
     for budget in dict.fromkeys(key[3] for key in arena.cells):
         found = list(questions(arena, budget))
-        records = next(c for k, c in arena.cells.items() if k[3] == budget).records
-        units = [[item for record in records for item in record.items]]
+        units = next(cell for key, cell in arena.cells.items() if key[3] == budget).units
         gaps = [paired_difference(ours, theirs, units) for _, ours, theirs in found]
         adjusted = holm([p_value(ours, theirs, units) for _, ours, theirs in found])
-        for (text, _, _), gap, p in zip(found, gaps, adjusted):
+        for (text, *_), gap, p in zip(found, gaps, adjusted):
             clear = p <= 0.05 and gap.excludes(0)
             answer = ("yes" if gap.value > 0 else "no, the opposite") if clear else "not shown"
-            lines.append(f"| {budget} | {text} | {_shown(gap)} | {p:.2g} | {answer} |")
+            lines.append(f"| {budget} | {text} | {_gap(gap)} | {p:.2g} | {answer} |")
     if not arena.fight.guides:
         lines.append(
             "\nThree vanilla guides against one robust guide: not run (no `guides` were named)."
@@ -345,15 +309,11 @@ def _figure(arena: Arena) -> Any:
     for axes, model in zip(figure.subplots(1, 2, sharey=True), arena.models):
         for method in arena.fight.methods:
             budgets = sorted({k[3] for k in arena.cells if k[:2] == (model, method)})
-            cells = [
-                arena.cells[model, method, arena.best_views(model, method, budget), budget].mean(
-                    key
-                )
-                for budget in budgets
-            ]
-            low, high = [c.value - c.low for c in cells], [c.high - c.value for c in cells]
-            values = [c.value for c in cells]
-            axes.errorbar(budgets, values, (low, high), marker="o", capsize=2, label=method)
+            cells = [arena.cells[model, *arena.best(model, p, method), p] for p in budgets]
+            means = [mean(cell.column(key), cell.units) for cell in cells]
+            ends = [m.value - m.low for m in means], [m.high - m.value for m in means]
+            values = [m.value for m in means]
+            axes.errorbar(budgets, values, ends, marker="o", capsize=2, label=method)
         axes.set(xscale="log", xlabel="passes a picture", title=model, ylim=(0, 1))
     figure.axes[0].set_ylabel(by)
     figure.axes[1].legend(fontsize=7, frameon=False)
@@ -365,7 +325,7 @@ def _sheet(arena: Arena) -> Any:
     budget = max(p for p in arena.fight.passes if p <= arena.fight.whole)
     rows, captions, prompts = [], [], []
     for method, model in itertools.product(arena.fight.methods, arena.models):
-        views = arena.best_views(model, method, budget)
+        views = arena.best(model, budget, method)[1]
         record = arena.cells[model, method, views, budget].records[0]
         shown = tiles(record, "pictures", arena.folder)[:SHOWN]
         rows.append([from_pil(tile.resize((112, 112))) for tile in shown])

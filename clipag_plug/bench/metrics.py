@@ -7,6 +7,7 @@ paired differences and their intervals then work as for any other metric.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,7 @@ BLOCKS = 20
 
 def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     """How many other columns of `scores` (N, C) reach the one of `truth` (N,) or beat it: 0 is first. Shape (N,).
-
-    Ties count against the item, so that a scorer which says the same of everything scores nothing.
-    """
+    Ties count against the item, so that a scorer which says the same of everything scores nothing."""
     own = scores.gather(1, truth[:, None])
     return (scores >= own).sum(dim=1) - 1
 
@@ -35,19 +34,15 @@ def top(scores: Tensor, truth: Tensor, k: int) -> Tensor:
 
 def r_precision(image_features: Tensor, text_features: Tensor) -> Tensor:
     """1.0 where picture i ranks its own caption i first among all captions (VectorFusion, Jain et al. 2023). (N,).
-
-    Features (N, D) need not be normalised. Chance is 1 / N.
-    """
+    Features (N, D) need not be normalised. Chance is 1 / N."""
     scores = F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
     return top(scores, torch.arange(len(scores), device=scores.device), 1)
 
 
 def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
     """1.0 for each query (row) where a relevant column is among the first `k` of scores (Q, M). Shape (Q,).
-
     relevant: bool (Q, M), with at least one in a row. Irrelevant columns that tie with the best relevant one count as
-    before it, so that a scorer which says the same of everything finds nothing.
-    """
+    before it, so that a scorer which says the same of everything finds nothing."""
     best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
     return (((scores >= best) & ~relevant).sum(dim=1) < k).float()
 
@@ -59,25 +54,20 @@ def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 def margin(logits: Tensor, classes: Tensor) -> Tensor:
     """z_a - log mean_{c != a} exp z_c: how far class a stands out of the others, in nats.
-
-    logits (N, C), classes a (N, K) -> (N, K).
-    """
+    logits (N, C), classes a (N, K) -> (N, K)."""
     columns = []
-    for chosen in classes.T:
-        own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen[:, None], True)
-        others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        count = torch.tensor(float(logits.shape[1] - 1), dtype=logits.dtype)
-        columns.append(logits.gather(1, chosen[:, None])[:, 0] - others + count.log().to(others))
+    count = torch.tensor(float(logits.shape[1] - 1), dtype=logits.dtype)
+    for chosen in classes.T[..., None]:
+        others = logits.scatter(1, chosen, -torch.inf).logsumexp(dim=1)
+        columns.append(logits.gather(1, chosen)[:, 0] - others + count.log().to(others))
     return torch.stack(columns, dim=1)
 
 
 def target_effect(before: Tensor, after: Tensor, targets: Tensor, controls: Tensor) -> Tensor:
-    """Shuffle-corrected gain of the target's margin: what a perturbation adds to its own target, minus what it adds
-    to targets that were not its own.
-
-    before, after: judge's logits (N, C) of the pictures without and with the perturbation; targets (N,);
-    controls (N, K), other classes for each picture. Returns nats, (N,).
-    """
+    """Shuffle-corrected gain of the target's margin: what a perturbation adds to its own target, minus what it adds to
+    targets that were not its own.
+    before, after: judge's logits (N, C) of the pictures without and with the perturbation; targets (N,); controls (N,
+    K), other classes for each picture. Returns nats, (N,)."""
     own = margin(after, targets[:, None]) - margin(before, targets[:, None])
     others = margin(after, controls) - margin(before, controls)
     return own[:, 0] - others.mean(dim=1)
@@ -85,18 +75,13 @@ def target_effect(before: Tensor, after: Tensor, targets: Tensor, controls: Tens
 
 def shuffled_targets(targets: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """For each row `count` targets (N, count) of other rows, never its own class.
-
-    Drawn from the targets in use, so that what the attack does to every one of them alike cancels.
-    """
+    Drawn from the targets in use, so that what the attack does to every one of them alike cancels."""
     if len(targets.unique()) < 2:
         raise ValueError("all targets are one class; a control needs at least two")
     drawn = torch.randint(len(targets), (len(targets), count), generator=generator)
-    while True:
-        clash = targets[drawn] == targets[:, None]
-        if not clash.any():
-            return targets[drawn]
-        again = torch.randint(len(targets), (int(clash.sum()),), generator=generator)
-        drawn[clash] = again
+    while (clash := targets[drawn] == targets[:, None]).any():
+        drawn[clash] = torch.randint(len(targets), (int(clash.sum()),), generator=generator)
+    return targets[drawn]
 
 
 def inside(gradients: Tensor, masks: Tensor) -> Tensor:
@@ -124,21 +109,14 @@ def fine_share(gradients: Tensor, above: float = 0.25) -> Tensor:
 
 def slope(gradients: Tensor) -> Tensor:
     """Exponent of the power spectrum over frequency (N,), least squares in logarithms over rings up to Nyquist.
-
-    White noise has 0, photographs about -2 (Field 1987). A flat gradient counts as 0.
-    """
+    White noise has 0, photographs about -2 (Field 1987). A flat gradient counts as 0."""
     spectrum, frequency = power(gradients)
     size = min(gradients.shape[2:])
     rings = (frequency * size / 2).round().long()
     inside = (rings >= 1) & (rings <= size // 2)
-    index = rings[inside] - 1
-    count = torch.zeros(size // 2, dtype=torch.float64).index_add_(
-        0, index, torch.ones(len(index), dtype=torch.float64)
-    )
-    sums = torch.zeros(len(spectrum), size // 2, dtype=torch.float64).index_add_(
-        1, index, spectrum[:, inside]
-    )
-    means = sums / count
+    index, spectrum = rings[inside] - 1, spectrum[:, inside]
+    sums = spectrum.new_zeros(len(spectrum), size // 2).index_add_(1, index, spectrum)
+    means = sums / torch.bincount(index)
     flat = means.amax(1) <= 1e-300
     across = torch.arange(1, size // 2 + 1, dtype=torch.float64).log()
     across = across - across.mean()
@@ -149,9 +127,7 @@ def slope(gradients: Tensor) -> Tensor:
 
 def roughness(gradients: Tensor) -> Tensor:
     """Total variation over magnitude (N,): mean difference of neighbours by mean absolute value; scale-free.
-
-    Independent Gaussian noise has sqrt(2), a picture of two flat halves almost 0.
-    """
+    Independent Gaussian noise has sqrt(2), a picture of two flat halves almost 0."""
     down = gradients.diff(dim=2).abs().mean((1, 2, 3))
     across = gradients.diff(dim=3).abs().mean((1, 2, 3))
     return (down + across) / 2 / gradients.abs().mean((1, 2, 3)).clamp_min(1e-30)
@@ -179,43 +155,29 @@ def fid(made: Tensor, real: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017) of features (N, D) and (M, D)."""
     metric = _fidelity("metric_fid")
     found = [metric.fid_features_to_statistics(part.double().cpu()) for part in (made, real)]
-    value: float = metric.fid_statistics_to_metric(*found, False)[metric.KEY_METRIC_FID]
-    return value
+    return float(metric.fid_statistics_to_metric(*found, False)[metric.KEY_METRIC_FID])
 
 
 def kid(made: Tensor, real: Tensor) -> float:
     """Unbiased squared MMD (Binkowski et al. 2018), cubic kernel, of features; the larger set is cut to the smaller."""
-    metric = _fidelity("metric_kid")
     count = min(len(made), len(real))
-    first, second = (part[:count].double().cpu().numpy() for part in (made, real))
-    return float(
-        metric.kernel_mmd(
-            first,
-            second,
-            kid_kernel="poly",
-            kid_kernel_poly_degree=3,
-            kid_kernel_poly_gamma=None,
-            kid_kernel_poly_coef0=1,
-        )
-    )
+    both = (part[:count].double().cpu().numpy() for part in (made, real))
+    cubic = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_coef0": 1}
+    return float(_fidelity("metric_kid").kernel_mmd(*both, **cubic, kid_kernel_poly_gamma=None))
 
 
 def inception_score(logits: Tensor, splits: int = 1) -> float:
     """exp of the mean KL divergence of class distributions (N, C) from their mean (Salimans et al. 2016)."""
     metric = _fidelity("metric_isc")
-    value: float = metric.isc_features_to_metric(logits.double().cpu(), splits)[
-        metric.KEY_METRIC_ISC_MEAN
-    ]
-    return value
+    found = metric.isc_features_to_metric(logits.double().cpu(), splits)
+    return float(found[metric.KEY_METRIC_ISC_MEAN])
 
 
 def jackknife(
     statistic: Callable[[Tensor], float], count: int, blocks: int = BLOCKS
 ) -> tuple[list[float], int]:
     """A value for each of `count` items, whose mean is the `statistic` of all rows, and the number of blocks.
-
-    statistic: rows (n,) -> number of the set of these items. ValueError for fewer than three items.
-    """
+    statistic: rows (n,) -> number of the set of these items. ValueError for fewer than three items."""
     if count < 3:
         raise ValueError(f"a number of a set of {count} has no interval; give at least 3 pictures")
     blocks = min(blocks, count)
@@ -236,12 +198,9 @@ class Inception:
 
     def __init__(self, weights: str) -> None:
         utils = _fidelity("utils")
+        wanted, how = ["2048", "logits_unbiased"], {"cuda": False, "verbose": False}
         self._network = utils.create_feature_extractor(
-            self.name,
-            ["2048", "logits_unbiased"],
-            cuda=False,
-            feature_extractor_weights_path=weights,
-            verbose=False,
+            self.name, wanted, feature_extractor_weights_path=weights, **how
         )
 
     @torch.no_grad()
@@ -253,8 +212,6 @@ class Inception:
 
 
 def _fidelity(module: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(f"torch_fidelity.{module}")
     except ImportError as error:

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ UNITS = ("share", "cosine", "nats", "ratio", "score", "count", "distance")
 LOWER_IS_BETTER = ("count", "distance")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Metric:
     """One score with a value per item.
 
     Args:
         by: key of the model that scored.
+        values: (N,), a tensor or numbers.
         at: the setting of a sweep that it belongs to, as a radius.
         diagnostic: a score that a guide gave to its own work, kept for orientation and never compared.
         better: "higher", "lower" or "neither"; the unit decides where it is empty.
@@ -40,13 +40,15 @@ class Metric:
     title: str
     unit: str
     by: str
-    values: list[float]
+    values: Any
     at: float | None = None
     diagnostic: bool = False
     better: str = ""
     blocks: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.values, torch.Tensor):
+            self.values = self.values.tolist()
         if self.unit not in UNITS:
             raise ValueError(f"unit is {self.unit!r}; it must be one of {', '.join(UNITS)}")
         if not self.values or not all(math.isfinite(value) for value in self.values):
@@ -85,7 +87,7 @@ class Record:
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    started: str = ""
+    started: str = ""  # UTC
     seconds: float = 0.0
     processor_seconds: float = 0.0
     format: int = FORMAT
@@ -105,26 +107,26 @@ class Record:
 
 def read_record(path: Path) -> Record:
     """The record in a file; fields of later versions are left out.
-
-    Raises: FileNotFoundError, or ValueError where the record is truncated, of another format, or holds a value that
-        is no finite number.
-    """
+    Raises: FileNotFoundError, or ValueError where the record is truncated, of another format, or holds a value that is
+    no finite number."""
     known = {each.name for each in dataclasses.fields(Record)}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**{key: value for key, value in data.items() if key in known})
-        values = [value for metric in record.metrics.values() for value in metric["values"]]
-        counts = {len(metric["values"]) for metric in record.metrics.values()}
+        columns = [metric["values"] for metric in record.metrics.values()]
+        whole = all(len(column) == len(record.items) for column in columns)
+        values = [value for column in columns for value in column]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is no whole record: {error}; measure it again") from error
+    wrong = ""
     if record.format != FORMAT:
-        raise ValueError(
-            f"{str(path)!r} has format {record.format}, not {FORMAT}; update, or run again"
-        )
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise ValueError(f"{str(path)!r} holds a value that is no finite number; measure it again")
-    if counts - {len(record.items)}:
-        raise ValueError(f"{str(path)!r} lacks values of some of its items; measure it again")
+        wrong = f"has format {record.format}, not {FORMAT}; update, or run again"
+    elif not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        wrong = "holds a value that is no finite number; measure it again"
+    elif not whole:
+        wrong = "lacks values of some of its items; measure it again"
+    if wrong:
+        raise ValueError(f"{str(path)!r} {wrong}")
     return record
 
 
@@ -143,13 +145,11 @@ def tiles(record: Record, key: str, folder: Path) -> list[Any]:
     """The pictures of a sheet, cut out of its file as PIL pictures."""
     from PIL import Image
 
-    sheet, found = record.pictures[key], []
+    sheet = record.pictures[key]
     side, columns = sheet["side"], sheet["columns"]
     with Image.open((folder / record.path).parent / sheet["file"]) as atlas:
-        for place in range(len(sheet["titles"])):
-            left, top = place % columns * side, place // columns * side
-            found.append(atlas.crop((left, top, left + side, top + side)))
-    return found
+        corners = [(n % columns * side, n // columns * side) for n in range(len(sheet["titles"]))]
+        return [atlas.crop((left, top, left + side, top + side)) for left, top in corners]
 
 
 def fingerprint(**parts: Any) -> str:
@@ -168,7 +168,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """The software and the machine, as far as they can change a number or a duration."""
     described = {
         "clipag_plug": __version__,
@@ -177,13 +177,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(device),
+        "device": device,
     }
-    if device.type == "cuda":
+    if device.startswith("cuda"):
         described["device_name"] = torch.cuda.get_device_name(device)
     return described
-
-
-def now() -> str:
-    """The time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,15 @@ def cells(row: Comparison) -> tuple[str, ...]:
     return (*means, moved, ends(row), f"{row.p:.2g}", ratio, count, row.judge)
 
 
+def titles(result: Result) -> dict[str, str]:
+    """The title of each entry."""
+    return {entry.name: entry.title for entry in result.suite.entries}
+
+
 def grouped(result: Result, model: str) -> Iterator[tuple[str, list[Comparison]]]:
     """The rows of a model, entry by entry, with the entry's title."""
-    titles = {entry.name: entry.title for entry in result.suite.entries}
     for entry, rows in itertools.groupby(result.rows[model], key=lambda row: row.entry):
-        yield titles[entry], list(rows)
+        yield titles(result)[entry], list(rows)
 
 
 def method(result: Result) -> str:
@@ -73,39 +77,29 @@ def _columns(result: Result) -> str:
         for title, rows in grouped(result, model):
             lines += [(title,), *(("  " + cells(row)[0], *cells(row)[1:]) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*(li for li in lines if len(li) > 1))]
-        parts += [
-            "  ".join(
-                cell.rjust(width) if 0 < place < 8 else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(line, widths))
-            ).rstrip()
-            for line in lines
-        ]
+        ways = [str.ljust, *[str.rjust] * 7, str.ljust]
+        for line in lines:
+            aligned = [way(*cell) for way, *cell in zip(ways, line, widths)]
+            parts.append("  ".join(aligned).rstrip())
         parts.append("")
     return "\n".join(parts).rstrip("\n")
 
 
 def as_csv(result: Result) -> str:
     """One line a metric and model, every number in full."""
-    rows = [
-        {"baseline": result.suite.models[0], "model": model, **_flat(row)}
-        for model, found in result.rows.items()
-        for row in found
-    ]
+    lines = []
+    for model, rows in result.rows.items():
+        for row in rows:
+            lines.append({"baseline": result.suite.models[0], "model": model})
+            for key, value in dataclasses.asdict(row).items():
+                parts = value.items() if isinstance(value, dict) else ()
+                lines[-1] |= {f"{key}_{end}": each for end, each in parts} or {key: value}
+            lines[-1] |= {"significant": row.mark, "outcome": row.outcome}
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(out, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(lines)
     return out.getvalue().rstrip("\n")
-
-
-def _flat(row: Comparison) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(row).items():
-        parts = (
-            {f"{key}_{end}": each for end, each in value.items()} if isinstance(value, dict) else {}
-        )
-        flat |= parts or {key: value}
-    return {**flat, "significant": row.mark, "outcome": row.outcome}
 
 
 def as_json(result: Result) -> str:
@@ -160,11 +154,8 @@ def rendered(name: str, result: Result, **more: Any) -> str:
 
 
 def _tex(said: str) -> str:
-    for plain, escaped in (("\\", "\\textbackslash "), ("%", "\\%"), ("_", "\\_"), ("&", "\\&")):
-        said = said.replace(plain, escaped)
-    for plain, escaped in (("#", "\\#"), ("$", "\\$"), ("∞", "$\\infty$"), (" *", "$^{*}$")):
-        said = said.replace(plain, escaped)
-    return said
+    special = {"\\": "\\textbackslash ", "∞": "$\\infty$", **{c: f"\\{c}" for c in "%_&#$"}}
+    return said.translate(str.maketrans(special)).replace(" *", "$^{*}$")
 
 
 FORMATS: dict[str, Callable[[Result], str]] = {
@@ -186,14 +177,12 @@ def write_report(result: Result, path: Path, folder: Path) -> Path:
 
         lines = _columns(result).splitlines()
         size = (0.068 * max(map(len, lines)) + 0.2, 0.15 * len(lines) + 0.2)
-        page = Figure(figsize=size, dpi=150)
-        page.text(
-            0.1 / size[0], 1 - 0.1 / size[1], "\n".join(lines), va="top", family="monospace", size=8
-        )
+        page, at = Figure(figsize=size, dpi=150), (0.1 / size[0], 1 - 0.1 / size[1])
+        page.text(*at, "\n".join(lines), va="top", family="monospace", size=8)
         write_atomically(path.with_suffix(".png"), page.savefig)
     charts = {
-        name: _drawn(curves, path.with_name(f"{path.stem}-{slug(name)}.pdf"))
-        for name, curves in _charts(result)
+        name: _drawn(curves, path.with_name(f"{path.stem}-{slug(name)}.pdf"), **how)
+        for name, curves, how in _charts(result)
     }
     sheets = {entry.name: _panels(result, entry.name, folder) for entry in result.suite.entries}
     rows = [row for found in result.rows.values() for row in found]
@@ -203,18 +192,9 @@ def write_report(result: Result, path: Path, folder: Path) -> Path:
     return write_text(path, rendered("report.html", result, **more) + "\n")
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """Curves by name: places, values, and ends of intervals where there are some; a level line; names of the axes."""
-
-    curves: dict[str, tuple[Sequence[float], Sequence[float], Sequence[tuple[float, float]]]]
-    across: str
-    up: str
-    level: float | None = None
-
-
-def _charts(result: Result) -> Iterator[tuple[str, Chart]]:
-    """The sweeps of each entry, and the running-best curves of a search."""
+def _charts(result: Result) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The sweeps of each entry, and the running-best curves of a search: a title, curves by name, and what `_drawn`
+    is told besides. A curve: places, values, and ends of intervals where there are some."""
     for model, rows in result.rows.items():
         swept = [row for row in rows if row.at is not None and row.unit == "share"]
         for entry, found in itertools.groupby(swept, key=lambda row: row.entry):
@@ -222,44 +202,45 @@ def _charts(result: Result) -> Iterator[tuple[str, Chart]]:
             for row in found:
                 title = row.title.rpartition(", ")[0]
                 for name, interval in ((result.suite.models[0], row.theirs), (model, row.ours)):
-                    places, values, bands = curves.setdefault(f"{name}: {title}", ([], [], []))
-                    places.append(row.at), values.append(interval.value)
-                    bands.append((interval.low, interval.high))
-            yield f"{entry}, {model}", Chart(curves, "radius", "share of items")
+                    ends = (interval.low, interval.high)
+                    columns = curves.setdefault(f"{name}: {title}", ([], [], []))
+                    for column, value in zip(columns, (row.at, interval.value, ends)):
+                        column.append(value)
+            yield f"{entry}, {model}", curves, {"across": "radius", "up": "share of items"}
     for record in result.records:
         if "curves" in record.notes:
-            found_curves: dict[str, Any] = {
+            found_curves = {
                 name: (range(1, len(values) + 1), values, ())
                 for name, values in record.notes["curves"].items()
             }
-            level = record.notes["data_score"]
-            yield (
-                f"{record.entry}, {record.model}, seed {record.seed}",
-                Chart(found_curves, "pictures made", "best score; line: photographs", level),
-            )
+            names = {"across": "pictures made", "up": "best score; line: photographs"}
+            title = f"{record.entry}, {record.model}, seed {record.seed}"
+            yield title, found_curves, names | {"level": record.notes["data_score"]}
 
 
-def _drawn(chart: Chart, path: Path) -> str:
-    """Writes a chart as PDF and PNG and returns it as SVG in a data URI."""
+def _drawn(
+    curves: dict[str, Any], path: Path, across: str, up: str, level: float | None = None
+) -> str:
+    """Writes a chart as PDF and PNG and returns it as SVG in a data URI. level: where a line goes across."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name, (places, values, bands) in chart.curves.items():
+    for name, (places, values, bands) in curves.items():
         (line,) = axes.plot(places, values, marker="o" if bands else "", markersize=3, label=name)
         if bands:
             low, high = zip(*bands)
             axes.fill_between(places, low, high, alpha=0.15, color=line.get_color())
-    if chart.level is not None:
-        axes.axhline(chart.level, color="0.5", linestyle=":")
-    axes.set(xlabel=chart.across, ylabel=chart.up)
+    if level is not None:
+        axes.axhline(level, color="0.5", linestyle=":")
+    axes.set(xlabel=across, ylabel=up)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     for suffix in (".pdf", ".png"):
         write_atomically(path.with_suffix(suffix), figure.savefig)
     out = io.BytesIO()
     figure.savefig(out, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+    return _uri("svg+xml", out)
 
 
 def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -267,7 +248,7 @@ def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str
     before them where there is one."""
     records = [r for r in result.records if r.entry == entry and r.seed == result.suite.seeds[0]]
     keys = list(dict.fromkeys(key for record in records for key in record.pictures))
-    panels = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for key in [key for key in keys if key != "photographs"] or keys:
         shown = [(record.model, record, key) for record in records if key in record.pictures]
         if "photographs" in keys and key != "photographs":
@@ -276,36 +257,25 @@ def _panels(result: Result, entry: str, folder: Path) -> dict[str, list[dict[str
             (who, record.pictures[name], [embedded(tile) for tile in tiles(record, name, folder)])
             for who, record, name in shown
         ]
-        panels[key] = [
-            {
-                "title": columns[-1][1]["titles"][place],
-                "tiles": [
-                    {
-                        "who": who,
-                        "image": shown[place],
-                        **{
-                            key: sheet[f"{key}s"][place] if place < len(sheet[f"{key}s"]) else ""
-                            for key in ("note", "mark")
-                        },
-                    }
-                    for who, sheet, shown in columns
-                ],
-            }
-            for place in range(min(len(shown) for _, _, shown in columns))
-        ]
+        panels[key] = []
+        for place in range(min(len(pictures) for *_, pictures in columns)):
+            card: dict[str, Any] = {"title": columns[-1][1]["titles"][place], "tiles": []}
+            for who, sheet, pictures in columns:
+                said = {n: "".join(sheet[f"{n}s"][place : place + 1]) for n in ("note", "mark")}
+                card["tiles"].append({"who": who, "image": pictures[place], **said})
+            panels[key].append(card)
     return panels
 
 
 def labelled(result: Result, folder: Path, path: Path) -> Path | None:
     """Writes the first pictures of every sheet, entry, model and seed with labels; None where there are none."""
     rows, captions, heads = [], [], []
-    titles = {entry.name: entry.title for entry in result.suite.entries}
     for record in result.records:
         for key, sheet in record.pictures.items():
             shown = tiles(record, key, folder)[:SHOWN]
             rows.append([from_pil(tile.resize((SIDE, SIDE))) for tile in shown])
             seed = f", seed {record.seed}" if len(result.suite.seeds) > 1 else ""
-            captions.append(f"{titles[record.entry]}: {record.model}, {key}{seed}")
+            captions.append(f"{titles(result)[record.entry]}: {record.model}, {key}{seed}")
             heads = sheet["titles"][:SHOWN]
     if not rows:
         return None
@@ -316,4 +286,8 @@ def embedded(picture: Any, quality: int = 82) -> str:
     """A PIL picture as a data URI: JPEG without chroma subsampling, a tenth of a PNG."""
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=quality, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return _uri("jpeg", out)
+
+
+def _uri(kind: str, file: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

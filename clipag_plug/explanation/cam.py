@@ -33,10 +33,8 @@ SMALLEST_GRID = 7
 @dataclass(frozen=True)
 class Layer:
     """A module of an image tower and the shape of what it gives.
-
     kind: "map" for (N, C, h, w), "tokens" for (N, L, C), "tokens-first" for (L, N, C). prefix: tokens in front of the
-    patches (class token, registers). grid: (h, w).
-    """
+    patches (class token, registers). grid: (h, w)."""
 
     name: str
     module: nn.Module
@@ -94,7 +92,7 @@ def find_layer(guide: Guide, name: str | None = None, *, first_norm: bool = Fals
                 return _probe(guide, path)
             layers = [_probe(guide, f"{path}.{number}") for number in range(len(stages))]
             fine = [layer for layer in layers if min(layer.grid) >= SMALLEST_GRID]
-            return fine[-1] if fine else layers[0]
+            return [*layers[:1], *fine][-1]
     raise ValueError(f"no known layer in {kind}; name one of its modules with layer=, {examples}")
 
 
@@ -108,14 +106,10 @@ def _module(visual: nn.Module, path: str) -> Any:
 def _probe(guide: Guide, name: str) -> Layer:
     """Shows the tower one blank image: with a batch of one, the axis of size one is the batch."""
     module = guide.model.visual.get_submodule(name)
-    shapes: list[tuple[int, ...]] = [()]
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
-
-    with _hooked(module, hook), torch.no_grad():
+    seen: list[Any] = []
+    with _hooked(module, lambda module, inputs, output: seen.append(output)), torch.no_grad():
         guide.features(torch.zeros(1, 3, guide.side, guide.side, device=guide.device))
-    shape: tuple[int, ...] = shapes[-1]
+    shape = tuple(seen[-1].shape) if isinstance(seen[-1], Tensor) else ()
     if len(shape) == 4:
         return Layer(name, module, "map", 0, (shape[2], shape[3]))
     if len(shape) == 3 and 1 in shape[:2] and max(shape[:2]) > 1:
@@ -140,10 +134,8 @@ def maps_and_gradients(
     guide: Guide, images: Tensor, texts: Tensor, layer: Layer
 ) -> tuple[Tensor, list[Tensor]]:
     """The layer's maps (N, C, h, w), and for each text the gradient of its cosine to the layer's raw output.
-
-    The graph starts at the layer: no gradient runs through what lies below, which saves its time and memory, and
-    frozen weights are no obstacle.
-    """
+    The graph starts at the layer: no gradient runs through what lies below, which saves its time and memory, and frozen
+    weights are no obstacle."""
     leaves: list[Tensor] = []
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -162,10 +154,8 @@ def maps_and_gradients(
 
 def _weights(layer: Layer, gradients: list[Tensor], naive: bool = False) -> Tensor:
     """Weights (N, M, C) of the channels: the mean gradient over the places of the map.
-
     Behind the last block of a ViT that pools its class token, patches reach no output and their gradient is zero; the
-    gradient at the class token takes its place, unless `naive` (as in the implementation that CLIPAG's figure used).
-    """
+    gradient at the class token takes its place, unless `naive` (as in the implementation that CLIPAG's figure used)."""
     rows = []
     for gradient in gradients:
         places = layer.as_map(gradient)
@@ -198,11 +188,9 @@ def gscorecam(
     batch_size: int = 64,
 ) -> Tensor:
     """gScoreCAM (Chen et al. 2022): channels weighted by what CLIP scores through them; (N, M, h, w).
-
     For each text the `channels` of largest Grad-CAM weight are kept. Each, upsampled and scaled to [0, 1], masks the
     normalised image; the softmax of the logits of the masked images, with 0 for the channels left out, weighs the
-    channels. Masks are encoded `batch_size` at a time, a mask that several texts ask for only once.
-    """
+    channels. Masks are encoded `batch_size` at a time, a mask that several texts ask for only once."""
     maps, gradients = maps_and_gradients(guide, images, texts, layer)
     importance = _weights(layer, gradients)
     kept = importance.topk(min(channels, importance.shape[2]), dim=2).indices
@@ -238,12 +226,10 @@ def input_gradient(guide: Guide, images: Tensor, texts: Tensor) -> Tensor:
 
 
 def integrated_gradients(guide: Guide, images: Tensor, texts: Tensor, *, steps: int = 32) -> Tensor:
-    """What each pixel adds to the cosine on the straight way from black (Sundararajan et al. 2017):
-    (N, M, side, side), negative where a place lowers it.
-
+    """What each pixel adds to the cosine on the straight way from black (Sundararajan et al. 2017): (N, M, side, side),
+    negative where a place lowers it.
     The integral is taken at the midpoints of `steps` pieces; the attributions of an image sum to its cosine minus that
-    of black, up to that rule's error.
-    """
+    of black, up to that rule's error."""
     rows = []
     for text in texts.unbind(1):
         total = sum(_gradient(guide, (k + 0.5) / steps * images, text) for k in range(steps))

@@ -70,13 +70,12 @@ def _attacked(
     for name, each in zip(names, (other, guide), strict=True):
         clean, attacked, cosines = attacked_maps(options, each, squash(picture[None], each))
         maps.append(torch.stack([clean, attacked]))
-        agreement = scores.agreement(clean, attacked)
+        columns = {"cosine": cosines[0], "attacked": cosines[1]} | scores.agreement(clean, attacked)
         for number, text in enumerate(options.texts):
-            before, after = (float(cosine[number]) for cosine in cosines)
-            same = {key: float(values[number]) for key, values in agreement.items()}
-            rows.append({"model": name, "text": text, "cosine": before, "attacked": after, **same})
-            rank = same["spearman"]
-            notes[number] += [f"cosine {before:.2f}", f"cosine {after:.2f}, rank corr. {rank:.2f}"]
+            row = {key: float(values[number]) for key, values in columns.items()}
+            rows.append({"model": name, "text": text, **row})
+            moved = f"cosine {row['attacked']:.2f}, rank corr. {row['spearman']:.2f}"
+            notes[number] += [f"cosine {row['cosine']:.2f}", moved]
     side = max(stack.shape[-1] for stack in maps)
     stacked = torch.stack([resize(stack, side, "bilinear") for stack in maps])
     return attack_sheet(picture, names, stacked, options.texts, notes, cell=options.cell), rows
@@ -86,23 +85,17 @@ def attacked_maps(
     options: Explain, guide: Guide, image: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Clean and attacked maps (M, side, side) of one squashed image, and its cosines (M,) before and after.
-
-    Each text has an attack of its own, which its own map is drawn under.
-    """
+    Each text has an attack of its own, which its own map is drawn under."""
     features = text_features(guide, options.texts)
     negated = [options.negation.replace("{}", text) for text in options.texts]
-    settings: dict[str, Any] = {
-        "eps": options.eps,
-        "steps": options.steps,
-        "step_size": options.step_size,
-    }
+    settings = {"eps": options.eps, "steps": options.steps, "step_size": options.step_size}
     with frozen([guide.model]):
         images, negations = image.expand(len(features), -1, -1, -1), text_features(guide, negated)
-        attacked = negation_attack(guide, images, features, negations, **settings)
+        attacked = negation_attack(guide, images, features, negations, **settings)  # type: ignore[arg-type]
     clean = _maps(options, guide, image, features)[0]
     after = _maps(options, guide, attacked, features[:, None])[:, 0]
-    moved = _cosines(guide, attacked, features, pairs=True)
-    return clean, after, (_cosines(guide, image, features), moved)
+    cosines = _cosines(guide, image, features), _cosines(guide, attacked, features, pairs=True)
+    return clean, after, cosines
 
 
 def counterpart(model: str) -> str:

@@ -31,9 +31,7 @@ def colours(values: Tensor) -> Tensor:
 
 def overlay(picture: Tensor, heat: Tensor) -> Tensor:
     """A map (h, w) in [0, 1] in colour over a picture (3, h, w), itself in grey so that every colour is the map's.
-
-    The colour covers more where the map is high, which leaves the picture legible where it is low.
-    """
+    The colour covers more where the map is high, which leaves the picture legible where it is low."""
     grey = (picture * picture.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
     cover = 0.35 + 0.35 * heat.detach().float().cpu().clamp(0, 1)
     return (1 - cover) * grey.cpu() + cover * colours(heat)
@@ -50,9 +48,8 @@ def fitted(picture: Tensor, cell: int) -> Tensor:
 
 def shown_maps(maps: Tensor, picture: Tensor) -> Tensor:
     """Maps (K, h, w) at the size of a picture."""
-    return resize(maps[None].cpu(), (picture.shape[-2], picture.shape[-1]), "bilinear")[0].clamp(
-        0, 1
-    )
+    size = picture.shape[-2], picture.shape[-1]
+    return resize(maps[None].cpu(), size, "bilinear")[0].clamp(0, 1)
 
 
 def text_sheet(
@@ -85,16 +82,15 @@ def attack_sheet(
     """
     shown = fitted(picture.cpu(), cell)
     heats = [shown_maps(each, shown) for each in maps.flatten(0, 1).transpose(0, 1)]
-    return _with_scale(
-        contact_sheet(
-            [[shown, *(overlay(shown, heat) for heat in row)] for row in heats],
-            groups=[("", 1), *((name, 2) for name in models)],
-            headings=["picture", *("clean", "under attack") * len(models)],
-            captions=texts,
-            notes=notes,
-            **STYLE,
-        )
+    sheet = contact_sheet(
+        [[shown, *(overlay(shown, heat) for heat in row)] for row in heats],
+        groups=[("", 1), *((name, 2) for name in models)],
+        headings=["picture", *("clean", "under attack") * len(models)],
+        captions=texts,
+        notes=notes,
+        **STYLE,
     )
+    return _with_scale(sheet)
 
 
 def _with_scale(sheet: Tensor) -> Tensor:

@@ -48,15 +48,8 @@ def explain(
     guide = guide_for(model, device=device, precision=precision)
     pictures = _pictures(image)
     features = text_features(guide, [texts] if isinstance(texts, str) else texts)
-    maps = heatmaps(
-        guide,
-        squash(pictures, guide),
-        features,
-        method=method,
-        layer=layer,
-        channels=channels,
-        samples=samples,
-    )
+    how = {"method": method, "layer": layer, "channels": channels, "samples": samples}
+    maps = heatmaps(guide, squash(pictures, guide), features, **how)  # type: ignore[arg-type]
     maps = rescaled(resize(maps, (pictures.shape[2], pictures.shape[3]), "bilinear"))
     return maps if isinstance(image, Tensor) and image.ndim == 4 else maps[0]
 
@@ -72,9 +65,7 @@ def heatmaps(
     samples: int = 32,
 ) -> Tensor:
     """Maps (N, M, side, side) in [0, 1] of squashed images (N, 3, side, side).
-
-    texts: unit features, (M, D) for all images or (N, M, D) with texts of its own for each.
-    """
+    texts: unit features, (M, D) for all images or (N, M, D) with texts of its own for each."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
     with frozen([guide.model]):
@@ -89,9 +80,8 @@ def heatmaps(
                 compute = partial(gscorecam, guide, layer=found, channels=channels)
         texts = texts.to(guide.device).expand(len(images), *texts.shape[-2:])
         pieces = zip(images.to(guide.device).split(IMAGES_AT_ONCE), texts.split(IMAGES_AT_ONCE))
-        raw = [compute(part, of) for part, of in pieces]
-    maps = rescaled(torch.cat(raw).float().relu())
-    return rescaled(resize(maps, guide.side, "bilinear"))
+        raw = torch.cat([compute(part, of) for part, of in pieces])
+    return rescaled(resize(rescaled(raw.float().relu()), guide.side, "bilinear"))
 
 
 def negation_attack(
@@ -147,9 +137,7 @@ def _pictures(image: Any) -> Tensor:
 
 def squash(pictures: Tensor, guide: Guide) -> Tensor:
     """Pictures (N, 3, H, W) as what the tower sees, (N, 3, side, side): nothing is cropped, the aspect is not kept.
-
-    Bicubic to CLIP's resolution as CLIP's preprocessing does, then by area where the tower reduces it itself.
-    """
+    Bicubic to CLIP's resolution as CLIP's preprocessing does, then by area where the tower reduces it itself."""
     return resize(resize(pictures.to(guide.device), guide.resolution), guide.side, "area")
 
 

@@ -16,9 +16,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 def pointing_game(maps: Tensor, objects: Tensor) -> Tensor:
     """1 where the map's highest place lies on the object (Zhang et al. 2016).
-
-    Where several places are the highest, the share of them on the object: a flat map scores as
-    pointing at random does.
+    Where several places are the highest, the share of them on the object: a flat map scores as pointing at random does.
     """
     highest = maps == maps.amax((1, 2), keepdim=True)
     return (highest & objects).sum((1, 2)) / highest.sum((1, 2))
@@ -46,9 +44,7 @@ def hot(maps: Tensor, threshold: float = 0.5) -> Tensor:
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Rank correlation of the places of two maps, ties sharing their mean rank.
-
-    A flat map ranks nothing: its correlation with any other is 0.
-    """
+    A flat map ranks nothing: its correlation with any other is 0."""
     a, b = (torch.stack([_ranks(row) for row in maps.flatten(1)]) for maps in (first, second))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     a, b = (ranks / ranks.norm(dim=1, keepdim=True).clamp_min(1e-12) for ranks in (a, b))
@@ -57,19 +53,17 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Mean structural similarity (Wang et al. 2004) of maps in [0, 1]: 11x11 Gaussian window, sigma 1.5.
-
-    Windows that cross the border are left out. Raises ValueError for maps smaller than the window.
-    """
+    Windows that cross the border are left out. Raises ValueError for maps smaller than the window."""
     if min(first.shape[-2:]) < _WINDOW:
         raise ValueError(
             f"SSIM needs maps of at least {_WINDOW}x{_WINDOW}; got {first.shape[-1]}x{first.shape[-2]}"
         )
     a, b = first[:, None].double(), second[:, None].double()
     mean_a, mean_b = _blur(a), _blur(b)
-    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    cov = _blur(a * b) - mean_a * mean_b
-    similar = (2 * mean_a * mean_b + _C1) * (2 * cov + _C2)
-    similar = similar / ((mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2))
+    spread = _blur(a * a) - mean_a**2 + _blur(b * b) - mean_b**2
+    shared = _blur(a * b) - mean_a * mean_b
+    similar = (2 * mean_a * mean_b + _C1) * (2 * shared + _C2)
+    similar = similar / ((mean_a**2 + mean_b**2 + _C1) * (spread + _C2))
     return similar.mean((1, 2, 3)).float()
 
 

@@ -39,8 +39,8 @@ class Shape:
             raise ValueError("the config says double_z, as autoencoders without a codebook do")
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in values.items() if name in known}
-        lists = {name: tuple(values.get(name, ())) for name in ("ch_mult", "attn_resolutions")}
-        shape = cls(**{**values, **lists})
+        values |= {name: tuple(values.get(name, ())) for name in ("ch_mult", "attn_resolutions")}
+        shape = cls(**values)
         if not shape.ch_mult or any(shape.ch * times % GROUPS for times in shape.ch_mult):
             raise ValueError(
                 f"ch {shape.ch} and ch_mult {shape.ch_mult} give widths that are not multiples of {GROUPS}"
@@ -52,15 +52,15 @@ class Shape:
         values = dataclasses.asdict(self).items()
         inner = {name: list(v) if isinstance(v, tuple) else v for name, v in values}
         outer = {name: inner.pop(name) for name in ("embed_dim", "n_embed")}
-        ddconfig = {"double_z": False, "dropout": 0.0, **inner}
-        return {**outer, "ddconfig": ddconfig, "lossconfig": NO_LOSS}
+        return outer | {
+            "ddconfig": {"double_z": False, "dropout": 0.0, **inner},
+            "lossconfig": NO_LOSS,
+        }
 
 
 class VQModel(nn.Module):
     """Encoder, codebook and decoder. Images here are (N, 3, H, W) in [-1, 1].
-
-    Sides are multiples of 2 ** (len(ch_mult) - 1), the pixels a side that one code stands for.
-    """
+    Sides are multiples of 2 ** (len(ch_mult) - 1), the pixels a side that one code stands for."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -72,13 +72,11 @@ class VQModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Continuous codes (N, embed_dim, h, w), before the codebook."""
-        codes: Tensor = self.quant_conv(self.encoder(images))
-        return codes
+        return self.quant_conv(self.encoder(images))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images from codes; values may leave [-1, 1]."""
-        images: Tensor = self.decoder(self.post_quant_conv(codes))
-        return images
+        return self.decoder(self.post_quant_conv(codes))
 
     def forward(self, images: Tensor) -> Tensor:
         """The reconstruction from the nearest vectors of the codebook."""
@@ -95,14 +93,19 @@ class Codebook(nn.Module):
 
     def indices(self, codes: Tensor) -> Tensor:
         """Index of the nearest vector (N, h, w) of codes (N, width, h, w)."""
-        flat = codes.movedim(1, -1).reshape(-1, codes.shape[1])
-        table = self.embedding.weight
-        distance = table.square().sum(1) - 2 * flat @ table.T  # the code's own square is left out
-        return distance.argmin(1).view(codes.shape[0], *codes.shape[2:])
+        return nearest(codes, self.embedding.weight)
 
     def forward(self, codes: Tensor) -> Tensor:
         """The nearest vectors (N, width, h, w); differentiable in the codebook alone."""
         return F.embedding(self.indices(codes), self.embedding.weight).movedim(-1, 1)
+
+
+def nearest(codes: Tensor, table: Tensor) -> Tensor:
+    """Index (N, h, w) of the nearest vector of a table (K, D) to codes (N, D, h, w)."""
+    flat = codes.movedim(1, -1)
+    return (table.square().sum(1) - 2 * flat @ table.T).argmin(
+        -1
+    )  # the code's own square is left out
 
 
 class Encoder(nn.Module):
@@ -111,8 +114,7 @@ class Encoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.conv_in = conv(shape.in_channels, shape.ch)
-        self.down = nn.ModuleList()
-        width = shape.ch
+        self.down, width = nn.ModuleList(), shape.ch
         for level, times in enumerate(shape.ch_mult):
             attention = shape.resolution // 2**level in shape.attn_resolutions
             stage = Stage(width, shape.ch * times, shape.num_res_blocks, attention)
@@ -128,8 +130,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
-        return out
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -141,7 +142,7 @@ class Decoder(nn.Module):
         width, last = shape.ch * shape.ch_mult[-1], self.num_resolutions - 1
         self.conv_in = conv(shape.z_channels, width)
         self.mid = Middle(width)
-        stages: list[nn.Module] = []
+        self.up = nn.ModuleList()
         for level in reversed(range(self.num_resolutions)):
             attention = shape.resolution // 2**last * 2 ** (last - level) in shape.attn_resolutions
             wide = shape.ch * shape.ch_mult[level]
@@ -149,8 +150,7 @@ class Decoder(nn.Module):
             width = wide
             if level:
                 stage.upsample = Resample(width, down=False)
-            stages.insert(0, stage)
-        self.up = nn.ModuleList(stages)
+            self.up.insert(0, stage)
         self.norm_out = norm(width)
         self.conv_out = conv(width, shape.out_ch)
 
@@ -158,8 +158,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for stage in reversed(self.up):
             x = stage(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Stage(nn.Module):
@@ -175,9 +174,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
+            x = self.attn[index](block(x)) if len(self.attn) else block(x)
         change = self.downsample or self.upsample
         return change(x) if change else x
 
@@ -207,8 +204,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        short: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        return short + h
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
@@ -223,8 +219,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        out: Tensor = x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
-        return out
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class Resample(nn.Module):
@@ -237,8 +232,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 1, 0, 1)) if self.down else F.interpolate(x, scale_factor=2.0)
-        out: Tensor = self.conv(x)
-        return out
+        return self.conv(x)
 
 
 def conv(width_in: int, width: int) -> nn.Conv2d:

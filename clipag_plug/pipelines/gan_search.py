@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ..paint.results import Synthesis
 from ..paint.starts import fitted
 from ..vocabulary import sentence
 from .generators import Generator, load_generator
-from .run import Run, command, guides, options_of
+from .run import Run, command, descend, guides, options_of
 
 log = logging.getLogger(__name__)
 LIMIT = 2.0  # of |z| while it is refined, as BigGAN's truncated normal has it
@@ -70,20 +70,18 @@ class Searching(Run):
         super().__init__(options, guide, prompt)
         if hasattr(generator, "to"):
             generator.to(guide.device)
-        parts = parse_prompt(prompt)
-        text = guide.texts([part for part, _ in parts])
-        weights = torch.tensor([weight for _, weight in parts], device=text.device)
-        text = text[0] if weights.tolist() == [1.0] else F.normalize(weights @ text, dim=-1)
+        parts, weights = zip(*parse_prompt(prompt))
+        text = guide.texts(parts)
+        if weights != (1.0,):
+            text = F.normalize(torch.tensor([weights], device=text.device) @ text, dim=-1)
         with frozen([guide.model]):
             classes = class_features(guide, generator.classes, options.template)
-            labels = ordered(classes, text, options.k)
+            labels = ordered(classes, text[0], options.k)
             if options.k:
                 names = ", ".join(generator.classes[int(label)] for label in labels[:10])
                 log.info("classes: %s", names)
-            score = scorer(guide, text, options.range)
-            self.problem = Problem(
-                generator, score, labels, options.seed, options.batch, guide.device
-            )
+            how = (options.seed, options.batch, guide.device)
+            self.problem = Problem(generator, scorer(guide, text[0], options.range), labels, *how)
             self.steps, self._batches = batches(self.problem, options)
             self._seen = [next(self._batches)]
         self.losses.append(-self.found().score)
@@ -121,7 +119,7 @@ class Problem:
     labels: Tensor
     seed: int = 0
     batch: int = 32
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device | str = "cpu"
 
     def draws(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` draws of z (n, dim_z) and of class numbers (n,): longer draws begin with shorter ones."""
@@ -193,41 +191,33 @@ def found(problem: Problem, seen: Sequence[Batch]) -> Found:
 
 def batches(problem: Problem, options: Search) -> tuple[int, Iterator[Batch]]:
     """How many batches there are, and they, by the method that the options name; `budget` pictures in all."""
-    budget, count = options.budget, math.ceil(options.budget / options.batch)
     if options.method == "evolve":
-        count = math.ceil(budget / options.population)
-        return count, evolve(problem, budget, options.population, options.mutation)
+        return math.ceil(options.budget / options.population), evolve(problem, options)
     if options.method == "refine":
-        drawn, steps, _ = shares(budget, options.bases)
-        count = math.ceil(drawn / options.batch) + steps
-        return count, refine(problem, budget, options.bases, options.rate)
-    return count, random(problem, budget)
+        drawn, steps, _ = shares(options)
+        return math.ceil(drawn / options.batch) + steps, refine(problem, options)
+    return math.ceil(options.budget / options.batch), random(problem, options.budget)
 
 
 def random(problem: Problem, budget: int) -> Iterator[Batch]:
     """Algorithm 1 of Du, Yin & Gu: draws alone."""
     z, labels = problem.draws(budget)
-    for part, chosen in zip(z.split(problem.batch), labels.split(problem.batch)):
-        yield problem.look(part, chosen)
+    return map(problem.look, z.split(problem.batch), labels.split(problem.batch))
 
 
-def evolve(
-    problem: Problem, budget: int, population: int = 16, mutation: float = 0.3
-) -> Iterator[Batch]:
+def evolve(problem: Problem, options: Search) -> Iterator[Batch]:
     """(mu + lambda) evolution: children mix the z of two of the best, add noise, and take a parent's class.
-
-    One child in ten draws its class anew. Parents stay until something better comes.
-    """
+    One child in ten draws its class anew. Parents stay until something better comes."""
     stream = torch.Generator().manual_seed(problem.seed)
-    z, labels = problem.draws(min(population, budget))
+    z, labels = problem.draws(min(options.population, options.budget))
     yield (batch := problem.look(z, labels))
     scores, made = batch[2], len(z)
-    while made < budget:
-        count = min(population, budget - made)
+    while made < options.budget:
+        count = min(options.population, options.budget - made)
         pairs = torch.randint(len(z), (count, 2), generator=stream)
         mixed = torch.rand(count, z.shape[1], generator=stream) < 0.5
         child = torch.where(mixed, z[pairs[:, 0]], z[pairs[:, 1]])
-        child = child + mutation * torch.randn(child.shape, generator=stream)
+        child = child + options.mutation * torch.randn(child.shape, generator=stream)
         anew = torch.rand(count, generator=stream) < 0.1
         drawn = problem.labels[torch.randint(len(problem.labels), (count,), generator=stream)]
         own = torch.where(anew, drawn, labels[pairs[:, 0]])
@@ -235,24 +225,22 @@ def evolve(
         made += count
         z, labels = torch.cat([z, child]), torch.cat([labels, own])
         scores = torch.cat([scores, batch[2]])
-        keep = scores.argsort(descending=True, stable=True)[:population]
+        keep = scores.argsort(descending=True, stable=True)[: options.population]
         z, labels, scores = z[keep], labels[keep], scores[keep]
 
 
-def shares(budget: int, bases: int) -> tuple[int, int, int]:
-    """How `refine` spends a budget: draws, steps, and how many of the best draws are refined."""
-    bases = min(bases, budget // 2) or 1
-    steps = budget // 2 // bases
-    return budget - steps * bases, steps, bases
+def shares(options: Search) -> tuple[int, int, int]:
+    """How `refine` spends its budget: draws, steps, and how many of the best draws are refined."""
+    bases = min(options.bases, options.budget // 2) or 1
+    steps = options.budget // 2 // bases
+    return options.budget - steps * bases, steps, bases
 
 
-def refine(problem: Problem, budget: int, bases: int = 4, rate: float = 0.05) -> Iterator[Batch]:
+def refine(problem: Problem, options: Search) -> Iterator[Batch]:
     """Half the budget is drawn; from the best `bases` draws gradients of the score then move z and the class weights.
-
     Adam on z, kept within +-2, and on the logits of the class weights where the generator is `soft`. Each step of a
-    base makes one picture of the budget; steps that do not divide evenly are left to the first draws.
-    """
-    count, steps, bases = shares(budget, bases)
+    base makes one picture of the budget; steps that do not divide evenly are left to the first draws."""
+    count, steps, bases = shares(options)
     drawn = []
     for batch in random(problem, count):
         drawn.append(batch)
@@ -261,26 +249,22 @@ def refine(problem: Problem, budget: int, bases: int = 4, rate: float = 0.05) ->
     keep = scores.argsort(descending=True, stable=True)[:bases]
     moving, soft = z[keep].clone().requires_grad_(True), problem.generator.soft
     logits = (HOLD * y[keep]).requires_grad_(soft)
-    optimizer = torch.optim.Adam([moving, logits] if soft else [moving], lr=rate)
+    optimizer = torch.optim.Adam([moving, logits] if soft else [moving], lr=options.rate)
     for step in range(steps + 1):
         weights = logits.softmax(dim=1) if soft else y[keep]
         values = problem.scores(moving, weights)
         if step:  # the first look is at draws that were counted already
             yield moving.detach().clone(), weights.detach(), values.detach()
         if step < steps:
-            optimizer.zero_grad()
-            (-values.sum()).backward()
-            optimizer.step()
+            descend(-values.sum(), [optimizer])
             with torch.no_grad():
                 moving.clamp_(-LIMIT, LIMIT)
 
 
 def scorer(guide: Guide, text: Tensor, inputs: str = "correct") -> Score:
     """Cosine of a generator's outputs (n, 3, S, S) in [-1, 1] and a unit text feature (D,).
-
-    inputs: "correct" shows the model pictures in [0, 1], normalised; "legacy" the outputs as they are, as the
-    published code of the CLIP-guided search does, whose scores can only be met that way.
-    """
+    inputs: "correct" shows the model pictures in [0, 1], normalised; "legacy" the outputs as they are, as the published
+    code of the CLIP-guided search does, whose scores can only be met that way."""
 
     def score(outputs: Tensor) -> Tensor:
         correct = inputs == "correct"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SIDE = 64  # pixels of the generator in the package
 SHARPNESS = 4.0  # of the softmax over prototypes: with it one of them mostly has it all
@@ -21,10 +21,8 @@ FILE = "generator.safetensors"
 
 class Generator(Protocol):
     """A class-conditional generator, as `pipelines.search` takes one.
-
-    name: for the recipe. classes: names of its labels. dim_z: length of z. soft: class weights take gradients.
-    latents: draws (n, dim_z) of z. Called, it makes pictures (n, 3, S, S) in [-1, 1] of z and class weights (n, C).
-    """
+    name: for the recipe. classes: names of its labels. dim_z: length of z. soft: class weights take gradients. latents:
+    draws (n, dim_z) of z. Called, it makes pictures (n, 3, S, S) in [-1, 1] of z and class weights (n, C)."""
 
     name: str
     classes: list[str]
@@ -42,26 +40,24 @@ class Labelled:
     Args:
         network: takes z (n, dim_z) from N(0, I) and label numbers (n,), gives (n, 3, S, S) in [-1, 1], as those of
             `pytorch-pretrained-gans` do.
-        dim_z: length of z.
         classes: names in the order of the labels.
-        name: for the recipe.
     """
+
+    soft = False
 
     def __init__(
         self, network: Any, dim_z: int, classes: Sequence[str], name: str = "sagan"
     ) -> None:
         self.network, self.dim_z, self.classes, self.name = network, dim_z, list(classes), name
-        self.soft = False
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.dim_z, generator=generator)
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        labelled: Tensor = self.network(z, y.argmax(dim=1))
-        return labelled
+        return self.network(z, y.argmax(dim=1))
 
 
-class BigGan:
+class BigGan(nn.Module):
     """BigGAN-deep (Brock et al. 2019) of the package pytorch-pretrained-biggan behind the protocol.
 
     Args:
@@ -76,6 +72,7 @@ class BigGan:
     def __init__(
         self, network: Any, *, truncation: float = 0.4, classes: Sequence[str] | None = None
     ) -> None:
+        super().__init__()
         if not 0 < truncation <= 1:
             raise ValueError(f"truncation is {truncation}; it must be above 0 and at most 1")
         if classes is None:
@@ -97,16 +94,11 @@ class BigGan:
         share = torch.rand(count, self.dim_z, generator=generator, dtype=torch.float64)
         return self.truncation * torch.special.ndtri(low + share * (1 - 2 * low)).float()
 
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        output: Tensor = self.network(z, y, self.truncation)
-        return output
-
-    def to(self, device: torch.device | str) -> BigGan:
-        self.network.to(device)
-        return self
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.network(z, y, self.truncation)
 
 
-class PrototypeGenerator:
+class PrototypeGenerator(nn.Module):
     """The generator in the package: a class's prototypes mixed by z, and noise of one covariance, in a cosine basis.
 
     z is a selector (P), whose softmax mixes the prototypes, then a residual (R). The prototypes are k-means centroids
@@ -117,28 +109,28 @@ class PrototypeGenerator:
         classes: names in the order of the labels.
     """
 
+    prototypes: Tensor
+    factor: Tensor
+    scale: Tensor
     name, soft = "bundled", True
     truncation = 0.3  # how far the residual goes, 1 for the photographs' own spread
 
     def __init__(
         self, prototypes: Tensor, factor: Tensor, scale: Tensor, classes: list[str]
     ) -> None:
-        self.prototypes, self.factor, self.scale = prototypes, factor, scale
+        super().__init__()
+        for name, values in (("prototypes", prototypes), ("factor", factor), ("scale", scale)):
+            self.register_buffer(name, values)
         self.classes, self.dim_z = classes, prototypes.shape[1] + factor.shape[0]
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.dim_z, generator=generator)
 
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
         shares = (SHARPNESS * z[:, : self.prototypes.shape[1]]).softmax(dim=1)
         chosen = torch.einsum("nc,np,cpk->nk", y, shares, self.prototypes)
         residual = z[:, self.prototypes.shape[1] :] @ self.factor
         return decode((chosen + self.truncation * residual) * self.scale).clamp(-1, 1)
-
-    def to(self, device: torch.device | str) -> PrototypeGenerator:
-        for name in ("prototypes", "factor", "scale"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
 
     @classmethod
     def load(cls, path: str | Path) -> PrototypeGenerator:
@@ -166,9 +158,7 @@ def bundled_generator() -> PrototypeGenerator:
 
 def load_generator(name: str, truncation: float) -> Generator:
     """A generator by name: bundled, a .safetensors file, biggan:NAME (downloaded) or biggan:FOLDER.
-
-    Raises: ValueError for another name, FileNotFoundError for a missing file, ImportError without BigGAN's package.
-    """
+    Raises: ValueError for another name, FileNotFoundError for a missing file, ImportError without BigGAN's package."""
     kind, _, which = name.partition(":")
     if kind == "biggan":
         return load_biggan(which or "biggan-deep-256", truncation)
@@ -183,9 +173,7 @@ def load_generator(name: str, truncation: float) -> Generator:
 
 def load_biggan(name: str, truncation: float = 0.4) -> BigGan:
     """A published BigGAN by name (`biggan-deep-128`, `-256`, `-512`), or a folder of its two files.
-
-    Raises: ImportError without the package, FileNotFoundError where a file is missing.
-    """
+    Raises: ImportError without the package, FileNotFoundError where a file is missing."""
     try:
         from pytorch_pretrained_biggan import BigGAN
         from pytorch_pretrained_biggan.model import PRETRAINED_MODEL_ARCHIVE_MAP as known

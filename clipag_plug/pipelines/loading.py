@@ -36,9 +36,9 @@ def obtain(download_root: str | None = None) -> Path:
                 digest = fetch(source, part, name=IMAGENET, size=None, seen=trust.get(IMAGENET))
             except FetchError as error:
                 failures.append(str(error))
-                continue
-            trust.put(IMAGENET, digest, part.stat().st_size)
-            return part.replace(path)
+            else:
+                trust.put(IMAGENET, digest, part.stat().st_size)
+                return part.replace(path)
     raise FetchError(
         f"{IMAGENET} could not be had: {'; '.join(failures)}; or put the file at {str(path)!r}"
     )
@@ -104,8 +104,7 @@ def _params(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
         values = values.get("model", values)
-        params: dict[str, Any] = values["params"]
-        target = values.get("target", "VQModel")
+        params, target = values["params"], values.get("target", "VQModel")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{str(path)!r} is no config of a VQGAN: model.params is missing ({error})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import sys
@@ -30,10 +31,8 @@ def is_folder(path: str | Path) -> bool:
 
 def check(options: Any, targets: dict[str, list[Path]]) -> None:
     """Refuses, before any work, what could not be written at the end, or would replace what is not ours.
-
     Raises: ValueError for a name that does not say a format and for a file that is no picture of ours,
-        FileNotFoundError for a folder that is not there, PermissionError for one that may not be written to.
-    """
+    FileNotFoundError for a folder that is not there, PermissionError for one that may not be written to."""
     given = {name: getattr(options, name, None) for name in (*SUFFIXES, "log")}
     for name, path in given.items():
         if not path or (name == "output" and is_folder(path)):
@@ -58,16 +57,13 @@ def check(options: Any, targets: dict[str, list[Path]]) -> None:
 
 def files(options: Any, models: Sequence[str], each: int) -> dict[str, list[Path]]:
     """The files to write, by what they hold, for `each` pictures a model, model after model.
-
-    Names get -1, -2, ... where there are several pictures, and the model's where there are two. Without --output
-    they lie in a folder that is yet to be named.
-    """
+    Names get -1, -2, ... where there are several pictures, and the model's where there are two. Without --output they
+    lie in a folder that is yet to be named."""
     output = Path(options.output or f"{ROOT}/new")
-    folder = is_folder(output)
-    found_tags = tags([model for model in models for _ in range(each)])
+    folder, several = is_folder(output), tags([model for model in models for _ in range(each)])
 
     def all_of(path: Path) -> list[Path]:
-        return [path.with_stem(path.stem + tag) for tag in found_tags]
+        return [path.with_stem(path.stem + tag) for tag in several]
 
     found: dict[str, list[Path]] = {}
     sheet = bool(models[1:] or getattr(options, "sheet", None))
@@ -79,9 +75,9 @@ def files(options: Any, models: Sequence[str], each: int) -> dict[str, list[Path
         path = getattr(options, name, None)
         if path or (folder and hasattr(options, name)):
             found[name] = all_of(Path(path or output / usual))
+    table = getattr(options, "log", None)
     if folder:
-        found["recipe"] = [output / "recipe.json"]
-    table = getattr(options, "log", None) or (output / "steps.csv" if folder else None)
+        found["recipe"], table = [output / "recipe.json"], table or output / "steps.csv"
     if table:
         found["steps"] = [Path(table)]
     return found
@@ -91,10 +87,9 @@ def comparison(works: Sequence[Synthesis]) -> Tensor:
     """A sheet (3, H, W) with a column for each model."""
     models = list(dict.fromkeys(work.model for work in works))
     columns = [[work for work in works if work.model == model] for model in models]
-    rows = [
-        [column[i].image for column in columns if i < len(column)] for i in range(len(columns[0]))
-    ]
-    return contact_sheet(rows, captions=[work.prompt for work in columns[0]], headings=models)
+    rows = itertools.zip_longest(*([work.image for work in column] for column in columns))
+    captions = [work.prompt for work in columns[0]]
+    return contact_sheet([*map(list, rows)], captions=captions, headings=models)
 
 
 def write(
@@ -104,30 +99,25 @@ def write(
     shown: int = 0,
 ) -> list[Path]:
     """Writes the works and returns the paths, the picture or the sheet first.
-
-    shown: short side to which smaller pictures are enlarged; a sheet has them as they were made.
-    """
+    shown: short side to which smaller pictures are enlarged; a sheet has them as they were made."""
     made, works = works, [work.enlarged(shown) for work in works]
     recipes = [work.recipe for work in works]
     if "recipe" in targets:
         targets["recipe"][0].parent.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for kind, paths in targets.items():
+    for kind, (first, *_) in targets.items():
         if kind == "sheet":
-            about = {**recipes[-1], "sheet_of": len(works)}
-            write_image(paths[0], sheet(made), about)
+            write_image(first, sheet(made), {**recipes[-1], "sheet_of": len(works)})
         elif kind == "recipe":
             text = json.dumps(recipes if works[1:] else recipes[0], indent=2, ensure_ascii=False)
-            write_text(paths[0], text + "\n")
+            write_text(first, text + "\n")
         elif kind == "steps":
-            write_text(paths[0], curves(works))
-        for path, work in zip(paths, works):
+            write_text(first, curves(works))
+        for path, work in zip(targets[kind], works):
             if kind == "animation":
                 write_animation(path, work.frames or [work.image])
             elif kind in ("picture", "svg"):
                 work.save(path)
-        written += paths[: len(works)]
-    return written
+    return [path for paths in targets.values() for path in paths[: len(works)]]
 
 
 def curves(works: Sequence[Synthesis]) -> str:

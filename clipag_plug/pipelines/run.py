@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import logging
 import math
 import signal
@@ -36,9 +37,7 @@ Make = Callable[[Any, Guide, str], "Run"]
 
 class Run(abc.ABC):
     """A picture in the making: iterate over it for `Step` records; `result()` may be asked for at any moment.
-
-    The model is frozen during each step and left as it was.
-    """
+    The model is frozen during each step and left as it was."""
 
     steps: int
 
@@ -81,22 +80,15 @@ class Run(abc.ABC):
 
     def result(self) -> Synthesis:
         """The picture so far and its recipe."""
-        return Synthesis(
-            image=self.picture(),
-            prompt=self.prompt,
-            model=self.guide.name,
-            seed=self.options.seed,
-            loss=self.losses[-1] if self.losses else math.nan,
-            losses=list(self.losses),
-            frames=[frame.float() / 255 for frame in self._frames],
-            recipe=self.recipe(),
-        )
+        frames = [frame.float() / 255 for frame in self._frames]
+        loss, losses = self.losses[-1] if self.losses else math.nan, list(self.losses)
+        source = (self.prompt, self.guide.name, self.options.seed)
+        return Synthesis(self.picture(), *source, loss, losses, frames, self.recipe())
 
     def recipe(self) -> dict[str, Any]:
         """Everything that made the picture, ready for JSON. No time and no place: equal runs, equal bytes."""
-        values = self.options.to_dict().items()
+        values, guide, done = self.options.to_dict().items(), self.guide, len(self.losses)
         options = {name: value for name, value in values if name not in PRESENTATION}
-        guide = self.guide
         options.update(model=guide.name, device=guide.device.type, precision=guide.precision)
         return {
             "clipag_plug": __version__,
@@ -104,7 +96,7 @@ class Run(abc.ABC):
             "job": type(self.options).__name__,
             "prompt": self.prompt,
             "seed": self.options.seed,
-            "stopped_after": len(self.losses) if len(self.losses) < self.steps else None,
+            "stopped_after": done if done < self.steps else None,
             "options": options,
         }
 
@@ -127,13 +119,10 @@ def options_of(cls: type[Picture], prompts: str | Sequence[str], model: Any, giv
 
 def guides(options: Picture, model: Any = None) -> list[Guide]:
     """The guiding model, in place of its name perhaps a CLIP or a `Guide`; with `compare` its counterpart before it.
-
-    Raises: ValueError where nobody says which model is the counterpart.
-    """
+    Raises: ValueError where nobody says which model is the counterpart."""
     how: dict[str, Any] = {"device": options.device, "precision": options.precision}
     how |= {"compile": options.compile} if hasattr(options, "compile") else {}
-    named = model is None or isinstance(model, str)
-    chosen = guide_for(options.model if named else model, **how)
+    chosen = guide_for(options.model if model is None or isinstance(model, str) else model, **how)
     if not options.compare:
         return [chosen]
     from ..weights import registry
@@ -155,21 +144,19 @@ def perform(
     bar: bool = False,
 ) -> list[Synthesis]:
     """Every prompt with every seed, under one guide after the other.
-
     Raises: ValueError without a prompt; NotFiniteError, which has what was made so far as `results`, as a
-        KeyboardInterrupt of the callback has.
-    """
+    KeyboardInterrupt of the callback has."""
     if not options.prompts:
         raise ValueError('no prompt; say what to make, as in clipag clipdraw "a goldfish"')
     resolved = options.resolved()
     seeds = range(options.seed, options.seed + options.variations)
     jobs = [dataclasses.replace(resolved, seed=seed, variations=1) for seed in seeds]
     done: list[Synthesis] = []
-    for guide, prompt, job in ((g, p, j) for g in models for p in options.prompts for j in jobs):
+    for guide, prompt, job in itertools.product(models, options.prompts, jobs):
         run = make(job, guide, prompt)
+        label = f"{guide.name}: {prompt}"
+        shown = run if bar else watched(run, run.steps, label, run.picture)
         try:
-            label = f"{guide.name}: {prompt}"
-            shown = watched(run, run.steps, label, run.picture) if not bar else run
             for step in progress(shown, run.steps, label, hidden=not bar):
                 if callback is not None:
                     callback(step)
@@ -196,10 +183,8 @@ def progress(
 
 class Stop:
     """Inside it Ctrl-C and SIGTERM end the loop after its step instead of the process; `asked` is then the signal.
-
     So what was made can be written, and a second signal does not leave it half-written. Before the first step, when
-    there is nothing to keep, either raises KeyboardInterrupt at once. Called after every step.
-    """
+    there is nothing to keep, either raises KeyboardInterrupt at once. Called after every step."""
 
     asked = 0
     holding = False
@@ -270,9 +255,8 @@ def produce(
             if not works:
                 raise
             log.warning("%s", str(error) or "stopped: what was made so far is kept")
-            code = (
-                128 + (stop.asked or signal.SIGINT) if isinstance(error, KeyboardInterrupt) else 1
-            )
+            interrupted = isinstance(error, KeyboardInterrupt)
+            code = 128 + (stop.asked or signal.SIGINT) if interrupted else 1
         if not options.output:
             folder = new_run(works[0].prompt, works[0].seed)
             options = dataclasses.replace(options, output=str(folder))

@@ -24,9 +24,7 @@ def run_name(text: str, seed: int, day: datetime.date | None = None) -> str:
 
 def tags(models: Sequence[str]) -> list[str]:
     """What stands in the names of pictures behind `image`: -1, -2, ... of several, and the model's name of two models.
-
-    models: that of each picture, all pictures of one model together.
-    """
+    models: that of each picture, all pictures of one model together."""
     distinct = list(dict.fromkeys(models))
     each = len(models) // len(distinct)
     counts = [f"-{n:0{len(str(each))}d}" for n in range(1, each + 1)] if each > 1 else [""]
@@ -35,9 +33,7 @@ def tags(models: Sequence[str]) -> list[str]:
 
 def new_run(text: str, seed: int, root: str | Path = ROOT) -> Path:
     """Makes and returns a folder of this name under `root`, with -2, -3, ... where it is taken.
-
-    Making it is what reserves the name, so that two runs at one time get two folders.
-    """
+    Making it is what reserves the name, so that two runs at one time get two folders."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     name, number = run_name(text, seed), 1

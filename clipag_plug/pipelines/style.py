@@ -85,12 +85,11 @@ class Styling(Run):
         with torch.no_grad():
             self.source = guide.features(fit(self.content, guide.side))
         self.direction = text_direction(guide, prompt, options.source)
-        self.unet, self.pixels = None, self.content.clone()
+        self.unet, self.pixels = None, self.content.clone().requires_grad_(True)
+        leaves: list[Tensor] = [self.pixels]
         if options.mode == "network":
             self.unet = UNet.seeded(options.width, options.seed, options.residual).to(guide.device)
-            leaves: list[Tensor] = list(self.unet.parameters())
-        else:
-            leaves = [self.pixels.requires_grad_(True)]
+            leaves = [*self.unet.parameters()]
         self.optimizer = torch.optim.Adam(leaves, lr=options.lr)
 
     def image(self) -> Tensor:
@@ -98,13 +97,11 @@ class Styling(Run):
         if self.unet is None:
             return self.pixels
         height, width = self.content.shape[-2:]
-        image: Tensor = self.unet(padded(self.content))[..., :height, :width]
-        return image
+        return self.unet(padded(self.content))[..., :height, :width]
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        image = self.image()[0].clamp(0, 1).cpu()
-        return finished(image) if self.options.finish else image
+        return self._finished(self.image()[0].cpu())
 
     @torch.no_grad()
     def result(self) -> Synthesis:
@@ -114,9 +111,11 @@ class Styling(Run):
             return work
         change = self.image() - self.content
         change = F.interpolate(change, self.whole.shape[-2:], mode="bicubic")[0].cpu()
-        image = (self.whole + change).clamp(0, 1)
-        image = finished(image) if self.options.finish else image
-        return dataclasses.replace(work, image=image)
+        return dataclasses.replace(work, image=self._finished(self.whole + change))
+
+    def _finished(self, image: Tensor) -> Tensor:
+        image = image.clamp(0, 1)
+        return finished(image) if self.options.finish else image
 
     def loss(self, index: int) -> Tensor:
         """Patches, the whole picture's direction, content and total variation (equations 1 to 5)."""
@@ -156,18 +155,15 @@ class Styling(Run):
 
 def sizes(options: Any, picture: Tensor) -> tuple[tuple[int, int], Tensor | None]:
     """(H, W) to style a picture at, and the picture at the size of the result where that is larger.
-
     --size is both. Without it the shorter side is --side, the longer one at most LONGEST times that, and the result has
-    the picture's own size, its longer side at most LIMIT.
-    """
+    the picture's own size, its longer side at most LIMIT."""
     given = parse_size(options.size or "")
     if given:
         return given, None
     height, width = picture.shape[-2:]
-    scale = min(options.side / min(height, width), LONGEST * options.side / max(height, width))
-    size = round(height * scale), round(width * scale)
-    most = min(1, LIMIT / max(height, width))
-    own = round(height * most), round(width * most)
+    short, long = min(height, width), max(height, width)
+    scale, most = min(options.side / short, LONGEST * options.side / long), min(1, LIMIT / long)
+    size, own = ((round(height * by), round(width * by)) for by in (scale, most))
     return size, fitted(picture, own) if max(own) > max(size) else None
 
 
@@ -180,11 +176,9 @@ def templates() -> tuple[str, ...]:
 
 def text_direction(guide: Guide, prompt: str, source: str = "a Photo") -> Tensor:
     """The unit vector (1, D) from the source's to the prompt's mean over the templates; weighted parts are summed.
-
     source: "" for the origin. It suits a model that knows no word for a photograph in general and whose features lie
     around the origin, as the bundled ones' do; there "a Photo" is as far from the middle as any class.
-    Raises: ValueError where both are the same to the model, as a text of words that a small one does not know.
-    """
+    Raises: ValueError where both are the same to the model, as a text of words that a small one does not know."""
 
     @torch.no_grad()
     def mean(text: str) -> Tensor:
@@ -192,10 +186,9 @@ def text_direction(guide: Guide, prompt: str, source: str = "a Photo") -> Tensor
         tokens = guide._tokenize([form.format(text) for form in templates()]).to(guide.device)
         return F.normalize(guide.model.encode_text(tokens).float().mean(0, True), dim=-1)
 
-    start = mean(source) if source else None
-    step = torch.zeros(())
-    for text, weight in parse_prompt(prompt):
-        step = step + weight * (mean(text) if start is None else mean(text) - start)
+    start = mean(source) if source else torch.zeros(())
+    parts = (weight * (mean(text) - start) for text, weight in parse_prompt(prompt))
+    step = sum(parts, torch.zeros(()))
     if float(step.norm()) < 1e-4:
         raise ValueError(
             f"{guide.name} does not tell {prompt!r} from {source!r}; use words it knows (model.vocabulary)"
@@ -205,7 +198,7 @@ def text_direction(guide: Guide, prompt: str, source: str = "a Photo") -> Tensor
 
 def patch_loss(values: Tensor, threshold: float) -> Tensor:
     """Mean of directional losses (N,), those below the threshold counted as 0."""
-    return torch.where(values < threshold, torch.zeros_like(values), values).mean()
+    return torch.where(values < threshold, 0.0, values).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:

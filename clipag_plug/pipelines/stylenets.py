@@ -31,14 +31,12 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(Pair(a, b) for a, b in zip(widths, widths[1:]))
         self.shrink = nn.ModuleList(nn.Conv2d(b, b, 4, 2, 1) for b in widths[1:])
         self.middle = Pair(4 * width, 8 * width)
-        self.up = nn.ModuleList(
-            [Pair(12 * width, 4 * width), Pair(6 * width, 2 * width), Pair(3 * width, width)]
-        )
+        self.up = nn.ModuleList(Pair(3 * times * width, times * width) for times in (4, 2, 1))
         self.last = Pair(2 * width, width)
         self.out = nn.Conv2d(width, 3, 1)
         if residual:
-            nn.init.zeros_(self.out.weight)
-            nn.init.constant_(self.out.bias, 0.0)  # type: ignore[arg-type]
+            for parameter in self.out.parameters():
+                nn.init.zeros_(parameter)
 
     @classmethod
     def seeded(cls, width: int, seed: int, residual: bool = False) -> UNet:
@@ -76,8 +74,7 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(F.instance_norm(self.conv1(x)))
-        out: Tensor = F.relu(F.instance_norm(self.conv2(h))) + self.skip(x)
-        return out
+        return F.relu(F.instance_norm(self.conv2(h))) + self.skip(x)
 
 
 def padded(images: Tensor) -> Tensor:
@@ -102,9 +99,7 @@ class VggContent(nn.Module):
 
 class MiniContent(nn.Module):
     """Two middle stages of a bundled tower, read at the picture's own resolution.
-
-    Each is divided by its deviation over the first pictures seen, so that the loss counts in shares of it.
-    """
+    Each is divided by its deviation over the first pictures seen, so that the loss counts in shares of it."""
 
     mean: Tensor
     std: Tensor
@@ -137,23 +132,20 @@ def content_network(name: str, device: torch.device, weights: str | None = None)
         weights: a file with VGG19's, instead of the download.
     Raises: OSError where they cannot be had, ValueError where the file is another's.
     """
-    network: nn.Module
-    if name == "vgg19":
-        from torchvision.models import VGG19_Weights, vgg19
-
-        if weights:
-            model = vgg19()
-            try:
-                model.load_state_dict(read_tensors(Path(weights)))
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{weights!r} does not hold torchvision's VGG19; give vgg19-dcbb9e9d.pth"
-                ) from error
-        else:
-            model = vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
-        network = VggContent(model.features)
-    else:
+    if name == "mini":
         from .. import clip
 
-        network = MiniContent(clip.load_model("clip-mini", device="cpu"))
+        network: nn.Module = MiniContent(clip.load_model("clip-mini", device="cpu"))
+    else:
+        from torchvision.models import VGG19_Weights, vgg19
+
+        model = vgg19(weights=None if weights else VGG19_Weights.IMAGENET1K_V1)
+        try:
+            if weights:
+                model.load_state_dict(read_tensors(Path(weights)))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{weights!r} does not hold torchvision's VGG19; give vgg19-dcbb9e9d.pth"
+            ) from error
+        network = VggContent(model.features)
     return network.to(device).eval().requires_grad_(False)

@@ -19,6 +19,7 @@ from ..options.vqgan import Vqgan
 from ..paint.objective import split_prompt
 from ..paint.results import Step, Synthesis
 from ..paint.starts import fitted
+from .autoencoder import nearest
 from .loading import load_autoencoder
 from .run import Run, command, descend, guides, options_of, perform
 
@@ -73,8 +74,7 @@ class Latents(Run):
         self.codebook: Tensor = autoencoder.quantize.embedding.weight.detach()
         self.parts = []
         for text, numbers in split_prompt(prompt, numbers=2):
-            weight, stop = [*numbers, *(1.0, -math.inf)[len(numbers) :]]
-            self.parts.append((guide.texts([text]), weight, stop))
+            self.parts.append((guide.texts([text]), *numbers, *(1.0, -math.inf)[len(numbers) :]))
         self.codes = self._start().requires_grad_(True)
         self.optimizer = OPTIMIZERS[options.optimizer]([self.codes], lr=options.lr)
 
@@ -109,40 +109,33 @@ class Latents(Run):
     def image(self) -> Tensor:
         """The picture (1, 3, H, W) in [0, 1], with its graph."""
         decoded = self.autoencoder.decode(quantized(self.codes, self.codebook))
-        shown: Tensor = _Clamp.apply((decoded[..., : self.size[0], : self.size[1]] + 1) / 2)
-        return shown
+        return _Clamp.apply((decoded[..., : self.size[0], : self.size[1]] + 1) / 2)
 
     @torch.no_grad()
     def picture(self) -> Tensor:
         return self.image()[0].cpu()
 
     def loss(self, index: int) -> Tensor:
-        options, image = self.options, self.image()
-        method, power = str(options.cut_method), float(options.cut_power)
-        cut = cutouts(image, options.cuts, self.guide.side, method, power, self.generator)
+        options, sides = self.options, (int(self.options.cuts), self.guide.side)
+        how = str(options.cut_method), float(options.cut_power)
+        cut = cutouts(self.image(), *sides, *how, self.generator)
         features = self.guide.features(cut)
-        total = features.new_zeros(())
+        total = sum((spherical(features, *part) for part in self.parts), features.new_zeros(()))
         if options.init_weight:
             total = total + self.codes.square().mean() * options.init_weight / ((2 * index + 1) * 2)
-        for part in self.parts:
-            total = total + spherical(features, *part)
         return total
 
     def update(self, index: int, loss: Tensor) -> float:
         descend(loss, [self.optimizer])
         with torch.no_grad():
-            low, high = (
-                end.view(1, -1, 1, 1) for end in (self.codebook.amin(0), self.codebook.amax(0))
-            )
-            self.codes.copy_(self.codes.maximum(low).minimum(high))
+            low, high = (end.view(1, -1, 1, 1) for end in self.codebook.aminmax(dim=0))
+            self.codes.clamp_(low, high)
         return float(self.options.lr)
 
 
 def spherical(features: Tensor, text: Tensor, weight: float, stop: float = -math.inf) -> Tensor:
     """|w| * mean of sign(w) * 2 arcsin(|a - b| / 2)^2 over unit features (N, D) and a text (1, D).
-
-    The value is always the true one; where it is below `stop`, the gradient is that of a constant.
-    """
+    The value is always the true one; where it is below `stop`, the gradient is that of a constant."""
     half = ((features - text).norm(dim=-1) / 2).clamp(max=1 - 1e-7)
     distance = half.arcsin().square() * 2 * math.copysign(1.0, weight)
     held = distance.clamp(min=stop)
@@ -151,11 +144,8 @@ def spherical(features: Tensor, text: Tensor, weight: float, stop: float = -math
 
 def quantized(codes: Tensor, codebook: Tensor) -> Tensor:
     """The nearest vectors of the codebook (K, D) to codes (N, D, h, w); the gradient passes straight through."""
-    flat = codes.detach().movedim(1, -1).reshape(-1, codes.shape[1])
-    distance = codebook.square().sum(1) - 2 * flat @ codebook.T
-    nearest = F.embedding(distance.argmin(1), codebook)
-    nearest = nearest.view(codes.shape[0], *codes.shape[2:], -1).movedim(-1, 1)
-    return codes + (nearest - codes).detach()
+    found = F.embedding(nearest(codes.detach(), codebook), codebook).movedim(-1, 1)
+    return codes + (found - codes).detach()
 
 
 class _Clamp(torch.autograd.Function):
@@ -169,5 +159,4 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
-        gradient = gradients[0]
-        return gradient * (gradient * (values - values.clamp(0, 1)) >= 0)
+        return gradients[0] * (gradients[0] * (values - values.clamp(0, 1)) >= 0)

@@ -16,6 +16,7 @@ from ...model import CLIP
 from ...options.base import Options
 from ..data import Dataset, read_dataset
 from ..judges import Classifier, ImageNetJudge, Judge, Predictor, find_predictor
+from ..metrics import ranks, top
 from ..records import Metric, weights_hash
 
 FILES = ("accuracy", "targeted", "gradients", "heatmaps", "pictures", "canvas", "search")
@@ -34,9 +35,7 @@ class Sheet:
 @dataclass(frozen=True)
 class Measured:
     """What a task returns: the items, a value per item and metric, sheets of pictures, and remarks.
-
-    drawn: for each factor that was drawn, as photographs and styles, the unit of each item; else items are units.
-    """
+    drawn: for each factor that was drawn, as photographs and styles, the unit of each item; else items are units."""
 
     items: list[str]
     metrics: dict[str, Metric]
@@ -45,36 +44,32 @@ class Measured:
     drawn: dict[str, list[str]] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Resources:
     """Models, judges and photographs, each loaded once and when first asked for.
 
     Args:
-        judge: key of the judge, "" for none.
+        judge_name: key of the judge, "" for none.
         photos, classes, split: as `read_dataset` takes them.
-        aesthetic: folder of the aesthetic predictor's files.
+        predictor: folder of the aesthetic predictor's files.
     """
 
-    def __init__(
-        self,
-        judge: str = "",
-        device: torch.device | str = "cpu",
-        photos: str = "",
-        classes: str = "",
-        split: str = "all",
-        aesthetic: str = "",
-    ) -> None:
-        self.judge_name, self.device = judge, torch.device(device)
-        self._data, self._folder = (photos, classes, split), aesthetic
+    judge_name: str = ""
+    device: str = "cpu"
+    photos: str = ""
+    classes: str = ""
+    split: str = "all"
+    predictor: str = ""
 
     @functools.cached_property
     def data(self) -> Dataset:
         """Photographs with their classes and captions."""
-        return read_dataset(*self._data)
+        return read_dataset(self.photos, self.classes, self.split)
 
     @functools.cached_property
     def aesthetic(self) -> Predictor | str:
         """The aesthetic predictor, or why there is none."""
-        return find_predictor(self._folder, self.device)
+        return find_predictor(self.predictor, self.device)
 
     @functools.cached_property
     def imagenet(self) -> ImageNetJudge | str:
@@ -84,7 +79,7 @@ class Resources:
         except ImportError as error:
             return str(error)
 
-    @functools.cache  # noqa: B019 (one object lives as long as the run)
+    @functools.cache  # noqa: B019 (one object lives as long as the run, here and below)
     def model(self, name: str) -> tuple[CLIP, str]:
         """A model in evaluation mode, frozen, and the hash of its weights."""
         from ... import clip
@@ -126,9 +121,8 @@ class Context:
     @property
     def judge(self) -> Judge:
         """The independent judge, which looks and never steers. ValueError where it is the measured model."""
-        name = self.resources.judge_name
-        self.check_other(name, self.name, "judge its own pictures")
-        return self.resources.judge(name)
+        self.check_other(self.resources.judge_name, self.name, "judge its own pictures")
+        return self.resources.judge(self.resources.judge_name)
 
     def second_judge(self, name: str) -> Judge:
         """A further judge. ValueError where it is the measured model or the judge, by key or by weights."""
@@ -154,9 +148,13 @@ class Context:
         """The side of the images that the model asks for."""
         return int(self.model.visual.input_resolution)
 
-    def rows(self, count: int) -> Tensor:
-        """Rows (count,) of photographs, spread over the classes; all for 0."""
-        return spread(self.data.photos.labels, count)
+    def rows(self) -> Tensor:
+        """The photographs that the task's option `count` asks for, spread over the classes; all for 0."""
+        return spread(self.data.photos.labels, self.options.count)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Photographs (N, 3, side, side) as the model asks for them, on its device."""
+        return self.data.photos.pixels(rows, self.side).to(self.resources.device)
 
     def keys(self, rows: Tensor) -> list[str]:
         """Names of photographs."""
@@ -173,8 +171,9 @@ R = TypeVar("R", bound=Run)
 
 @dataclass(frozen=True)
 class Task:
-    """A measurement: its options, whether pictures that the model made are scored, which another model must do, and
-    which options name files or models."""
+    """A measurement.
+    judged: whether pictures that the model made are scored; the judge may not be the model. reads: options that
+    name a file or a model: what they name belongs to a record's fingerprint."""
 
     name: str
     title: str
@@ -193,20 +192,9 @@ _TASKS: dict[str, Task] = {}
 
 
 def task(
-    name: str,
-    title: str,
-    options: type[Options],
-    *,
-    judged: bool = False,
-    reads: Sequence[str] = (),
+    name: str, title: str, options: type[Options], judged: bool = False, reads: Sequence[str] = ()
 ) -> Callable[[R], R]:
-    """Registers the function below as the task `name`.
-
-    Args:
-        judged: whether pictures that the model made are scored; the judge may not be the model.
-        reads: options that name a file or a model: what they name belongs to a record's fingerprint.
-    Raises: ValueError for a name that is taken.
-    """
+    """Registers the function below as the task `name`; see `Task`. ValueError for a name that is taken."""
     if name in _TASKS:
         raise ValueError(f"there is a task {name!r} already; choose another name")
 
@@ -230,10 +218,8 @@ def find(name: str) -> Task:
 
 def spread(labels: Tensor, count: int) -> Tensor:
     """`count` rows of `labels`, 0 for all, in order: every class comes once before one comes twice.
-
-    Which classes, and which rows of a class, is drawn once for all with a fixed seed: a rule that follows the order
-    of the rows would take every second class.
-    """
+    Which classes, and which rows of a class, is drawn once for all with a fixed seed: a rule that follows the order of
+    the rows would take every second class."""
     if not 0 < count < len(labels):
         return torch.arange(len(labels))
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -251,6 +237,14 @@ def evenly(total: int, count: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
-def marks(rank: Tensor) -> list[str]:
-    """'hit' for a first place, 'near' for the first five, else 'miss'."""
-    return ["hit" if place < 1 else "near" if place < 5 else "miss" for place in rank.tolist()]
+def marks(scores: Tensor, truth: Tensor) -> list[str]:
+    """'hit' where the true column of scores (N, C) is the first, 'near' among the first five, else 'miss'."""
+    places = ranks(scores, truth).tolist()
+    return ["hit" if place < 1 else "near" if place < 5 else "miss" for place in places]
+
+
+def tops(title: str, scores: Tensor, truth: Tensor, by: str) -> dict[str, Metric]:
+    """Whether the true column of scores (N, C) is the first, and among the first five."""
+    return {
+        f"top{k}": Metric(f"{title}, top-{k}", "share", by, top(scores, truth, k)) for k in (1, 5)
+    }

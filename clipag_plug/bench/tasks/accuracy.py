@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ...attacks import pgd
 from ...attacks.apgd import apgd_ce, apgd_targeted
+from ...losses.margins import ce
 from ...options.base import Options, option
 from ...vocabulary import PROMPTS
 from ..judges import Classifier
@@ -59,71 +61,59 @@ class Robustness(Options):
 @task("zeroshot", "zero-shot classification of photographs", ZeroShot)
 def zeroshot(context: Context) -> Measured:
     """Top-1 and top-5 among all classes, clean and under PGD (Madry et al. 2018) on the cross-entropy."""
-    options: ZeroShot = context.options
-    classifier, rows = context.classifier, context.rows(options.count)
+    options, classifier, rows = context.options, context.classifier, context.rows()
     labels = context.data.photos.labels[rows]
-    clean, moved = _features(context, classifier.prompts, rows, labels)
     ball = f"{NORMS[options.norm]} {options.eps:g}"
+    titles = {"clean": ", clean photographs", "robust": f" under PGD-{options.steps} {ball}"}
     metrics: dict[str, Metric] = {}
-    for key, features, state in (
-        ("clean", clean, "clean photographs"),
-        ("robust", moved, f"under PGD-{options.steps} {ball}"),
-    ):
+    found = _features(context, classifier.prompts, rows, labels)
+    for (key, title), features in zip(titles.items(), found):
         scores = classifier.scale * features @ classifier.prompts.cpu().T
         for k in (1, 5):
-            title = f"top-{k}, {state}" if key == "clean" else f"top-{k} {state}"
-            metrics[f"{key}_top{k}"] = _share(title, context, top(scores, labels, k))
+            seen = top(scores, labels, k)
+            metrics[f"{key}_top{k}"] = Metric(f"top-{k}{title}", "share", context.name, seen)
     return Measured(context.keys(rows), metrics, notes={"side": context.side})
 
 
 @task("retrieval", "retrieval of captions and photographs", Retrieval)
 def retrieval(context: Context) -> Measured:
     """Recall at k from photograph to caption and back, over all captions that differ (CLIP_benchmark's convention).
-
-    A photograph's query succeeds where its caption is among the first k; a caption's, counted once for each photograph
-    that it belongs to, where any photograph with this caption is. The attack (PGD) raises the cross-entropy of a
-    photograph's own caption among all of them; captions then search among attacked photographs.
-    """
-    options: Retrieval = context.options
-    classifier, rows = context.classifier, context.rows(options.count)
+    A photograph's query succeeds where its caption is among the first k; a caption's, counted once for each
+    photograph that it belongs to, where any photograph with this caption is. The attack (PGD) raises the cross-
+    entropy of a photograph's own caption among all of them; captions then search among attacked photographs."""
+    options, rows = context.options, context.rows()
     said = [context.data.captions[int(row)] for row in rows]
     captions = list(dict.fromkeys(said))
     own = torch.tensor([captions.index(text) for text in said])
-    texts = classifier.texts(captions)
-    clean, moved = _features(context, texts, rows, own)
+    texts = context.classifier.texts(captions)
     relevant = F.one_hot(own, len(captions)).bool()
     metrics: dict[str, Metric] = {}
-    for state, features in (("clean", clean), ("attacked", moved)):
+    for state, features in zip(("clean", "attacked"), _features(context, texts, rows, own)):
         scores = features @ texts.cpu().T
         for k in options.depths if options.eps or state == "clean" else ():
-            found = {
-                "caption": recall(scores, relevant, k),
-                "photo": recall(scores.T, relevant.T, k)[own],
-            }
-            for key, values in found.items():
-                title = f"R@{k} of the {'photograph' if key == 'photo' else key}, {state}"
-                metrics[f"{state}_{key}_r{k}"] = _share(title, context, values)
+            for key, what, values in (
+                ("caption", "caption", recall(scores, relevant, k)),
+                ("photo", "photograph", recall(scores.T, relevant.T, k)[own]),
+            ):
+                title = f"R@{k} of the {what}, {state}"
+                metrics[f"{state}_{key}_r{k}"] = Metric(title, "share", context.name, values)
     notes = {"side": context.side, "captions": len(captions), "attack": f"PGD-{options.steps}"}
     return Measured(context.keys(rows), metrics, notes=notes)
 
 
 def _features(context: Context, texts: Tensor, rows: Tensor, own: Tensor) -> list[Tensor]:
     """Unit features (N, D) of photographs, clean and after PGD against their own of the texts (M, D).
-
-    From the photograph itself: no random start, so that the numbers are the same in every run.
-    """
-    options: ZeroShot = context.options
-    classifier = context.classifier
+    From the photograph itself: no random start, so that the numbers are the same in every run."""
+    options, classifier = context.options, context.classifier
+    ball = {"eps": options.eps, "norm": options.norm, "steps": options.steps}
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for part, wanted in zip(rows.split(options.batch), own.split(options.batch)):
-        images = context.data.photos.pixels(part, context.side).to(context.resources.device)
-        aim = wanted.to(context.resources.device)
+        images, aim = context.pixels(part), wanted.to(context.resources.device)
 
         def loss(x: Tensor, y: Tensor = aim) -> Tensor:
-            logits = classifier.scale * classifier.features(x) @ texts.T
-            return F.cross_entropy(logits, y, reduction="none")
+            return ce(classifier.scale * classifier.features(x) @ texts.T, y)
 
-        moved = pgd(loss, images, eps=options.eps, norm=options.norm, steps=options.steps)
+        moved = pgd(loss, images, **ball)
         with torch.no_grad():
             for kept, each in zip(found, (images, moved)):
                 kept.append(classifier.features(each).cpu())
@@ -133,47 +123,44 @@ def _features(context: Context, texts: Tensor, rows: Tensor, own: Tensor) -> lis
 
 @task("robustness", "accuracy under attack", Robustness)
 def robustness(context: Context) -> Measured:
-    """Zero-shot top-1, clean, under PGD (Madry et al. 2018), and under APGD-CE and APGD-T (Croce & Hein 2020);
-    with FAB-T and Square, which are their authors' own, AutoAttack whole.
-
-    Every attack is white-box, on the measured model with its own prompts, normalisation inside. "All attacks" counts
-    a photograph only where it is classified correctly under each of them.
-    """
+    """Zero-shot top-1, clean, under PGD (Madry et al. 2018), and under APGD-CE and APGD-T (Croce & Hein 2020); with
+    FAB-T and Square, which are their authors' own, AutoAttack whole.
+    Every attack is white-box, on the measured model with its own prompts, normalisation inside. "All attacks" counts a
+    photograph only where it is classified correctly under each of them."""
     options: Robustness = context.options
-    rows = context.rows(options.count)
-    usual = tuple(options.templates) == tuple(PROMPTS)
-    classifier = context.classifier
-    if not usual:
+    rows, classifier = context.rows(), context.classifier
+    if options.templates != list(PROMPTS):
         classifier = Classifier(context.model, context.data.classes, options.templates)
     balls = [("l2", eps) for eps in options.l2] + [("linf", eps) for eps in options.linf]
-    held: dict[tuple[str, str, float], list[Tensor]] = {}
-    clean, jobs, done = [], len(balls) * len(options.attacks) * len(rows), 0
+    runs = [(attack, norm, eps) for norm, eps in balls for attack in options.attacks]
+    right: dict[Any, list[Tensor]] = {run: [] for run in ("clean", *runs)}
+    done = 0
     for number, part in enumerate(rows.split(options.batch)):
-        images = context.data.photos.pixels(part, context.side).to(context.resources.device)
-        labels = context.data.photos.labels[part].to(context.resources.device)
-        with torch.no_grad():
-            clean.append(top(classifier.logits(images), labels, 1).cpu())
-        for norm, eps in balls:
-            for attack in options.attacks:
-                seed = context.seed * 9973 + number
-                generator = torch.Generator(context.resources.device).manual_seed(seed)
-                moved = attacked(classifier, images, labels, attack, norm, eps, options, generator)
-                with torch.no_grad():
-                    seen = top(classifier.logits(moved), labels, 1).cpu()
-                held.setdefault((attack, norm, eps), []).append(seen)
+        images = context.pixels(part)
+        labels = context.data.photos.labels[part].to(images.device)
+        for run in right:
+            moved = images
+            if run != "clean":
+                generator = torch.Generator(images.device)
+                generator.manual_seed(context.seed * 9973 + number)
+                moved = attacked(classifier, images, labels, *run, options, generator)
                 done += len(part)
-                context.progress(done / jobs)
-    before = torch.cat(clean)
-    metrics = {"clean_top1": _share("top-1, clean photographs", context, before)}
+                context.progress(done / (len(runs) * len(rows)))
+            with torch.no_grad():
+                right[run].append(top(classifier.logits(moved), labels, 1).cpu())
+    found = {run: torch.cat(parts) for run, parts in right.items()}
+    title, clean = "top-1, clean photographs", found["clean"]
+    metrics = {"clean_top1": Metric(title, "share", context.name, clean)}
     for norm, eps in balls:
         radius = f"{NORMS[norm]} " + (f"{eps:g}" if norm == "l2" else f"{255 * eps:.3g}/255")
-        stood = {name: before * torch.cat(held[name, norm, eps]) for name in options.attacks}
+        stood = {name: clean * found[name, norm, eps] for name in options.attacks}
         titles = {name: f"{ATTACKS[name]}-{options.steps}" for name in stood}
         if len(stood) > 1:
             stood["all"] = torch.stack(list(stood.values())).amin(0)
         for name, values in stood.items():
             title = f"top-1 under {titles.get(name, 'all attacks')}, {radius}"
-            metrics[f"{name}_{norm}@{eps:.5g}"] = _share(title, context, values, eps)
+            key = f"{name}_{norm}@{eps:.5g}"
+            metrics[key] = Metric(title, "share", context.name, values, at=eps)
     notes = {"side": context.side, "classes": len(context.data.classes)}
     return Measured(context.keys(rows), metrics, notes=notes)
 
@@ -189,36 +176,20 @@ def attacked(
     generator: torch.Generator,
 ) -> Tensor:
     """The images within the ball that the attack found; those classified wrongly from the start stay as they are.
-
-    PGD starts at the photograph, takes steps of 2.5 * eps / steps, and keeps the highest loss.
-    """
-    ball = {"eps": eps, "norm": norm, "steps": options.steps}
+    PGD starts at the photograph, takes steps of 2.5 * eps / steps, and keeps the highest loss. FAB-T (Croce & Hein
+    2020) and Square (Andriushchenko et al. 2020) are AutoAttack's own code."""
+    ball: dict[str, Any] = {"eps": eps, "norm": norm, "steps": options.steps}
     if attack == "pgd":
-
-        def loss(x: Tensor) -> Tensor:
-            return F.cross_entropy(classifier.logits(x), labels, reduction="none")
-
-        return pgd(loss, images, best=True, **ball)  # type: ignore[arg-type]
-    if attack not in OURS:
-        return _authors(classifier, images, labels, attack, norm, eps, options, generator)
-    ball |= {"restarts": options.restarts, "generator": generator}
-    if attack == "apgd-ce":
-        return apgd_ce(classifier.logits, images, labels, **ball)  # type: ignore[arg-type]
-    ball["targets"] = min(options.targets, len(classifier.classes) - 1)
-    return apgd_targeted(classifier.logits, images, labels, **ball)  # type: ignore[arg-type]
-
-
-def _authors(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    attack: str,
-    norm: str,
-    eps: float,
-    options: Robustness,
-    generator: torch.Generator,
-) -> Tensor:
-    """FAB-T (Croce & Hein 2020) and Square (Andriushchenko et al. 2020) by AutoAttack's own code."""
+        return pgd(lambda x: ce(classifier.logits(x), labels), images, best=True, **ball)
+    targets = min(options.targets, len(classifier.classes) - 1)
+    if attack in OURS:
+        ball |= {"restarts": options.restarts, "generator": generator}
+        given = classifier.logits, images, labels
+        return (
+            apgd_ce(*given, **ball)
+            if attack == "apgd-ce"
+            else apgd_targeted(*given, **ball, targets=targets)
+        )
     try:
         from pyautoattack.fab_pt import FABAttack_PT
         from pyautoattack.square import SquareAttack
@@ -231,12 +202,6 @@ def _authors(
     if attack == "square":
         found = SquareAttack(classifier.logits, n_queries=options.queries, **shared)
     else:
-        count = min(options.targets, len(classifier.classes) - 1)
-        shared |= {"n_iter": options.steps, "targeted": True, "n_target_classes": count}
+        shared |= {"n_iter": options.steps, "targeted": True, "n_target_classes": targets}
         found = FABAttack_PT(classifier.logits, **shared)
-    moved: Tensor = found.perturb(images, labels).detach()
-    return moved
-
-
-def _share(title: str, context: Context, values: Tensor, at: float | None = None) -> Metric:
-    return Metric(title, "share", context.name, values.tolist(), at=at)
+    return found.perturb(images, labels).detach()

@@ -24,14 +24,8 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "fourier": ({"canvas": "fourier", "optimizer": "adam"}, 0.05),
     "phase": ({"canvas": "phase", "optimizer": "nadam", "init": "own"}, 1.0),
 }
-EQUAL: dict[str, Any] = {
-    "init": "gray",
-    "schedule": "cosine",
-    "contrast": 0,
-    "grid": 0,
-    "margin": 0.0,
-}
-EQUAL |= {"patches": 0, "keep": "last", "memory": 1024}
+EQUAL: dict[str, Any] = {"init": "gray", "schedule": "cosine", "keep": "last", "memory": 1024}
+EQUAL |= {"contrast": 0, "grid": 0, "margin": 0.0, "patches": 0}
 
 
 @dataclass
@@ -63,22 +57,18 @@ def run(context: Context) -> Measured:
         context.check_other(context.judge.name, name, "judge its own pictures")
     names = read_prompts(options.prompts, options.count, context.seed, options.split)
     prompts = [sentence(name, options.template) for name in names]
-    settings = EQUAL | METHODS[options.method][0]
+    settings = EQUAL | METHODS[options.method][0] | {"ensemble": options.ensemble}
     settings |= {"views": options.views, "steps": options.steps(), "lr": options.lr}
-    made = draw(context, prompts, ensemble=options.ensemble, **settings)
-    images, judge = torch.stack([each.image for each in made]), context.judge
+    images, _ = draw(context, prompts, **settings)
     metrics, empty = by_imagenet(context, images, prompts)
-    metrics |= captioned(judge, judge.enlarged(images), prompts)
+    metrics |= captioned(context.judge, context.judge.enlarged(images), prompts)
     guide = Guide(context.model)
     with torch.no_grad():
         parts = images.to(context.resources.device).split(options.batch)
         features = torch.cat([guide.features(part) for part in parts])
-    cosines = (features * guide.texts(prompts)).sum(1).tolist()
-    metrics["own"] = Metric(
-        "the guide's own cosine", "cosine", context.name, cosines, diagnostic=True
-    )
-    fine = fine_share(images, above=0.5).tolist()
-    title = "share of the picture's energy above 0.25 cycles a pixel"
-    metrics["fine"] = Metric(title, "share", judge.name, fine, better="neither")
+    own = "the guide's own cosine", "cosine", context.name
+    metrics["own"] = Metric(*own, (features * guide.texts(prompts)).sum(1), diagnostic=True)
+    fine = "share of the picture's energy above 0.25 cycles a pixel", "share", context.judge.name
+    metrics["fine"] = Metric(*fine, fine_share(images, above=0.5), better="neither")
     sheets = {"pictures": Sheet(images, prompts)} if options.split == "test" else {}
     return Measured(prompts, metrics, sheets, {"side": images.shape[-1], "empty": empty})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...attacks import Loss, value_and_gradient
+from ...attacks import value_and_gradient
 from ...options.base import Options, option
 from ...priors import Mixture
 from ...vocabulary import bundled_vocabulary
@@ -17,21 +17,15 @@ from ..records import Metric
 from . import Context, Measured, Sheet, evenly, task
 
 # Title, unit, and which way is better: fine, rough gradients of flat spectrum are noise to a viewer.
+ON_OBJECT = "share of the gradient on the object, {area:.0%} of the picture"
+AGREEMENT = "agreement of the gradient with the score of the class's Gaussian"
 METRICS = {
-    "on_object": (
-        "share of the gradient on the object, {area:.0%} of the picture",
-        "share",
-        "higher",
-    ),
+    "on_object": (ON_OBJECT, "share", "higher"),
     "fine": ("share of the gradient's energy above a quarter of Nyquist", "share", "lower"),
     "slope": ("slope of the gradient's power spectrum", "ratio", "lower"),
     "roughness": ("roughness of the gradient", "ratio", "lower"),
     "stability": ("stability of the gradient under noise", "cosine", "higher"),
-    "score": (
-        "agreement of the gradient with the score of the class's Gaussian",
-        "cosine",
-        "higher",
-    ),
+    "score": (AGREEMENT, "cosine", "higher"),
 }
 SPECTRA = {"fine": fine_share, "slope": slope, "roughness": roughness}
 
@@ -50,39 +44,35 @@ class Gradients(Options):
 def run(context: Context) -> Measured:
     """Gradient of the cosine between a photograph and the prompt of its class, with respect to the pixels.
 
-    No judge is needed. A gradient that is equal everywhere has the box's share of the area on the object, which is
-    that metric's chance level and stands in its title. What white noise has in the three numbers of the spectrum
-    depends on how a tower reduces its input, and is measured for each; photographs have a slope about -2. Stability:
-    cosine with the gradient at the photograph plus noise. Score (Srinivas et al. 2023): cosine of the gradient,
-    at the bundled mixture's side, with the gradient of the class's log-density in the mixture, where it has the class.
+    No judge is needed. A gradient that is equal everywhere has the box's share of the area on the object, which is that
+    metric's chance level and stands in its title. What white noise has in the three numbers of the spectrum depends on
+    how a tower reduces its input, and is measured for each; photographs have a slope about -2. Stability: cosine with
+    the gradient at the photograph plus noise. Score (Srinivas et al. 2023): cosine of the gradient, at the bundled
+    mixture's side, with the gradient of the class's log-density in the mixture, where it has the class.
     """
     options: Gradients = context.options
     photos, classifier = context.data.photos, context.classifier
-    side = context.side
-    rows = context.rows(options.count)
+    side, rows = context.side, context.rows()
     shown = rows[evenly(len(rows), options.shown)]
     areas, pictures = [], []
     found: dict[str, list[Tensor]] = {key: [] for key in METRICS}
-    noise = context.generator(1)
-    mixture = Mixture.load()
-    known = (
-        context.data.classes == bundled_vocabulary().class_names
-    )  # the mixture has their numbers
+    noise, mixture = context.generator(1), Mixture.load()
+    known = context.data.classes == bundled_vocabulary().class_names  # the mixture's numbers
     for part in rows.split(options.batch):
         prompts = classifier.prompts[photos.labels[part].to(context.resources.device)]
 
-        def cosine(x: Tensor, y: Tensor = prompts) -> Tensor:
-            return (classifier.features(x) * y).sum(dim=1)
+        def gradient(images: Tensor, y: Tensor = prompts) -> Tensor:
+            def cosine(seen: Tensor) -> Tensor:
+                return (classifier.features(seen) * y).sum(dim=1)
 
-        images = photos.pixels(part, side)
-        gradients = _gradients(cosine, images, context)
+            return value_and_gradient(cosine, images.to(y.device))[1].cpu()
+
+        images, masks = photos.pixels(part, side), photos.masks(part, side)
+        gradients = gradient(images)
         # The noise is drawn photograph by photograph: a batch's size changes nothing.
         shaken = [x + options.noise * torch.randn(x.shape, generator=noise) for x in images]
-        masks = photos.masks(part, side)
         found["on_object"].append(inside(gradients, masks))
-        found["stability"].append(
-            stability(gradients, _gradients(cosine, torch.stack(shaken), context))
-        )
+        found["stability"].append(stability(gradients, gradient(torch.stack(shaken))))
         for key, measure in SPECTRA.items():
             found[key].append(measure(gradients))
         if known:
@@ -92,18 +82,11 @@ def run(context: Context) -> Measured:
         areas.append(masks.mean((1, 2, 3)))
         pictures += [picture(g) for g, row in zip(gradients, part) if row in shown]
         context.progress(sum(map(len, areas)) / len(rows))
-    area = float(torch.cat(areas).mean())
-    metrics = {
-        key: Metric(
-            title.format(area=area),
-            unit,
-            context.name,
-            torch.cat(found[key]).tolist(),
-            better=better,
-        )
-        for key, (title, unit, better) in METRICS.items()
-        if found[key] and (context.data.boxed or key != "on_object")
-    }
+    area, metrics = float(torch.cat(areas).mean()), {}
+    for key, (title, unit, better) in METRICS.items():
+        if found[key] and (context.data.boxed or key != "on_object"):
+            given = title.format(area=area), unit, context.name, torch.cat(found[key])
+            metrics[key] = Metric(*given, better=better)
     titles = [context.data.classes[int(label)] for label in photos.labels[shown]]
     sheets = {
         "photographs": Sheet(photos.pixels(shown, side), titles),
@@ -111,24 +94,14 @@ def run(context: Context) -> Measured:
     }
     levels = white_noise(context.model.visual, side)
     remark = "; ".join(f"{METRICS[key][0]} {level:.2f}" for key, level in levels.items())
-    notes = {
-        "side": side,
-        "area_of_the_boxes": area,
-        "white_noise": levels,
-        "remarks": [f"white noise passed back through the input of {context.name} has: {remark}"],
-    }
+    remarks = [f"white noise passed back through the input of {context.name} has: {remark}"]
+    notes = {"side": side, "area_of_the_boxes": area, "white_noise": levels, "remarks": remarks}
     return Measured(context.keys(rows), metrics, sheets, notes)
-
-
-def _gradients(cosine: Loss, images: Tensor, context: Context) -> Tensor:
-    return value_and_gradient(cosine, images.to(context.resources.device))[1].cpu()
 
 
 def white_noise(visual: torch.nn.Module, side: int, count: int = 32) -> dict[str, float]:
     """What the spectrum's numbers are for a gradient that is white noise where the tower has reduced its input.
-
-    A tower that reduces inside (`visual.reduce`) spreads it over several pixels on the way back.
-    """
+    A tower that reduces inside (`visual.reduce`) spreads it over several pixels on the way back."""
     noise = torch.Generator().manual_seed(0)
     images = torch.zeros(count, 3, side, side, requires_grad=True)
     reduced = visual.reduce(images) if hasattr(visual, "reduce") else images  # type: ignore[operator]

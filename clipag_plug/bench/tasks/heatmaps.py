@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,35 +54,31 @@ class Heatmaps(Options):
 @task("heatmaps", "heatmaps of photographs", Heatmaps)
 def run(context: Context) -> Measured:
     """Supplement 2 of Ganz & Elad 2024 in numbers: the map of a photograph's class, clean and under equation (1).
-
-    Maps are compared at the size of the photographs. A flat map has the box's share of the area in
-    the first two numbers, which is their chance level and is recorded beside them.
-    """
+    Maps are compared at the size of the photographs. A flat map has the box's share of the area in the first two
+    numbers, which is their chance level and is recorded beside them."""
     options: Heatmaps = context.options
     photos = context.data.photos
+    size = photos.images.shape[-2], photos.images.shape[-1]
     if not context.data.boxed:
         raise ValueError(
             "heatmaps are scored against boxes, which these photographs lack; leave the entry out"
         )
-    guide = Guide(context.model, name=context.name)
+    guide, rows = Guide(context.model, name=context.name), context.rows()
     texts, negations = sentences(options, context.data.classes)
     wanted, unwanted = text_features(guide, texts), text_features(guide, negations)
-    rows = context.rows(options.count)
+    attack = {"eps": options.eps, "steps": options.steps, "step_size": options.step_size}
+    method: dict[str, Any] = {"method": options.method, "layer": options.layer or None}
     values: dict[str, list[Tensor]] = {}
     kept: dict[str, list[Tensor]] = {"clean": [], "attacked": []}
     fell = []
     for part in rows.split(options.batch):
         aim, away = wanted[photos.labels[part]], unwanted[photos.labels[part]]
         images = squash(photos.pixels(part), guide)
-        attack = {"eps": options.eps, "steps": options.steps, "step_size": options.step_size}
         attacked = negation_attack(guide, images, aim, away, **attack)  # type: ignore[arg-type]
         objects = photos.masks(part)[:, 0] >= 0.5
         for state, shown in (("clean", images), ("attacked", attacked)):
-            method = {"method": options.method, "layer": options.layer or None}
-            maps = heatmaps(guide, shown, aim[:, None], **method)  # type: ignore[arg-type]
-            maps = rescaled(
-                resize(maps, (photos.images.shape[-2], photos.images.shape[-1]), "bilinear")
-            )[:, 0].cpu()
+            maps = heatmaps(guide, shown, aim[:, None], **method)
+            maps = rescaled(resize(maps, size, "bilinear"))[:, 0].cpu()
             kept[state].append(maps)
             for key, found in localisation(maps, objects).items():
                 values.setdefault(f"{state}_{key}", []).append(found)
@@ -95,7 +92,7 @@ def run(context: Context) -> Measured:
         state, _, place = key.rpartition("_")
         title, unit = TITLES[place]
         title += f", {state}" if state else ""
-        metrics[key] = Metric(title, unit, context.name, torch.cat(parts).double().tolist())
+        metrics[key] = Metric(title, unit, context.name, torch.cat(parts).double())
     notes = {
         "side": guide.side,
         "area_of_the_boxes": float(photos.masks(rows).mean()),
@@ -116,8 +113,5 @@ def sentences(options: Heatmaps, names: Sequence[str]) -> tuple[list[str], list[
     texts = [sentence(name, options.template) for name in names]
     half = len(texts) // 2
     others = texts[half:] + texts[:half]
-    negations = [
-        options.negation.replace("{}", text).replace("{other}", other)
-        for text, other in zip(texts, others)
-    ]
-    return texts, negations
+    negated = [options.negation.replace("{}", text) for text in texts]
+    return texts, [text.replace("{other}", other) for text, other in zip(negated, others)]

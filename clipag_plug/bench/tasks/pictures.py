@@ -5,6 +5,7 @@ The protocols are those of Ganz & Elad 2024 and its supplement.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +19,9 @@ from ...paint import Step, synthesize
 from ...vocabulary import bundled_vocabulary, sentence
 from ..data import read_prompts, subject
 from ..judges import Judge
-from ..metrics import (
-    Inception,
-    fid,
-    inception_score,
-    jackknife,
-    kid,
-    r_precision,
-    ranks,
-    similarity,
-    top,
-)
+from ..metrics import Inception, fid, inception_score, jackknife, kid, r_precision, similarity
 from ..records import Metric
-from . import Context, Measured, Sheet, evenly, marks, task
+from . import Context, Measured, Sheet, evenly, marks, task, tops
 
 AESTHETIC = "aesthetic score"
 NONSENSE = "qzx vrrk blorfgh"
@@ -114,24 +105,16 @@ READS = ("prompts", "second", "inception")
 @task("generation", "pictures drawn from text", Generation, judged=True)
 def generation(context: Context) -> Measured:
     """Recognition by the judge among all classes, R-Precision among the prompts, and similarity to the prompt."""
-    options: Generation = context.options
     judge, names = context.judge, context.data.classes
-    classes = context.data.every(options.every)
-    prompts = [sentence(names[index], options.template) for index in classes]
-    images = torch.stack([each.image for each in draw(context, prompts)])
-    scores = judge.logits(images)
-    truth = torch.tensor(classes)
-    metrics = {
-        f"top{k}": Metric(
-            f"recognised, top-{k}", "share", judge.name, top(scores, truth, k).tolist()
-        )
-        for k in (1, 5)
-    }
+    classes = context.data.every(context.options.every)
+    prompts = [sentence(names[index], context.options.template) for index in classes]
+    images, _ = draw(context, prompts)
+    scores, truth = judge.logits(images), torch.tensor(classes)
     found = captioned(judge, images, prompts)
-    metrics |= {key: found[key] for key in ("r_precision", "similarity")}
-    sheet = Sheet(images, prompts, judge.verdicts(scores), marks(ranks(scores, truth)))
     others, empty = by_imagenet(context, images, prompts)
-    metrics |= others
+    metrics = tops("recognised", scores, truth, judge.name)
+    metrics |= {key: found[key] for key in ("r_precision", "similarity")} | others
+    sheet = Sheet(images, prompts, judge.verdicts(scores), marks(scores, truth))
     notes = {"side": images.shape[-1], "classes": len(names), "empty": empty}
     return Measured(prompts, metrics, {"pictures": sheet}, notes)
 
@@ -139,70 +122,61 @@ def generation(context: Context) -> Measured:
 @task("generator_free", "generator-free pictures", GeneratorFree, judged=True, reads=READS)
 def generator_free(context: Context) -> Measured:
     """Main paper's generator-free synthesis: CLIPSIM, R-Precision, FID, KID and IS against the photographs."""
-    options: GeneratorFree = context.options
-    prompts = _prompts(context)
-    made = draw(context, prompts, frames=3 if options.trajectory else 0)
+    options, prompts = context.options, _prompts(context)
+    images, made = draw(context, prompts, frames=3 if options.trajectory else 0)
     sheets = {
         name: Sheet(torch.stack([each.frames[place] for each in made]), prompts)
         for place, name in enumerate(("start", "half way"))
         if options.trajectory
     }
-    images = torch.stack([each.image for each in made])
-    return _measured(context, prompts, images, sets=options.sets, sheets=sheets)
+    return _measured(context, prompts, images, options.sets, sheets)
 
 
 @task("clipdraw", "CLIPDraw", Drawings, judged=True, reads=READS)
 def clipdraw(context: Context) -> Measured:
     """Supplement 1.2: drawings with and without augmentations; aesthetics, similarity by two CLIPs, R-Precision."""
-    prompts = _prompts(context)
-    settings = {"augment": context.options.augment, "size": 0}
-    return _measured(context, prompts, _each(context, "clipdraw", prompts, **settings))
+    prompts, augment = _prompts(context), context.options.augment
+    return _measured(context, prompts, _each(context, "clipdraw", prompts, augment=augment, size=0))
 
 
 @task("vqgan_clip", "VQGAN+CLIP", Codes, judged=True, reads=(*READS, "autoencoder"))
 def vqgan_clip(context: Context) -> Measured:
     """Supplement 1.2: pictures of 100 captions through an autoencoder's codes; similarity by two CLIPs."""
-    prompts = _prompts(context)
-    settings = {"autoencoder": context.options.autoencoder}
-    return _measured(context, prompts, _each(context, "vqgan_clip", prompts, **settings))
+    prompts, autoencoder = _prompts(context), context.options.autoencoder
+    return _measured(
+        context, prompts, _each(context, "vqgan_clip", prompts, autoencoder=autoencoder)
+    )
 
 
 @task("clipstyler", "CLIPStyler", Styles, judged=True, reads=READS)
 def clipstyler(context: Context) -> Measured:
     """Supplement 1.2: photographs in the style of a text, with the style network or on bare pixels.
-
-    Similarity to the style, and to the photograph, by the judge: a style that eats the picture wins only the first.
-    """
-    options: Styles = context.options
+    Similarity to the style, and to the photograph, by the judge: a style that eats the picture wins only the first."""
     photos, judge = context.data.photos, context.judge
-    rows = evenly(len(photos), options.photographs)
+    rows = evenly(len(photos), context.options.photographs)
     contents = photos.pixels(rows)
-    pairs = [(style, place) for style in _prompts(context) for place in range(len(rows))]
-    styles, places = [style for style, _ in pairs], [place for _, place in pairs]
-    images = _each(context, "clipstyler", styles, contents[places], mode=options.mode)
+    styles, places = zip(*itertools.product(_prompts(context), range(len(rows))))
+    images = _each(context, "clipstyler", styles, contents[list(places)], mode=context.options.mode)
     looks = judge.features(judge.enlarged(images))
-    kept = judge.features(judge.enlarged(contents))[places]
+    kept = judge.features(judge.enlarged(contents))[list(places)]
     texts = judge.texts(styles).cpu()
     metrics = {
-        key: Metric(f"similarity to the {what}", "cosine", judge.name, column.tolist())
-        for key, what, column in (
-            ("style", "style", similarity(looks, texts)),
-            ("content", "photograph", similarity(looks, kept)),
-        )
+        key: Metric(f"similarity to the {what}", "cosine", judge.name, similarity(looks, other))
+        for key, what, other in (("style", "style", texts), ("content", "photograph", kept))
     }
-    keys = [photos.keys[int(rows[place])] for place in places]
+    keys = context.keys(rows[list(places)])
     items = [f"{key}: {style}" for key, style in zip(keys, styles)]
-    drawn = {"photograph": keys, "style": styles}
+    drawn = {"photograph": keys, "style": list(styles)}
     sheets = {"pictures": Sheet(images, items)}
     return Measured(items, metrics, sheets, {"side": images.shape[-1]}, drawn)
 
 
-def draw(context: Context, prompts: list[str], frames: int = 0, **settings: Any) -> list[Any]:
-    """A `Synthesis` for each prompt. Each batch has a seed, and so a start, of its own.
-
+def draw(
+    context: Context, prompts: list[str], frames: int = 0, **settings: Any
+) -> tuple[Tensor, list[Any]]:
+    """A picture (N, 3, S, S), and a `Synthesis`, for each prompt. Each batch has a seed, and so a start, of its own.
     settings: of `synthesize`; without them those of the task's options. Guides are compared by the published loss;
-    without the published settings by one rule, too.
-    """
+    without the published settings by one rule, too."""
     options = context.options
     if not settings:
         names = ("preset", "views", "steps", "init", "contrast")
@@ -219,34 +193,27 @@ def draw(context: Context, prompts: list[str], frames: int = 0, **settings: Any)
         seed = context.seed * 1000 + number
         given = settings | {"callback": report, "frames": frames, "precision": "fp32"}
         made += synthesize(part, model=context.model, seed=seed, **given)
-    return made
+    return torch.stack([each.image for each in made]), made
 
 
 def _each(
     context: Context, name: str, prompts: Sequence[str], contents: Any = None, **settings: Any
 ) -> Tensor:
     """One picture after another by a pipeline, as they make them; `settings` are options of its own."""
-    options = context.options
+    options, pictures = context.options, []
     pipeline = getattr(pipelines, name)
-    pictures = []
+    settings |= {"model": context.model, "preset": options.preset, "precision": "fp32"}
+    settings |= {"steps": options.steps} if options.steps else {}
     for place, prompt in enumerate(prompts):
-        made = pipeline(
-            prompt,
-            *(() if contents is None else (contents[place],)),
-            model=context.model,
-            seed=context.seed * 100_003 + place,
-            preset=options.preset,
-            precision="fp32",
-            **({"steps": options.steps} if options.steps else {}),
-            **settings,
-        )
+        given = (prompt,) if contents is None else (prompt, contents[place])
+        made = pipeline(*given, seed=context.seed * 100_003 + place, **settings)
         pictures.append(made[0].image)
         context.progress((place + 1) / len(prompts))
     return torch.stack(pictures)
 
 
 def _prompts(context: Context) -> list[str]:
-    options: Pictures = context.options
+    options = context.options
     found = read_prompts(options.prompts, options.count, context.seed, context.data.split)
     return [sentence(text, options.template) for text in found]
 
@@ -267,13 +234,10 @@ def by_imagenet(
     if -1 in wanted:
         return {}, {what: f"{wanted.count(-1)} of {len(wanted)} prompts name none of its classes"}
     scores, truth = judge.logits(images), torch.tensor(wanted)
-    logp = scores.log_softmax(dim=1).gather(1, truth[:, None])[:, 0].tolist()
-    title = "log-probability among 1,000"
-    found = {"imagenet_logp": Metric(title, "nats", judge.name, logp)}
-    for k in (1, 5):
-        seen = top(scores, truth, k).tolist()
-        title = f"recognised among 1,000, top-{k}"
-        found[f"imagenet_top{k}"] = Metric(title, "share", judge.name, seen)
+    logp = scores.log_softmax(dim=1).gather(1, truth[:, None])[:, 0]
+    found = {"imagenet_logp": Metric("log-probability among 1,000", "nats", judge.name, logp)}
+    for key, metric in tops("recognised among 1,000", scores, truth, judge.name).items():
+        found[f"imagenet_{key}"] = metric
     return found, {}
 
 
@@ -286,8 +250,7 @@ def _measured(
 ) -> Measured:
     """Similarity and R-Precision by the judge and by a second one, neither of which may have guided; recognition by an
     ImageNet network and the aesthetic score where there are these; sets: FID, KID and Inception Score, too."""
-    options: Pictures = context.options
-    judge = context.judge
+    options, judge = context.options, context.judge
     metrics = captioned(judge, judge.enlarged(images), prompts)
     found, empty = by_imagenet(context, images, prompts)
     metrics |= found
@@ -303,11 +266,10 @@ def _measured(
     if isinstance(predictor, str):
         empty[AESTHETIC] = predictor
     else:
-        found_scores = predictor(images).tolist()
-        metrics["aesthetic"] = Metric(AESTHETIC, "score", predictor.name, found_scores)
+        metrics["aesthetic"] = Metric(AESTHETIC, "score", predictor.name, predictor(images))
     remarks = [reading(judge, prompts)]
     if sets:
-        found, floor = _sets(context, images, options.inception)
+        found, floor = _sets(context, images)
         metrics, remarks = metrics | found, [*remarks, floor]
     seen = judge.verdicts(judge.logits(judge.enlarged(images)))
     notes = {"side": images.shape[-1], "empty": empty, "remarks": remarks}
@@ -328,45 +290,37 @@ def reading(judge: Judge, prompts: Sequence[str]) -> str:
 
 
 def captioned(judge: Judge, images: Tensor, prompts: list[str], by: str = "") -> dict[str, Metric]:
-    features, texts = judge.features(images), judge.texts(prompts).cpu()
-    found = {
-        "similarity": ("similarity to the prompt", "cosine", similarity(features, texts)),
-        "r_precision": (
-            f"R-Precision among {len(prompts)} prompts",
-            "share",
-            r_precision(features, texts),
-        ),
-    }
+    """Similarity to the prompts, and R-Precision among them."""
+    both = judge.features(images), judge.texts(prompts).cpu()
+    near, first = f"similarity to the prompt{by}", f"R-Precision among {len(prompts)} prompts{by}"
     return {
-        key: Metric(title + by, unit, judge.name, column.tolist())
-        for key, (title, unit, column) in found.items()
+        "similarity": Metric(near, "cosine", judge.name, similarity(*both)),
+        "r_precision": Metric(first, "share", judge.name, r_precision(*both)),
     }
 
 
-def _sets(context: Context, images: Tensor, inception: str) -> tuple[dict[str, Metric], str]:
+def _sets(context: Context, images: Tensor) -> tuple[dict[str, Metric], str]:
     """By torch-fidelity's Inception from the weight file, else in the judge's features and classes; and what FID is at
     this number of real photographs against the others: it depends on the number, and no picture gets below."""
-    judge = context.judge
+    judge, count = context.judge, len(images)
     photos = context.data.photos.pixels(range(len(context.data.photos)))
-    if inception:
-        network = Inception(inception)
+    if context.options.inception:
+        network = Inception(context.options.inception)
+        by, where = network.name, "Inception v3"
         (made, logits), (real, _) = network(images), network(photos)
     else:
-        shown = judge.enlarged(images)
+        by, where, shown = judge.name, f"the features of {judge.name}", judge.enlarged(images)
         made, logits = judge.features(shown), judge.logits(shown)
         real = judge.features(judge.enlarged(photos))
-    by = network.name if inception else judge.name
-    where = "Inception v3" if inception else f"the features of {by}"
-    count = len(images)
     # KID compares sets of one size: the photographs are taken at equal distances, not from the first classes.
     same = real[:: max(len(real) // count, 1)][:count]
+
+    def thousand_kids(rows: Tensor) -> float:
+        return 1000 * kid(made[rows], same[rows[rows < len(same)]])
+
     statistics: dict[str, tuple[str, str, Callable[[Tensor], float]]] = {
         "fid": ("FID", "distance", lambda rows: fid(made[rows], real)),
-        "kid": (
-            "KID x 1000",
-            "distance",
-            lambda rows: 1000 * kid(made[rows], same[rows[rows < len(same)]]),
-        ),
+        "kid": ("KID x 1000", "distance", thousand_kids),
         "isc": ("Inception Score", "score", lambda rows: inception_score(logits[rows])),
     }
     metrics = {}
@@ -376,7 +330,5 @@ def _sets(context: Context, images: Tensor, inception: str) -> tuple[dict[str, M
     rest = torch.ones(len(real), dtype=torch.bool)
     rest[evenly(len(real), count)] = False
     floor = fid(real[~rest], real[rest]) if rest.sum() > 1 else float("nan")
-    return (
-        metrics,
-        f"FID of {int((~rest).sum())} photographs against the others, its floor: {floor:.2f}",
-    )
+    said = f"FID of {int((~rest).sum())} photographs against the others, its floor: {floor:.2f}"
+    return metrics, said

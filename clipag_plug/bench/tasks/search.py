@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,20 +37,15 @@ class GanSearch(Options):
     batch: int = option(50, "pictures at a time", low=1)
 
 
-@task(
-    "gan_search",
-    "CLIP-guided search over a generator",
-    GanSearch,
-    judged=True,
-    reads=("generator", "prompts"),
-)
+TITLE = "CLIP-guided search over a generator"
+
+
+@task("gan_search", TITLE, GanSearch, judged=True, reads=("generator", "prompts"))
 def run(context: Context) -> Measured:
     """Algorithm 1 of Du, Yin & Gu over captions, for each number k of nearest classes and each method.
-
     The best score is the guide's own, a diagnostic; the judge says what was found: R-Precision, similarity, and FID
     against the photographs, in the judge's features (not to be compared with Inception's). Images needed: until the
-    running best beats the guide's mean score of the photographs with their captions; budget + 1 where it never does.
-    """
+    running best beats the guide's mean score of the photographs with their captions; budget + 1 where it never does."""
     options: GanSearch = context.options
     photos, judge = context.data.photos, context.judge
     generator = load_generator(options.generator, options.truncation)
@@ -65,41 +58,34 @@ def run(context: Context) -> Measured:
     plan = [(k, "random") for k in options.ks]
     plan += [(options.ks[:2][-1], name) for name in options.methods if name != "random"]
     metrics: dict[str, Metric] = {}
-    sheets: dict[str, Sheet] = {}
-    curves: dict[str, list[float]] = {}
+    sheets, curves = dict[str, Sheet](), dict[str, list[float]]()
     for number, (k, method) in enumerate(plan):
         found = []
         for place, text in enumerate(texts):
-            problem = Problem(
-                generator,
-                scorer(guide, text, options.range),
-                ordered(classes, text, k),
-                seed=context.seed * 100_003 + place,
-                batch=options.batch,
-                device=context.resources.device,
-            )
+            score, labels = scorer(guide, text, options.range), ordered(classes, text, k)
+            how = (context.seed * 100_003 + place, options.batch, context.resources.device)
+            problem = Problem(generator, score, labels, *how)
             found.append(solve(problem, SearchOptions(method=method, budget=options.budget)))
             context.progress((number + (place + 1) / len(texts)) / len(plan))
         key, name = f"{method}_k{k or 'all'}", f", {method}, k = {k or 'all'}"
         running = torch.stack([each.running for each in found])
         curves[key] = [round(float(value), 6) for value in running.mean(0)]
-        own: dict[str, Any] = {"diagnostic": True, "by": context.name}
-        best, counts = running[:, -1].tolist(), [float(_needed(curve, bar)) for curve in running]
-        metrics[f"best_{key}"] = Metric(
-            f"best score by the guide{name}", "cosine", values=best, **own
-        )
-        metrics[f"needed_{key}"] = Metric(
-            f"pictures needed to beat the data{name}", "count", values=counts, **own
-        )
+        counts = [float(_needed(curve, bar)) for curve in running]
+        for what, title, unit, values in (
+            ("best", f"best score by the guide{name}", "cosine", running[:, -1]),
+            ("needed", f"pictures needed to beat the data{name}", "count", counts),
+        ):
+            own = Metric(title, unit, context.name, values, diagnostic=True)
+            metrics[f"{what}_{key}"] = own
         images = torch.stack([each.image for each in found])
         shown = judge.enlarged(images)
         seen = captioned(judge, shown, prompts, by=name)
         metrics |= {f"{what}_{key}": metric for what, metric in seen.items()}
         if len(images) >= 3:
-            statistic = functools.partial(_fid, judge.features(shown), real)
-            values, blocks = jackknife(statistic, len(images), blocks=10)
+            made = judge.features(shown)
+            jack = jackknife(lambda rows, made=made: fid(made[rows], real), len(images), 10)
             title = f"FID in the judge's features{name}, n = {len(images)}"
-            metrics[f"fid_{key}"] = Metric(title, "distance", judge.name, values, blocks=blocks)
+            metrics[f"fid_{key}"] = Metric(title, "distance", judge.name, jack[0], blocks=jack[1])
         sheets[name.strip(", ")] = Sheet(images, prompts, judge.verdicts(judge.logits(shown)))
     notes = {
         "generator": generator.name,
@@ -122,10 +108,6 @@ def data_score(context: Context, guide: Guide) -> float:
         shown = data.photos.pixels(rows).to(context.resources.device)
         total += float(score(2 * shown - 1).sum())
     return total / len(data.captions)
-
-
-def _fid(made: Tensor, real: Tensor, rows: Tensor) -> float:
-    return fid(made[rows], real)
 
 
 def _needed(curve: Tensor, bar: float) -> int:

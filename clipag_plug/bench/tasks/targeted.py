@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...attacks import pgd
 from ...options.base import Options, option
-from ..metrics import ranks, shuffled_targets, target_effect, top
+from ..metrics import shuffled_targets, target_effect, top
 from ..records import Metric
 from . import Context, Measured, Sheet, evenly, marks, task
 
@@ -30,20 +30,16 @@ class Targeted(Options):
 @task("targeted", "photographs pushed towards another class", Targeted, judged=True)
 def run(context: Context) -> Measured:
     """Target recovery and shuffle-corrected margin gain, by the judge, at each distance.
-
-    The guide raises its own log-probability of the target, its best step is kept and carried out to the sphere, so
-    that every picture has moved equally far. Whether the guide then reaches its target by its own classification is a
-    diagnostic: at a distance where it does not, the judge's view says little.
-    """
+    The guide raises its own log-probability of the target, its best step is kept and carried out to the sphere, so that
+    every picture has moved equally far. Whether the guide then reaches its target by its own classification is a
+    diagnostic: at a distance where it does not, the judge's view says little."""
     options: Targeted = context.options
-    photos, judge, guide, names = (
-        *(context.data.photos, context.judge, context.classifier, context.data.classes),
-    )
-    rows = context.rows(options.count)
-    labels = photos.labels[rows]
+    judge, guide, names = context.judge, context.classifier, context.data.classes
+    rows = context.rows()
+    labels = context.data.photos.labels[rows]
     targets = other_classes(labels, len(names), context.generator(1))
     controls = shuffled_targets(targets, CONTROLS, context.generator(2))
-    images = photos.pixels(rows, context.side)
+    images = context.data.photos.pixels(rows, context.side)
     shown = evenly(len(rows), SHOWN)
     own = [names[int(labels[row])] for row in shown]
     metrics: dict[str, Metric] = {}
@@ -51,15 +47,13 @@ def run(context: Context) -> Measured:
     with torch.no_grad():
         parts = [part.to(context.resources.device) for part in images.split(options.batch)]
         ours = torch.cat([guide.logits(part).argmax(1).cpu() for part in parts])
-    shared = common_errors(ours, before.argmax(1), labels)
-    sheets = {
-        "photographs": Sheet(
-            images[shown],
-            own,
-            judge.verdicts(before[shown]),
-            marks(ranks(before[shown], labels[shown])),
-        )
-    }
+
+    def sheet(pictures: Tensor, titles: list[str], seen: Tensor, truth: Tensor) -> Sheet:
+        seen, truth = seen[shown], truth[shown]
+        return Sheet(pictures[shown], titles, judge.verdicts(seen), marks(seen, truth))
+
+    sheets = {"photographs": sheet(images, own, before, labels)}
+    asked = [f"{name} → {names[int(targets[row])]}" for name, row in zip(own, shown)]
     for number, radius in enumerate(options.radii):
         moved, seen = [], []
         for part, wanted in zip(images.split(options.batch), targets.split(options.batch)):
@@ -80,33 +74,21 @@ def run(context: Context) -> Measured:
         after = judge.logits(found)
         reached = top(torch.cat(seen), targets, 1)
         effect = target_effect(before, after, targets, controls)
-        columns = {
-            "guide_top1": ("the guide itself sees the target", "share", reached),
-            "target_top1": ("judge sees the target, top-1", "share", top(after, targets, 1)),
-            "target_top5": ("judge sees the target, top-5", "share", top(after, targets, 5)),
-            "margin_gain": ("target's margin gain, shuffle-corrected", "nats", effect),
-            "norm": (
-                "distance from the photograph",
-                "ratio",
-                (found - images).flatten(1).norm(dim=1),
-            ),
-        }
-        for key, (title, unit, values) in columns.items():
-            metrics[f"{key}@{radius:g}"] = Metric(
-                f"{title}, L2 {radius:g}",
-                unit,
-                context.name if key in ("guide_top1", "norm") else judge.name,
-                values.tolist(),
-                at=radius,
-                diagnostic=key in ("guide_top1", "norm"),
-                better="neither" if key == "norm" else "",
-            )
-        sheets[f"radius {radius:g}"] = Sheet(
-            found[shown],
-            [f"{name} → {names[int(targets[row])]}" for name, row in zip(own, shown)],
-            judge.verdicts(after[shown]),
-            marks(ranks(after[shown], targets[shown])),
-        )
+        far = (found - images).flatten(1).norm(dim=1)
+        for key, title, unit, values in (
+            ("guide_top1", "the guide itself sees the target", "share", reached),
+            ("target_top1", "judge sees the target, top-1", "share", top(after, targets, 1)),
+            ("target_top5", "judge sees the target, top-5", "share", top(after, targets, 5)),
+            ("margin_gain", "target's margin gain, shuffle-corrected", "nats", effect),
+            ("norm", "distance from the photograph", "ratio", far),
+        ):
+            diagnostic = key in ("guide_top1", "norm")
+            by = context.name if diagnostic else judge.name
+            metric = Metric(f"{title}, L2 {radius:g}", unit, by, values, radius, diagnostic)
+            metric.better = "neither" if key == "norm" else ""
+            metrics[f"{key}@{radius:g}"] = metric
+        sheets[f"radius {radius:g}"] = sheet(found, asked, after, targets)
+    shared = common_errors(ours, before.argmax(1), labels)
     remark = f"{context.name} and {judge.name} name one wrong class in {shared}"
     notes = {"side": images.shape[-1], "remarks": [remark]}
     return Measured(context.keys(rows), metrics, sheets, notes)
@@ -127,10 +109,8 @@ def other_classes(labels: Tensor, classes: int, generator: torch.Generator) -> T
 
 def at_distance(images: Tensor, moved: Tensor, radius: float) -> Tensor:
     """`moved` (N, 3, H, W) carried on along its direction, within [0, 1], until each is `radius` from its image.
-
     The distance grows with the factor, so bisection finds it; where the direction reaches the border of [0, 1] before
-    the distance, the picture stays at the border.
-    """
+    the distance, the picture stays at the border."""
     delta = moved - images
     low, high = torch.zeros(len(images), 1, 1, 1), torch.full((len(images), 1, 1, 1), 1e4)
     low, high = low.to(images), high.to(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,19 @@ def test_a_set_larger_than_memory_is_not_held(folder) -> None:
     for path in ("a-*.tar", "b.tar.gz"):
         data = opened(folder / path, memory=39.5 * one)
         assert data.photos is None and not data.feeds[0].whole
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_some_samples_are_drawn_at_random_and_bad_ones_are_not_among_them(tmp_path, kind) -> None:
+    samples = numbered(0, 40)
+    samples["000003"]["jpg"] = samples["000017"]["jpg"] = b"junk"
+    path = str(write_tar(tmp_path / f"s.{kind}", samples, "w:gz" if kind == "tar.gz" else "w"))
+    read = partial(read_shards, [path], 16)
+    whole, few, again, other = read(), read(count=12), read(count=12), read(count=12, seed=1)
+    assert len(whole) == 38 and len(few) == 12 and len(set(few.texts)) == 12
+    assert set(few.texts) < set(whole.texts) and few.texts == again.texts != other.texts
+    assert few.texts != whole.texts[:12], "not the first"
+    assert sorted(read(count=99).texts) == sorted(whole.texts)
 
 
 def test_read_shards_takes_what_has_neither_caption_nor_class(tmp_path) -> None:

@@ -239,6 +239,24 @@ def test_the_middle_square_is_kept_also_of_a_large_jpeg() -> None:
         assert pixels(stream.getvalue(), side)[2:-2, 2:-2].mean() > 245
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(97, 61), (61, 98), (24, 31), (24, 24), (300, 24)])
+def test_a_model_is_shown_an_image_as_by_its_own_transform(mode, interpolation, size) -> None:
+    """To the pixel, at odd sizes, for a JPEG that a decoder could reduce and for what has to grow."""
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize(size)
+    for kind in ("JPEG", "PNG"):
+        stream = io.BytesIO()
+        coarse.save(stream, kind)
+        side = (24, 24) if mode == "squash" else 24
+        image = Resize(side, InterpolationMode(interpolation), antialias=True)(Image.open(stream))
+        expected = np.asarray(CenterCrop(24)(image))
+        assert np.array_equal(pixels(stream.getvalue(), 24, (interpolation, mode)), expected)
+
+
 def test_every_cause_has_a_test() -> None:
     elsewhere = {"truncated shard", "unreadable shard", "missing file", "broken row"}
     elsewhere |= {"failed command", "no class", "unknown class"}

@@ -233,6 +233,13 @@ def test_validation_with_missing_classes_or_files_is_refused(shard, tmp_path) ->
         prepared(shard, tmp_path, captions="text", validation=[held_out(tmp_path, False, False)])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.tar"):
         prepared(shard, tmp_path, validation=[str(tmp_path / "nowhere.tar")], captions="text")
+    junk = [
+        {"jpg": b"junk", "txt": b"a thing"},
+        {"jpg": jpeg(np.random.default_rng(0)), "txt": b"b"},
+    ]
+    given = {"validation": [str(write_shard(tmp_path / "junk.tar", junk))]}
+    with pytest.raises(ValueError, match=r"1 of 2 .* --validation are bad, .*--max-bad-fraction"):
+        prepared(shard, tmp_path, captions="text", **given)
 
 
 def classes_folder(tmp_path, names: list[str]) -> str:

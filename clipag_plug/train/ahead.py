@@ -143,7 +143,7 @@ class Ahead:
         loader = DataLoader(
             _Handing(self.maker, loans),
             batch_size=None,
-            sampler=loans.tasks(index),  # type: ignore[arg-type]
+            sampler=loans.tasks(index),
             num_workers=self.workers,
             prefetch_factor=self.depth,
             collate_fn=_as_it_is,

@@ -20,17 +20,9 @@ from ..augment import training_crops
 from ..vocabulary import TEMPLATES, Vocabulary, sentence
 from .ahead import Ahead, Batch, Made
 from .decode import Bad, Columns, Decoder, Indexed, Sample, Source
-from .feeds import (
-    Feed,
-    IndexedFeed,
-    MemoryFeed,
-    Mixture,
-    Photos,
-    StreamFeed,
-    in_memory,
-    joined,
-)
+from .feeds import Feed, IndexedFeed, MemoryFeed, Mixture, StreamFeed
 from .matches import Matches
+from .memory import Photos, drawn, in_memory, joined
 from .shards import read_tar
 from .sources import Item, open_sources, parse
 from .tally import Tally
@@ -113,15 +105,24 @@ def _feed(sources: list[Source], decoder: Decoder, memory: float, shuffle: int) 
     return IndexedFeed(indexed, decoder)
 
 
-def read_shards(patterns: Sequence[str], size: int) -> Photos:
+def read_shards(
+    patterns: Sequence[str],
+    size: int,
+    *,
+    count: int = 0,
+    seed: int = 0,
+    shown: tuple[str, str] | None = None,
+) -> Photos:
     """Every readable sample of the shards in memory, squared and resized to `size` when it has another size.
 
     patterns: paths or globs of (compressed) tar files in WebDataset layout, or any other item of --data without a
     share. Captions and classes may be missing. A sample that cannot be used is counted by cause in `skipped`.
+    count: of so many samples alone, drawn at random by the seed; 0: of all. shown: see `Decoder`.
     Raises FileNotFoundError when a pattern matches nothing, ValueError when no sample is readable.
     """
     sources = [source for spec in patterns for source in open_sources(Item(spec), size)]
-    photos = in_memory(sources, Decoder(size, need_text=False), float("inf"))
+    decoder = Decoder(size, need_text=False, shown=shown)
+    photos = drawn(sources, decoder, count, seed) if count else in_memory(sources, decoder)
     assert photos is not None  # there is no limit
     photos.names = class_names(sources)
     return photos

@@ -146,18 +146,20 @@ class Bad(NamedTuple):
 @dataclass(frozen=True)
 class Decoder:
     """What a run needs of every sample: the side of the stored square, a caption or not, a class below `classes`
-    or (0) none."""
+    or (0) none. shown: interpolation and resize mode of the transform that shows a model its images; None: the middle
+    square, bicubic."""
 
     size: int
     need_text: bool = True
     classes: int = 0
+    shown: tuple[str, str] | None = None
 
     def __call__(self, record: Record) -> Sample | Bad:
         try:
             if record.error:
                 raise BadSample(record.error)
             text, label = self.caption(record), self.label(record)
-            return Sample(pixels(record.image, self.size), text, label)
+            return Sample(pixels(record.image, self.size, self.shown), text, label)
         except BadSample as cause:
             return Bad(record.name, str(cause))
 
@@ -219,8 +221,10 @@ def _keys(metadata: bytes) -> dict[str, Any]:
     return found
 
 
-def pixels(data: bytes | np.ndarray | None, size: int) -> np.ndarray:
-    """The middle square of an image as uint8 (size, size, 3), resized where it has another size (bicubic).
+def pixels(
+    data: bytes | np.ndarray | None, size: int, shown: tuple[str, str] | None = None
+) -> np.ndarray:
+    """A square of an image as uint8 (size, size, 3), resized where it has another size; shown: see `Decoder`.
 
     Grey, palette, CMYK, 16-bit grey and other modes of known range become RGB, transparency becomes white; none of
     that is an error. Raises BadSample for the rest.
@@ -249,17 +253,33 @@ def pixels(data: bytes | np.ndarray | None, size: int) -> np.ndarray:
     if image.mode not in CONVERTIBLE:
         raise BadSample("unsupported colour mode")
     try:
-        if min(image.size) >= 2 * size:
+        if shown is None and min(image.size) >= 2 * size:
             image.draft("RGB", (size, size))  # a JPEG is decoded at a half, quarter or eighth
         image = to_rgb(image)
     except Exception:
         raise BadSample("broken image") from None
+    if shown is not None:
+        return np.asarray(_as_shown(image, size, *shown))
     if image.size != (size, size):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         image = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _as_shown(image: Image.Image, size: int, interpolation: str, mode: str) -> Image.Image:
+    """Resize and CenterCrop of torchvision, of which the transforms of clip and open_clip are made, to the pixel."""
+    from PIL import Image
+
+    how, short = Image.Resampling[interpolation.upper()], min(image.size)
+    if mode == "squash":
+        return image.resize((size, size), how)
+    if short != size:
+        width, height = (int(size * n / short) for n in image.size)
+        image = image.resize((width, height), how)
+    left, top = (round((n - size) / 2) for n in image.size)
+    return image.crop((left, top, left + size, top + size))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,51 +6,16 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .decode import Bad, Decoder, Indexed, Record, Sample, Source
+from .memory import Joined, Photos, joined, order
 
 BLOCK = 10_000  # places of a batch stream over which the shares hold exactly, up to rounding
-
-
-@dataclass
-class Photos:
-    """Decoded samples: images uint8 (N, H, W, 3), texts, class labels (-1 unknown); what was skipped by cause, and
-    the names of those samples with their causes."""
-
-    images: np.ndarray
-    texts: list[str]
-    labels: Tensor
-    skipped: dict[str, int] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)  # of the classes, where the source has them
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def select(self, index: Sequence[int] | Tensor) -> Tensor:
-        """Images (N, 3, H, W) float in [0, 1]."""
-        return to_float(self.images[np.asarray(index)])
-
-
-def to_float(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
-
-
-def order(count: int, seed: int, epoch: int) -> Tensor:
-    """The shuffled order of one pass over `count` samples; the same for the same seed and epoch."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(
-        count, generator=generator, dtype=torch.int32 if count < 2**31 else torch.int64
-    )
 
 
 class IndexedFeed:
@@ -64,9 +29,8 @@ class IndexedFeed:
     length: int
 
     def __init__(self, sources: Sequence[Indexed], decoder: Decoder) -> None:
-        self.starts = np.cumsum([0, *map(len, sources)])
-        self.length, self.bad = int(self.starts[-1]), joined(sources)
-        self.sources, self.decoder = sources, decoder
+        self.source, self.decoder = Joined(sources), decoder
+        self.length, self.bad = len(self.source), self.source.bad
         self._held, self._order = (0, -1), torch.empty(0)
 
     def take(self, cursor: int, count: int, seed: int) -> list[int]:
@@ -80,8 +44,7 @@ class IndexedFeed:
         return rows
 
     def load(self, reference: int) -> Sample | Bad:
-        source = int(np.searchsorted(self.starts, reference, side="right")) - 1
-        return self.decoder(self.sources[source].record(reference - int(self.starts[source])))
+        return self.decoder(self.source.record(reference))
 
 
 class MemoryFeed(IndexedFeed):
@@ -165,35 +128,6 @@ class StreamFeed:
 
 
 Feed = IndexedFeed | StreamFeed
-
-
-def in_memory(sources: Sequence[Source], decoder: Decoder, most: float) -> Photos | None:
-    """All good samples of the sources, decoded; None where they take more than `most` bytes. Raises ValueError where
-    there is none."""
-    bad = joined(sources)
-    found: list[Sample] = []
-    room = most / (3 * decoder.size**2)
-    if sum(len(source) for source in sources if isinstance(source, Indexed)) > room:
-        return None
-    for sample in map(
-        decoder, itertools.chain.from_iterable(source.records() for source in sources)
-    ):
-        if isinstance(sample, Bad):
-            bad[sample.name] = sample.cause
-            continue
-        found.append(sample)
-        if len(found) > room:
-            return None
-    skipped = dict(Counter(bad.values()))
-    if not found:
-        raise ValueError(f"no usable sample in the data; skipped: {skipped or 'nothing'}")
-    images, texts, labels = zip(*found, strict=True)
-    return Photos(np.stack(images), list(texts), torch.tensor(labels), skipped, bad)
-
-
-def joined(sources: Sequence[Source]) -> dict[str, str]:
-    """What is wrong with the sources, as known on opening them."""
-    return {name: cause for source in sources for name, cause in source.bad.items()}
 
 
 class Mixture:

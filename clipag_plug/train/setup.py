@@ -86,7 +86,16 @@ def prepare(
     )
     evaluate = None
     if options.validation:
-        held = read_shards(options.validation, stored)
+        shown = card.get("interpolation", "bicubic"), card.get("resize_mode", "shortest")
+        held = read_shards(
+            options.validation, size, count=options.evaluate_images, seed=options.seed, shown=shown
+        )
+        bad = sum(held.skipped.values())
+        if bad > options.max_bad_fraction * (bad + len(held)):
+            raise ValueError(
+                f"{bad} of {bad + len(held)} samples of --validation are bad, more than --max-bad-fraction "
+                f"{options.max_bad_fraction:g}: {held.skipped}"
+            )
         names = class_vocabulary(options, held.names or data.names)
         # Against the ball that the run ends with, also where the run trains without an attack.
         shrink = size / int(model.visual.input_resolution) if options.norm == "l2" else 1.0
@@ -96,7 +105,7 @@ def prepare(
             size,
             options.eps * shrink,
             options.norm,
-            options.evaluate_images,
+            len(held),
             prompts=options.prompts,
             seed=options.seed,
             workers=workers,

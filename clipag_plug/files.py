@@ -63,6 +63,19 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", parents=True)
 
 
+def read_lines(path: str | Path, option: str) -> list[str]:
+    """The lines of a text file in UTF-8, with a byte-order mark or without. Raises FileNotFoundError or ValueError;
+    both name the option that the path was given to."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{option} {str(path)!r} cannot be read: {error.strerror}; give a text file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} {str(path)!r} is not text in UTF-8; convert it") from error
+
+
 def sha256(data: str | Path | bytes) -> str:
     """Hexadecimal SHA-256 of bytes, or of the file at a path, which is read in pieces."""
     if isinstance(data, bytes):

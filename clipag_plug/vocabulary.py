@@ -114,6 +114,18 @@ def sentence(word: str, template: str) -> str:
     return template.format(word).replace(f"a {word}", f"{_article(word)} {word}")
 
 
+def check_sentence(option: str, template: str) -> None:
+    """Raises ValueError where a template has no place for a word, or other braces, and names its option."""
+    try:
+        right = template.format("\0") == template.replace("{}", "\0") != template
+    except (KeyError, IndexError, ValueError):
+        right = False
+    if not right:
+        raise ValueError(
+            f"{option} {template!r} has no place for a word, or more; give a sentence with one {{}} in it"
+        )
+
+
 def in_template(template: str, word: str) -> str:
     """The template with the word in `{}`, with its article in `{a}`, in its regular plural in `{s}`."""
     many = f"{word}es" if word.endswith(("s", "x", "z", "ch", "sh")) else f"{word}s"

@@ -295,9 +295,14 @@ def test_what_cannot_be_is_refused(shard, tmp_path, changes, message) -> None:
 
 
 def test_four_255ths_and_lengths_in_units_are_understood(shard, tmp_path) -> None:
+    from clipag_plug.options.base import number
     from clipag_plug.options.train import Train
 
-    assert Train(norm="linf", eps="4/255").eps == 4 / 255
+    for written in ("4/255", "4 / 255", "4/255.", "8/510"):
+        assert Train(norm="linf", eps=written).eps == 4 / 255
+    for written in ("4/255/2", "4/", "/255", "nan", "inf", "0,5", "4/0"):
+        with pytest.raises(ValueError):
+            number(written)
     trainer = prepared(shard, tmp_path, samples=0, epochs=2.0, batch_size=6)
     assert trainer.steps == 2 * 24 // 6
     assert TextFeatures(trainer.model, trained=False)(["a cat"]).shape == (1, 16)

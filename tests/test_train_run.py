@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,11 @@ from train_helpers import VIT, architecture, jpeg, options, prepared, write_shar
 from clipag_plug.cli import main
 from clipag_plug.options.train import Train
 from clipag_plug.train import command, setup, state
+from clipag_plug.train.classes import class_vocabulary
 from clipag_plug.train.data import Photos
 from clipag_plug.train.evaluate import Validation, class_prompts
 from clipag_plug.train.lessons import TextFeatures
+from clipag_plug.train.sources import parse
 
 
 def launched(tmp_path, asked: Train, *more: str) -> int:
@@ -274,12 +277,94 @@ def test_class_names_come_from_the_data(tmp_path, folders, names) -> None:
 
 def test_class_names_come_from_a_file_or_imagenet(shard, tmp_path) -> None:
     (tmp_path / "names.txt").write_text("cat, kitten\ndog\nbird\nboat\ntree\n")
-    found = setup.class_vocabulary(Train(class_names=str(tmp_path / "names.txt")), [])
+    found = class_vocabulary(Train(class_names=str(tmp_path / "names.txt")), [])
     assert found.names[0] == ("cat", "kitten") and len(found.names) == 5
-    assert len(setup.class_vocabulary(Train(class_names="imagenet"), []).names) == 1000
-    assert setup.class_vocabulary(Train(), []) is None
+    assert len(class_vocabulary(Train(class_names="imagenet"), []).names) == 1000
+    assert class_vocabulary(Train(), []) is None
     with pytest.raises(ValueError, match="--class-names"):
         prepared(shard, tmp_path, captions="text", objective="tecoa")
+
+
+FIVE = ["cat", "dog", "tree", "boat", "hen"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat\ndog\ntree\nboat\nhen\n\n \n",
+        "cat\r\ndog\r\ntree\r\nboat\r\nhen",
+        "\ufeffcat\ndog\ntree\nboat\nhen",
+        "0\tcat\n1\tdog\n2\ttree\n3\tboat\n4\then\n",
+        "1: cat\n2: dog\n3: tree\n4: boat\n5: hen\n",
+        "n02084071 cat,,\nn02084072 dog\nn02084073 tree\nn02084074 boat\nn02084075 hen\n",
+        '["cat", "dog", "tree", "boat", "hen"]',
+        '{"0": ["n1", "cat"], "1": ["n2", "dog"], "2": "tree",\n "3": "boat", "4": "hen"}',
+    ],
+)
+def test_a_file_of_names_may_have_any_usual_form(tmp_path, text) -> None:
+    (tmp_path / "names.txt").write_text(text, encoding="utf-8")
+    found = class_vocabulary(Train(class_names=str(tmp_path / "names.txt")), [])
+    assert [each[0] for each in found.names] == FIVE and all(len(each) == 1 for each in found.names)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "message"),
+    [
+        ("cat\n\ndog\n", [], "line 2 of --class-names"),
+        ("cat\n,\ndog\n", [], "line 2 of --class-names"),
+        ("cat\ndog\n", ["a", "b", "c"], "--class-names has 2 names and the data 3 classes"),
+        ("cat\ndog\n", ["n01440764"], "--class-names has 2 names and the data 1 classes"),
+        ("gr\xf6\xdfe\n", [], "--class-names .* UTF-8"),
+        ("[1, 2]", [], "--class-names .* no list of names"),
+        (None, [], "--class-names .* cannot be read"),
+        ("imagenet", ["n01440764", "n02085620"], "--class-names has 1000 names"),
+        ("bundled", ["n01440764", "n02085620"], "--class-names has 202 names"),
+        ("", ["n00000000", "n01440764"], "as n00000000, are no WordNet numbers"),
+    ],
+)
+def test_names_that_cannot_be_the_classes_are_refused(tmp_path, text, names, message) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes((text or "").encode("latin-1"))
+    given = text if text in ("imagenet", "bundled", "") else str(path if text else tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        class_vocabulary(Train(class_names=given), names)
+
+
+@pytest.mark.parametrize("prompt", ["a photo", "a {} {}", "a {c}", "a {", "", "{0}", "a {{}}"])
+def test_a_sentence_without_a_place_for_the_word_is_refused(tmp_path, prompt) -> None:
+    with pytest.raises(ValueError, match="--prompts"):
+        Train(prompts=["a {}", prompt])
+    if "|" not in prompt and prompt:
+        with pytest.raises(ValueError, match="::template"):
+            parse([f"x.csv::template={prompt}"])
+
+
+def test_one_class_is_none_to_tell_apart(tmp_path) -> None:
+    inside = Path(classes_folder(tmp_path, ["train/cat", "train/dog"]))
+    given = {"objective": "tecoa", "attack_objective": "tecoa", "batch_size": 4}
+    with pytest.raises(ValueError, match="two classes"):
+        prepared(str(inside), tmp_path / "run", **given)
+    assert len(prepared(str(inside / "train"), tmp_path / "run", **given).prompts) == 2
+
+
+def test_validation_is_read_as_the_data_is(tmp_path) -> None:
+    """Columns of a table have their names there too, and what is wrong names its option."""
+    (tmp_path / "a.png").write_bytes(jpeg(np.random.default_rng(0)))
+    (tmp_path / "t.csv").write_text(
+        "pixels,words,n\n" + "".join(f"a.png,one {n},0\n" for n in range(8))
+    )
+    table = str(tmp_path / "t.csv")
+    given = {"captions": "text", "image_column": "pixels", "caption_column": "words"}
+    evaluate = setup.prepare(options(table, tmp_path, validation=[table], **given)).evaluate
+    assert evaluate.photos.texts and evaluate.captioned
+    (tmp_path / "empty").mkdir()
+    for wrong, message in (
+        (str(tmp_path / "empty"), "--validation: no usable sample"),
+        (f"{table}@0.5", "--validation: .* share"),
+        (str(tmp_path / "no.tar"), "--validation: no file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            prepared(table, tmp_path, validation=[wrong], **given)
 
 
 def test_nothing_slow_happens_before_the_data_is_found(shard, tmp_path, monkeypatch) -> None:

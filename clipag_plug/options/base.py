@@ -179,9 +179,12 @@ def from_arguments(
 
 
 def number(text: str) -> float:
-    """`0.5` or `4/255`."""
+    """`0.5`, `4/255` or `4 / 255.`; what is no number is a ValueError."""
     try:
-        return float(Fraction(text))
+        parts = [Fraction(part) for part in text.split("/")]
+        if len(parts) > 2:
+            raise ValueError(f"{text!r} is no number")
+        return float(parts[0] / parts[-1] if len(parts) == 2 else parts[0])
     except ZeroDivisionError as error:
         raise ValueError(str(error)) from error
 

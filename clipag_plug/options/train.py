@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-from .base import PRECISION, PRECISIONS, Options, flag, option
+from ..vocabulary import check_sentence
+from .base import PRECISION, PRECISIONS, Options, flag, number, option
 
 OBJECTIVES = ("contrastive", "image_to_text", "sigmoid", "cosine", "fare", "tecoa")
 ATTACK_OBJECTIVES = (*OBJECTIVES, "kl")
@@ -237,7 +237,7 @@ class Train(Options):
 
     def __post_init__(self) -> None:
         eps: Any = self.eps
-        self.eps = float(Fraction(eps)) if isinstance(eps, str) else eps  # as a recipe may say
+        self.eps = number(eps) if isinstance(eps, str) else eps  # as a recipe may say
         super().__post_init__()
         for name in ("save_every", "evaluate_every"):
             if not re.fullmatch(EVERY, getattr(self, name)):
@@ -249,5 +249,9 @@ class Train(Options):
             raise ValueError(
                 f"--eps is {self.eps:g} with --norm linf; it is in [0, 1] pixel units: give --eps {self.eps:g}/255"
             )
+        if not self.prompts:
+            raise ValueError("--prompts is empty; give sentences with {} where the class goes")
+        for prompt in self.prompts:
+            check_sentence("--prompts", prompt)
         if self.samples and self.epochs:
             raise ValueError("--samples and --epochs are both given; give one of them")

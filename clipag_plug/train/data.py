@@ -24,7 +24,7 @@ from .feeds import Feed, IndexedFeed, MemoryFeed, Mixture, StreamFeed
 from .matches import Matches
 from .memory import Photos, drawn, in_memory, joined
 from .shards import read_tar
-from .sources import Item, open_sources, parse
+from .sources import open_sources, parse
 from .tally import Tally
 
 __all__ = ["Batch", "Batches", "Columns", "Data", "Photos", "open_data", "read_shards", "read_tar"]
@@ -111,6 +111,7 @@ def read_shards(
     *,
     count: int = 0,
     seed: int = 0,
+    columns: Columns | None = None,
     shown: tuple[str, str] | None = None,
 ) -> Photos:
     """Every readable sample of the shards in memory, squared and resized to `size` when it has another size.
@@ -120,7 +121,10 @@ def read_shards(
     count: of so many samples alone, drawn at random by the seed; 0: of all. shown: see `Decoder`.
     Raises FileNotFoundError when a pattern matches nothing, ValueError when no sample is readable.
     """
-    sources = [source for spec in patterns for source in open_sources(Item(spec), size)]
+    items = parse(patterns, columns)
+    if items[0].share is not None:
+        raise ValueError(f"{patterns[0]!r} ends in a share, which only training data has")
+    sources = [source for item in items for source in open_sources(item, size)]
     decoder = Decoder(size, need_text=False, shown=shown)
     photos = drawn(sources, decoder, count, seed) if count else in_memory(sources, decoder)
     assert photos is not None  # there is no limit

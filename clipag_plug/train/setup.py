@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..files import read_lines
 from ..mini import grown
 from ..model import CLIP, build
 from ..options.train import Train
-from ..vocabulary import Vocabulary, bundled_vocabulary, sentence
+from ..vocabulary import Vocabulary, sentence
 from . import state
+from .classes import class_vocabulary
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
 from .evaluate import Validation, class_prompts
@@ -43,9 +44,9 @@ def prepare(
 ) -> Prepared:
     """What a run needs, the data first. workers: None for a process of its own. resumed: the state it goes on from."""
     workers = workers or connect(options.device)
-    check_paths(options.data)
+    check_paths(options.data, "--data")
     if options.validation:
-        check_paths(options.validation)
+        check_paths(options.validation, "--validation")
     torch.manual_seed(options.seed)  # initial weights of a model from scratch
     model, config, card = initial_model(options, workers.device)
     size = options.resolution or int(model.visual.input_resolution)
@@ -64,7 +65,7 @@ def prepare(
         stored,
         need_text=not named and not objectives <= {"fare", "tecoa"},
         classes=classes,
-        columns=Columns(options.image_column, options.caption_column, options.label_column),
+        columns=_columns(options),
         memory=options.memory,
         shuffle=options.shuffle,
         seed=options.seed,
@@ -86,30 +87,9 @@ def prepare(
     )
     evaluate = None
     if options.validation:
-        shown = card.get("interpolation", "bicubic"), card.get("resize_mode", "shortest")
-        held = read_shards(
-            options.validation, size, count=options.evaluate_images, seed=options.seed, shown=shown
-        )
-        bad = sum(held.skipped.values())
-        if bad > options.max_bad_fraction * (bad + len(held)):
-            raise ValueError(
-                f"{bad} of {bad + len(held)} samples of --validation are bad, more than --max-bad-fraction "
-                f"{options.max_bad_fraction:g}: {held.skipped}"
-            )
-        names = class_vocabulary(options, held.names or data.names)
         # Against the ball that the run ends with, also where the run trains without an attack.
         shrink = size / int(model.visual.input_resolution) if options.norm == "l2" else 1.0
-        evaluate = Validation(
-            held,
-            names.class_names if names is not None and int(held.labels.max()) >= 0 else [],
-            size,
-            options.eps * shrink,
-            options.norm,
-            len(held),
-            prompts=options.prompts,
-            seed=options.seed,
-            workers=workers,
-        )
+        evaluate = _validation(options, size, options.eps * shrink, card, data.names, workers)
     if options.architecture and not options.init and named and known is not None:
         silence_unknown_tokens(model, known)
     text_teacher = (
@@ -155,6 +135,51 @@ def prepare(
     )
     name = options.name or Path(options.output).name
     return Prepared(trainer, config, {**card, "name": name, "recipe": options.to_dict()}, evaluate)
+
+
+def _columns(options: Train) -> Columns:
+    return Columns(options.image_column, options.caption_column, options.label_column)
+
+
+def _validation(
+    options: Train,
+    size: int,
+    eps: float,
+    card: dict[str, Any],
+    names: Sequence[str],
+    workers: Workers,
+) -> Validation:
+    """The held-out images at the side of the training images. names: of the classes, by the training data."""
+    shown = card.get("interpolation", "bicubic"), card.get("resize_mode", "shortest")
+    try:
+        held = read_shards(
+            options.validation,
+            size,
+            count=options.evaluate_images,
+            seed=options.seed,
+            columns=_columns(options),
+            shown=shown,
+        )
+        known = class_vocabulary(options, held.names or names, bool(held.names))
+    except ValueError as error:
+        raise ValueError(f"--validation: {error}") from error
+    bad = sum(held.skipped.values())
+    if bad > options.max_bad_fraction * (bad + len(held)):
+        raise ValueError(
+            f"{bad} of {bad + len(held)} samples of --validation are bad, more than --max-bad-fraction "
+            f"{options.max_bad_fraction:g}: {held.skipped}"
+        )
+    return Validation(
+        held,
+        known.class_names if known is not None and int(held.labels.max()) >= 0 else [],
+        size,
+        eps,
+        options.norm,
+        len(held),
+        prompts=options.prompts,
+        seed=options.seed,
+        workers=workers,
+    )
 
 
 def initial_model(options: Train, device: str) -> tuple[CLIP, dict[str, Any], dict[str, Any]]:
@@ -207,34 +232,6 @@ def _built(
     return build(config, weights, name=name, card=card, mean=mean, std=std)
 
 
-def class_vocabulary(options: Train, names: Sequence[str]) -> Vocabulary | None:
-    """The classes' names: those of --class-names, else those that the data has, WordNet numbers as words; else the
-    bundled ones for --captions vocabulary; else None."""
-    given = options.class_names
-    if given == "bundled" or (not given and not names and options.captions == "vocabulary"):
-        return bundled_vocabulary()
-    if given == "imagenet":
-        from open_clip import IMAGENET_CLASSNAMES
-
-        names = IMAGENET_CLASSNAMES
-    elif given:
-        names = [n for n in Path(given).read_text(encoding="utf-8").splitlines() if n.strip()]
-    elif names and all(re.fullmatch(r"n\d{8}", name) for name in names):
-        names = _from_wordnet(names)
-    words = [tuple(w.strip().replace("_", " ") for w in name.split(",")) for name in names]
-    return Vocabulary(tuple(words), {}) if words else None
-
-
-def _from_wordnet(numbers: Sequence[str]) -> list[str]:
-    """`n01440764` -> "tench": OpenAI's name where it is one of ImageNet's 1,000, else WordNet's."""
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
-
-    known = dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
-    wordnet = ImageNetInfo("imagenet-22k-ms")
-    return [known.get(n) or str(wordnet.label_name_to_description(n)) for n in numbers]
-
-
 def teach(
     options: Train, model: CLIP, vocabulary: Vocabulary | None, teacher: TextTeacher | None
 ) -> None:
@@ -246,7 +243,7 @@ def teach(
     if teacher is not None:
         texts = teacher.texts
         if options.text_teacher_texts:
-            texts = Path(options.text_teacher_texts).read_text(encoding="utf-8").splitlines()
+            texts = read_lines(options.text_teacher_texts, "--text-teacher-texts")
         texts, kind = [text for text in texts if text.strip()], options.text_teacher_loss
         learn_geometry(model, teacher, texts, steps, kind=kind, **keywords)
     elif vocabulary is None:
@@ -281,7 +278,7 @@ def _image_teacher(options: Train, model: CLIP, device: str) -> tuple[ImageTeach
         return teacher, []
     names: Sequence[str] = teacher.names
     if options.image_teacher_classes:
-        names = Path(options.image_teacher_classes).read_text(encoding="utf-8").splitlines()
+        names = read_lines(options.image_teacher_classes, "--image-teacher-classes")
     count = teacher(torch.zeros(1, 3, teacher.side, teacher.side, device=device)).shape[1]
     if len(names) != count or options.text == "train":
         raise ValueError(

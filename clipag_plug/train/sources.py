@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..vocabulary import bundled_vocabulary, sentence
+from ..vocabulary import bundled_vocabulary, check_sentence, sentence
 from .decode import Columns, Indexed, Record, Source
 from .folders import Folder
 from .shards import TarStream, open_shard
@@ -84,16 +84,21 @@ def _item(spec: str, columns: Columns) -> Item:
                 f"--data {spec!r} is followed by {told}; give ::caption=NAME, ::template=TEXT"
             )
         templates = tuple(given.get("template", "{}").split("|"))
+        for template in templates:
+            check_sentence("::template", template)
         caption = given.get("caption", columns.caption)
         columns = dataclasses.replace(columns, caption=caption, templates=templates)
     return Item(base, share, columns)
 
 
-def check_paths(specs: Sequence[str]) -> None:
+def check_paths(specs: Sequence[str], option: str) -> None:
     """Raises FileNotFoundError for an item that names files which are not there, before anything slow begins."""
     for item in parse(specs):
         if item.spec.partition(":")[0] not in ("pipe", "hf", "synthetic"):
-            expand([item.spec])
+            try:
+                expand([item.spec])
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{option}: {error}") from None
 
 
 def open_sources(item: Item, size: int, seed: int = 0) -> list[Source]:
@@ -144,7 +149,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         for part in whole:
             found = [part] if os.path.exists(part) else sorted(glob.glob(part, recursive=True))
             if not found:
-                raise FileNotFoundError(f"no file or folder matches {part!r}; --data takes {KINDS}")
+                raise FileNotFoundError(f"no file or folder matches {part!r}; give {KINDS}")
             paths += map(Path, found)
     return paths
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attacks.pgd import NOT_FINITE
+from ..files import read_lines
 from ..model import CLIP
 from ..options.train import Train
 from ..precision import resolve
@@ -107,7 +108,7 @@ class Trainer:
         _check(options, model, samples, self.batch, batches.vocabulary is not None, prompts)
         self.bank_texts: dict[str, int] = {}  # their rows
         if options.bank_texts:
-            lines = Path(options.bank_texts).read_text(encoding="utf-8").splitlines()
+            lines = read_lines(options.bank_texts, "--bank-texts")
             distinct = dict.fromkeys(line.strip() for line in lines if line.strip())
             self.bank_texts = {text: row for row, text in enumerate(distinct)}
         rows = [self.bank_texts.get(text) for text in class_texts]
@@ -462,7 +463,7 @@ def _check(
         (
             samples < step,
             f"the run has {samples} images and a step takes {step} (batch size, accumulation and workers); give more "
-            "--samples or a smaller step",
+            "--samples or --epochs, or a smaller step",
         ),
         (
             options.bank and not (vocabulary and frozen),
@@ -491,6 +492,11 @@ def _check(
             "the objective sigmoid needs a model with a logit bias",
         ),
         ("tecoa" in objectives and prompts is None, "the objective tecoa needs --class-names"),
+        (
+            "tecoa" in objectives and prompts is not None and len(prompts) < 2,
+            "the objective tecoa needs two classes at least, and the data has one: give --data the folder in which the "
+            "classes' folders are, or --class-names",
+        ),
     ):
         if wrong:
             raise ValueError(message)

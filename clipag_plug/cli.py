@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             command, options = parse(sys.argv[1:] if argv is None else argv)
+            _check_device(getattr(options, "device", ""))
             _log_to_stderr(quiet=getattr(options, "quiet", False))
             code = resolve(command.handler)(options) or 0
         except SystemExit as end:  # argparse leaves this way after --help and --version
@@ -203,6 +204,18 @@ def _log_to_stderr(quiet: bool) -> None:
     logging.getLogger("clipag_plug").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
+def _check_device(name: str) -> None:
+    """Before any work. Raises: ValueError for a device that this machine does not have."""
+    kind, _, number = (name or "cpu").partition(":")
+    if kind == "cpu":
+        return
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if not (mps if kind == "mps" else torch.cuda.device_count() > int(number or 0)):
+        raise ValueError(f"--device is {name!r}, which this machine does not have; leave it out")
+
+
 def _fail(text: str, code: int) -> int:
     print(f"clipag: {text}", file=sys.stderr)
     return code
@@ -213,4 +226,7 @@ def _sentence(error: Exception) -> str:
         text = f"{os.fspath(error.filename)!r}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
+    text = text.partition("; available models = ")[
+        0
+    ]  # as `clip` says it; `clipag models` lists them
     return " ".join(text.split())

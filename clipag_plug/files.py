@@ -37,7 +37,7 @@ def write_atomically(
         )
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; give a file name in it")
-    handle, name = tempfile.mkstemp(f".tmp{path.suffix}", f".{path.stem}.", path.parent)
+    handle, name = tempfile.mkstemp(f".tmp{path.suffix}", f".{path.stem[:40]}.", path.parent)
     os.close(handle)
     try:
         write(name)
@@ -74,6 +74,16 @@ def read_lines(path: str | Path, option: str) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{option} {str(path)!r} is not text in UTF-8; convert it") from error
+
+
+def check_place(path: Path) -> None:
+    """Raises PermissionError where a file of this path could not be written, even once its folder is made."""
+    place = next(each for each in path.absolute().parents if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        what = "may not be written to" if place.is_dir() else "is a file and no folder"
+        raise PermissionError(f"{str(place)!r} {what}; choose another --output") from error
 
 
 def sha256(data: str | Path | bytes) -> str:

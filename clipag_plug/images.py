@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .files import write_atomically
+from .files import check_place, write_atomically
 
 log = logging.getLogger(__name__)
 RECIPE_KEY = "clipag_plug"
@@ -156,10 +155,7 @@ def refuse_taken(paths: Sequence[Path], *, overwrite: bool, folder: bool = False
             f"{str(others[0])!r} exists and is no picture of clipag_plug; choose another name, or add --overwrite"
         )
     for path in paths:
-        place = next(each for each in path.absolute().parents if each.exists())
-        if not (place.is_dir() and os.access(place, os.W_OK)):
-            what = "may not be written to" if place.is_dir() else "is a file and no folder"
-            raise PermissionError(f"{str(place)!r} {what}; choose another --output")
+        check_place(path)
     for path in taken:
         log.info("%s is replaced", path)
 
@@ -294,12 +290,26 @@ def _open(path: str | Path) -> Any:
         ) from error
     except UnidentifiedImageError as error:
         with open(path, "rb") as file:
-            what = foreign(file.read(512)) or "not a picture that can be read"
+            what = foreign(file.read(4096)) or "not a picture that can be read"
         raise ValueError(f"{str(path)!r} is {what}; give a PNG, JPEG, WebP or GIF") from error
+
+
+_STARTS = {
+    **dict.fromkeys((b"II*\0", b"MM\0*"), "a TIFF or a camera's raw picture"),
+    b"BM": "a BMP picture",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop picture",
+    **dict.fromkeys((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL picture"),
+    **dict.fromkeys((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "), "a JPEG 2000 picture"),
+    b"\0\0\x01\0": "an icon",
+    b"PK\x03\x04": "a ZIP file",
+}
 
 
 def foreign(head: bytes) -> str:
     """What a file that Pillow does not read is, as far as its first bytes say; else nothing."""
     if head[4:8] == b"ftyp":
         return "an AVIF picture" if head[8:12] in (b"avif", b"avis") else "a HEIC picture or a film"
-    return "a drawing in SVG" if b"<svg" in head.lower() else ""
+    if b"<svg" in head.lower() or head[:2] == b"\x1f\x8b":
+        return "a drawing in SVG" if b"<svg" in head.lower() else "a compressed file"
+    return next((what for start, what in _STARTS.items() if head.startswith(start)), "")

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -159,3 +162,73 @@ def test_a_line_that_breaks_is_mended(boxes: list[Mailbox], page: chromium.Brows
     page.click("#stop")
     page.wait(IDLE, 180)
     assert page.run("document.getElementById('problem').hidden")
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**70,
+    "",
+    "x" * 99,
+    "\ud800",
+    "constructor",
+    "../..",
+    [],
+    [None],
+    [{"a": 1}],
+    {},
+]
+ODD += [float("nan"), ["a dog", 3], [0.5, "x", None], {"models": "x", "texts": {}, "picture": 3}]
+
+
+def records(rng: random.Random) -> list[dict[str, object]]:
+    """Records of finished runs, each with some fields that hold what they never should."""
+    found = []
+    for kind in ("paint", "draw", "style", "explain") * 12:
+        side = {"key": "a", "model": "clipag-mini", "judge": "lemon 1 %", "size": [40, 30]}
+        side |= {"frames": 4, "columns": 2, "seed": 1, "cosines": [0.1], "shown": "448x448"}
+        side["files"] = ["image.png", "frames.jpg", "recipe.json", "map-1.png"]
+        request = {"models": ["clipag-mini"], "prompt": "a lemon", "seed": 1}
+        record = {"kind": kind, "title": "a lemon", "seed": 1, "created": 1e9, "texts": ["a dog"]}
+        record |= {"request": request, "sides": [side]}
+        for _ in range(rng.randint(1, 4)):
+            place = rng.choice([record, side, side, request])
+            place[rng.choice(list(place))] = rng.choice(ODD)  # type: ignore[index]
+        found.append(record)
+    return found
+
+
+def test_no_record_breaks_the_page(page: chromium.Browser, place: Path) -> None:
+    rng, root = random.Random(0), place / "runs"
+    picture = png_bytes(torch.rand(3, 30, 40))
+    folders = [root / f"odd-{number}" for number in range(48)] + [root / "caf\udce9"]
+    for folder, record in zip(folders, [*records(rng), {"title": "x", "sides": []}]):
+        (folder / "a").mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(record))
+        for name in rng.sample(["image.png", "map-1.png", "frames.jpg"], rng.randint(1, 3)):
+            (folder / "a" / name).write_bytes(picture)
+        for name in ("a/image.png", "picture.png", "a/recipe.json")[: rng.randint(0, 3)]:
+            (folder / name).write_bytes(b"{" if name.endswith("json") else picture)
+    page.reload()
+    page.wait(READY)
+    page.wait(f"{CARDS} >= 8")
+    page.run("document.getElementById('more').click()")
+    number = page.run("document.querySelectorAll('#cards [data-run^=odd]').length")
+    assert number >= 16  # what can be shown of them is
+    for each in range(number):
+        page.run(f"document.querySelectorAll('#cards [data-run^=odd]')[{each}].click()")
+        page.wait("document.getElementById('actions').offsetParent !== null")
+        page.run(
+            "(() => { const f = document.getElementById('frame'); f.value = 1;"
+            " f.dispatchEvent(new Event('input')); document.getElementById('use').click(); })()"
+        )
+    page.wait("[...document.images].every((e) => e.complete)")
+    assert page.messages == []
+    page.click("[data-go=paint]")
+    fill(page, "a lemon", 1)
+    painted(page)
+    for folder in folders:
+        shutil.rmtree(folder)

@@ -112,6 +112,9 @@ def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: st
         (b"\0\0\0\x18ftypheic" + bytes(100), 415, "a HEIC picture"),
         (b"\0\0\0\x18ftypavif" + bytes(100), 415, "an AVIF picture"),
         (b"GIF89a" + bytes(100), 415, "no picture"),
+        (b"II*\0" + bytes(100), 415, "a TIFF"),
+        (b"BM" + bytes(100), 415, "a BMP"),
+        (b"%PDF-1.7" + bytes(100), 415, "a PDF"),
         (png()[:60], 415, "damaged"),
         (png(4, 4), 415, "smaller than 8"),
         (png(400, 400), 413, "400 x 400 pixels; at most 0.1 megapixels"),
@@ -224,9 +227,10 @@ RECORDS = [
 @pytest.mark.parametrize("text", RECORDS)
 def test_a_record_of_any_shape_does_not_matter(client: Client, text: str) -> None:
     folder = client.app.gallery.root / f"foreign-{RECORDS.index(text)}"
-    folder.mkdir(parents=True)
+    (folder / "a").mkdir(parents=True)
     (folder / "run.json").write_text(text)
-    (folder / "image.png").write_bytes(png())
+    for place in (folder, folder / "a"):
+        (place / "image.png").write_bytes(png())
     runs = client.get(
         "/api/runs"
     )  # strict JSON: Python's NaN and Infinity would pass here, so look at the text

@@ -132,6 +132,6 @@ def test_agreement_falls_as_noise_grows() -> None:
 
 @pytest.mark.parametrize("second", ["other.PNG", "photos/dog.jpeg", "a.b.webp"])
 def test_a_second_picture_is_no_text(second: str) -> None:
-    with pytest.raises(ValueError, match="is a second picture, and explain takes one"):
+    with pytest.raises(ValueError, match="is a second file, and explain takes one"):
         Explain("photo.jpg", ["a dog", second])
     assert Explain("photo.jpg", ["a dog", "the end.", "png"]).texts[1:] == ["the end.", "png"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from clipag_plug.options import COMMANDS
 from clipag_plug.options.clipdraw import ClipDraw
 from clipag_plug.paint import NotFiniteError
 from clipag_plug.pipelines import clipdraw, clipstyler, output, vqgan_clip
-from clipag_plug.pipelines.run import Stop
+from clipag_plug.pipelines.run import ENDING, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY: dict[str, list[str]] = {
@@ -119,6 +121,14 @@ def test_comparison_is_a_sheet(name: str, capsys: pytest.CaptureFixture[str]) ->
         ("explain photo.png dog -o photo.png", "--overwrite"),
         ("explain photo.png dog --device gpu", "cuda"),
         ("demo --device gpu", "cuda"),
+        ("demo -o taken", "is a file"),
+        ("demo --models nobody", "no model is called"),
+        ("explain photo.png dog taken", "second file"),
+        ("generate a --recipe photo.png", "generate --from photo.png"),
+        ("generate a --device cuda:99", "does not have"),
+        ("demo --device cuda:99", "does not have"),
+        ("search a -m nobody", "`clipag models` lists the names"),
+        ("generate a -o b.png --log b.txt", ".csv"),
         ("search a --generator stylegan", "must be bundled"),
         ("search a --generator biggan:nowhere", "BigGAN"),
         ("search a --template x", "must hold {}"),
@@ -137,6 +147,28 @@ def test_what_cannot_be_done_is_one_sentence(
     code, out, err = clipag(capsys, *shlex.split(line))
     assert (code, out) == (2, "") and words in err and err.count("\n") == 1, err
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_folder_that_goes_away_meanwhile_loses_no_picture(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("out").mkdir()
+    monkeypatch.setattr(Stop, "__call__", lambda *_: shutil.rmtree("out", ignore_errors=True))
+    code, out, err = clipag(capsys, "search", "a lemon", *TINY["search"], "-q", "-o", "out/a.png")
+    (kept,) = Path("runs").glob("*/image.png")
+    assert (code, out) == (2, "") and str(kept.parent) in err and err.count("\n") == 1
+    assert read_recipe(kept)["prompt"] == "a lemon"
+
+
+def test_a_place_that_takes_no_file_is_found_out_before_any_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    code, out, err = clipag(capsys, "search", "a lemon", "-o", "a.png")
+    assert (code, out) == (2, "") and "may not be written to" in err
 
 
 @pytest.mark.parametrize(
@@ -218,7 +250,7 @@ def test_a_signal_ends_the_loop_and_not_the_process() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         stop.asked = 0
         stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             os.kill(os.getpid(), number)
             assert stop.asked == number
         with pytest.raises(KeyboardInterrupt):
@@ -227,7 +259,7 @@ def test_a_signal_ends_the_loop_and_not_the_process() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("name", TINY)
 def test_a_stopped_command_keeps_the_picture_so_far(name: str, number: int, folder: Path) -> None:
     endless = {"search": ["--budget", "100000", "--batch", "2"]}

@@ -25,11 +25,11 @@ from ..options.generate import PRESETS
 from ..options.tools import Demo
 from ..version import __version__
 from ..vocabulary import suggestions, unheard
-from .gallery import MOST_MAPS, Gallery, kind_of
+from .gallery import Gallery, kind_of
 from .guard import Guard
 from .jobs import Channel, Queue, QueueFullError
 from .live import encoded, live
-from .requests import LONGEST_TEXT, PAIR, SIZES, read
+from .requests import LONGEST_TEXT, MOST_MAPS, PAIR, SIZES, read
 from .studio import Studio
 from .uploads import UploadError, Uploads
 

@@ -8,8 +8,10 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
+from ..files import check_place
 from ..options.tools import Demo
 from .app import App
 from .guard import LOCAL
@@ -22,6 +24,7 @@ def run(options: Demo) -> int:
     """Prints the address on stdout once the page can be opened. OSError where the port is taken."""
     import uvicorn
 
+    check_place(Path(options.output) / "run")
     listening = listen(options)
     app = App(options)
     if app.guard.open:
@@ -29,13 +32,15 @@ def run(options: Demo) -> int:
     sys.stdout.write(f"{address(listening)}\n")
     sys.stdout.flush()
     log.info("open it in a browser; runs are kept in %s; Ctrl-C ends it", options.output)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, signal.default_int_handler)
     # Behind the address: loading keeps the interpreter busy for seconds.
     app.queue.submit(Task("warm-up", "Loading the models", app.studio.warm_up, yields=True))
     try:
         uvicorn.Server(settings(app)).run([listening])
     except KeyboardInterrupt:
-        log.info("ending; what is being painted is saved")
+        log.info("ending; what is being painted is saved; Ctrl-C once more does not wait for that")
     finally:
         app.close()
         listening.close()

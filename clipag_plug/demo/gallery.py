@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines.runs import new_run, tags
+from .requests import KINDS, MOST_MAPS, halved, read
 
 RECORD = "run.json"
 SIDES = ("a", "b", "c", "d")
-MOST_MAPS = 6
 JSON_KIND = "application/json"
 # A request can name nothing else. They lie in the folder of a side, or of the run.
 FILES = {
@@ -41,7 +42,6 @@ RUN_FIELDS = {
     **dict.fromkeys(("kind", "title", "state", "method"), str),
     **dict.fromkeys(("seed", "created", "seconds"), float),
     "texts": list,
-    "request": dict,
     "starred": bool,
 }
 SIDE_FIELDS = {
@@ -81,7 +81,7 @@ class Gallery:
         stamped = [(_stamp(path), path) for path in self._folders()]
         ordered = sorted(((t, p) for t, p in stamped if t), key=lambda pair: pair[0], reverse=True)
         records = (self._record(path) for _, path in ordered)
-        return [record for record in records if record][:most]
+        return list(itertools.islice(filter(None, records), most))
 
     def get(self, run: str) -> dict[str, Any]:
         """The record of one run. FileNotFoundError for anything that is not the name of one."""
@@ -162,11 +162,10 @@ class Gallery:
         return Path(name)
 
     def _folders(self) -> list[Path]:
-        """The folders that may be runs. A link is none: it may lead anywhere."""
+        """Folders that may be runs. A link is none, which may lead anywhere, nor a name that no address can hold."""
         there = self.root.iterdir() if self.root.is_dir() else ()
-        return [
-            p for p in there if not p.name.startswith(".") and p.is_dir() and not p.is_symlink()
-        ]
+        named = (p for p in there if not p.name.startswith(".") and not halved(p.name))
+        return [p for p in named if p.is_dir() and not p.is_symlink()]
 
     def _folder(self, run: str) -> Path:
         # The id is looked up among the names that are there, never joined to a path.
@@ -180,11 +179,11 @@ class Gallery:
         known = {"id": folder.name, "starred": (folder / STAR).exists()}
         try:
             if (folder / RECORD).is_file():
-                return _checked({**_read(folder / RECORD), **known})
+                return _checked(folder, {**_read(folder / RECORD), **known})
             if (folder / "recipe.json").is_file():
                 recipes = _read(folder / "recipe.json", LARGEST_RECIPE)
                 listed = recipes if isinstance(recipes, list) else [recipes]
-                return _checked({**_painted_elsewhere(folder, listed), **known})
+                return _checked(folder, {**_painted_elsewhere(folder, listed), **known})
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # not a run of ours
         return None
@@ -201,14 +200,50 @@ def kind_of(name: str) -> str:
     return FILES.get(name, "image/png")
 
 
-def _checked(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with the fields that the page reads, each of its type. ValueError for one without sides."""
-    sides = [_typed(side, SIDE_FIELDS) for side in record["sides"] if isinstance(side, dict)]
-    sides = [side for side in sides if side.get("key") in ("", *SIDES) and "model" in side]
-    if not sides or not isinstance(record["title"], str):
-        raise ValueError("no sides")
+def _checked(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record with what the page relies on, each field of its shape. ValueError for one without title or picture."""
     about = {"created": 0.0, "kind": "paint", **_typed(record, RUN_FIELDS)}
+    if about["kind"] not in KINDS:
+        about["kind"] = "paint"
+    with contextlib.suppress(ValueError):
+        about["request"] = read(about["kind"], record.get("request")).to_dict()
+    texts = [_whole(text) for text in about.pop("texts", []) if isinstance(text, str)][:MOST_MAPS]
+    explained = about["kind"] == "explain"
+    if explained:
+        about["texts"] = texts
+    sides = [_side(folder, side, len(texts) if explained else 0) for side in record["sides"]]
+    sides = [side for side in sides if side]
+    whole = not explained or (texts and (folder / "picture.png").is_file())
+    if not (sides and whole and "title" in about):
+        raise ValueError("no pictures")
     return {**about, "id": record["id"], "sides": sides[: len(SIDES)]}
+
+
+def _side(folder: Path, values: Any, maps: int) -> dict[str, Any] | None:
+    """What the page relies on of one side; None where a picture is missing, or one of its `maps`."""
+    side = _typed(values, SIDE_FIELDS) if isinstance(values, dict) else {}
+    if side.get("key") not in ("", *SIDES) or "model" not in side:
+        return None
+    place, image = folder / side["key"], side.get("image", "image.png")
+    pictures = [f"map-{number}.png" for number in range(1, maps + 1)] or [image]
+    if not (image in FILES or SEVERAL.fullmatch(image)):
+        return None
+    if not all((place / name).is_file() for name in pictures):
+        return None
+    side["files"] = [
+        name for name in FILES if name in side.get("files", ()) and (place / name).is_file()
+    ]
+    cosines = [
+        each if _typed({"loss": each}, SIDE_FIELDS) else None for each in side.pop("cosines", [])
+    ]
+    if maps:
+        side["cosines"] = [*cosines, *[None] * maps][:maps]
+    size, frames = side.pop("size", None), side.pop("frames", 0)
+    if size and len(size) == 2 and all(type(each) is int and 0 < each < 2**15 for each in size):
+        side["size"] = size
+        if frames > 1 and side.get("columns", 0) >= 1 and "frames.jpg" in side["files"]:
+            side["frames"] = frames
+    return side
 
 
 def _typed(values: dict[str, Any], fields: dict[str, type]) -> dict[str, Any]:
@@ -216,12 +251,17 @@ def _typed(values: dict[str, Any], fields: dict[str, type]) -> dict[str, Any]:
     for name, kind in fields.items():
         value = values.get(name)
         if kind is float:
-            fits = isinstance(value, int | float) and abs(value) < 2**53  # NaN and infinity are not
+            fits = type(value) in (int, float) and abs(value) < 2**53  # NaN and infinity are not
         else:
             fits = isinstance(value, kind) and _finite(value)
         if fits:
-            found[name] = value
+            found[name] = _whole(value) if kind is str else value
     return found
+
+
+def _whole(text: str) -> str:
+    """The text with a question mark for half a character, which no address can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _finite(value: Any) -> bool:

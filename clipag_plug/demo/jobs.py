@@ -179,7 +179,7 @@ class Queue:
         with self._filled:
             self.channel.publish("queue", "queue", jobs=self.jobs())
 
-    def close(self, seconds: float = 10.0) -> None:
+    def close(self, seconds: float = 60.0) -> None:
         """Stops what runs, which still saves its pictures, and waits for that."""
         with self._filled:
             self._ending = True

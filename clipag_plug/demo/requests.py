@@ -13,15 +13,20 @@ from typing import Any
 from ..options.base import Options, option
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
-from .gallery import MOST_MAPS
 
 PAIR = ["clip-mini", "clipag-mini"]
 SIZES = ("", "160", "224", "320", "448")
 LONGEST_TEXT = 300
+MOST_MAPS = 6
+
+
+def halved(text: str) -> bool:
+    """Whether it holds half a surrogate pair."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_text(text: str, what: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if halved(text):
         raise ValueError(f"the {what} holds half a character; write it again")
     if not text.strip():
         raise ValueError(f"the {what} is empty; write what to see, as: a goldfish")

@@ -157,10 +157,15 @@ def _modest(options: Generate) -> bool:
 
 
 def _offered(names: list[str]) -> list[dict[str, str]]:
-    """Models that load without a download, and those that were asked for by name, ready for the page."""
+    """Models that load without a download, and those that were asked for by name, ready for the page.
+
+    Raises: ValueError and FileNotFoundError for a name that means none.
+    """
     here = [r for r in registry.checkpoints() if whereabouts(r) in ("bundled", "cached")]
     notes = {r.key: registry.training(r) for r in here if not r.key.startswith("judge")}
     for name in names:
         record = registry.get(name)
+        if record is None and not name.startswith(("ViT-", "RN")):  # as OpenAI names its models
+            registry.parse(name)
         notes[name] = registry.training(record) if record else ""
     return [{"key": key, "note": note} for key, note in notes.items()]

@@ -63,7 +63,7 @@ class Uploads:
         except Image.DecompressionBombError as error:
             raise UploadError(self.too_many_pixels(), 413) from error
         except Exception as error:  # Pillow's parsers raise many things on hostile bytes
-            what = foreign(data[:512]) or "no picture"
+            what = foreign(data[:4096]) or "no picture"
             raise UploadError(f"this file is {what}; choose a {KINDS}", 415) from error
         if image.width * image.height > self.most_pixels:
             raise UploadError(self.too_many_pixels(image.size), 413)

@@ -102,6 +102,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
+    if path.suffix.lower() == ".png":
+        raise ValueError(
+            f"{str(path)!r} is a picture; what it was made with is read by: clipag generate --from {path}"
+        )
     try:
         read = tomllib.loads if path.suffix == ".toml" else json.loads
         values = read(path.read_text(encoding="utf-8"))

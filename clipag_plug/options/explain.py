@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from .base import DEVICE, PRECISION, PRECISIONS, Options, option
@@ -60,9 +61,9 @@ class Explain(Options):
         for text in self.texts:
             if not text.strip():
                 raise ValueError("a text is empty; say what to look for, as 'a dog'")
-            if Path(text).suffix.lower() in PICTURES:
+            if Path(text).suffix.lower() in PICTURES or os.path.isfile(text):
                 raise ValueError(
-                    f"{text!r} is a second picture, and explain takes one; call it once for each, as: "
+                    f"{text!r} is a second file, and explain takes one; call it once for each, as: "
                     f"clipag explain {text} 'a dog'"
                 )
         if not self.negation.strip():

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..files import write_text
 from ..images import contact_sheet, refuse_taken, write_animation, write_image
-from .runs import ROOT, tags
+from .runs import ROOT, new_run, tags
 
 if TYPE_CHECKING:
     from ..paint.results import Synthesis
 
-SUFFIXES = {"output": (".png",), "animation": (".gif", ".webp", ".png", ".mp4"), "svg": (".svg",)}
+SUFFIXES = {
+    "output": (".png",),
+    "animation": (".gif", ".webp", ".png", ".mp4"),
+    "svg": (".svg",),
+    "log": (".csv",),
+}
 
 
 def is_folder(path: str | Path) -> bool:
@@ -33,11 +41,11 @@ def check(options: Any, targets: dict[str, list[Path]]) -> None:
     """Refuses, before any work, what could not be written at the end, or would replace what is not ours.
     Raises: ValueError for a name that does not say a format and for a file that is no picture of ours,
     FileNotFoundError for a folder that is not there, PermissionError for one that may not be written to."""
-    given = {name: getattr(options, name, None) for name in (*SUFFIXES, "log")}
+    given = {name: getattr(options, name, None) for name in SUFFIXES}
     for name, path in given.items():
         if not path or (name == "output" and is_folder(path)):
             continue
-        if name in SUFFIXES and Path(path).suffix.lower() not in SUFFIXES[name]:
+        if Path(path).suffix.lower() not in SUFFIXES[name]:
             also = ", or be a folder (no suffix)" if name == "output" else ""
             raise ValueError(
                 f"--{name} is {path!r}; it must end in {' or '.join(SUFFIXES[name])}{also}"
@@ -118,6 +126,19 @@ def write(
             elif kind in ("picture", "svg"):
                 work.save(path)
     return [path for paths in targets.values() for path in paths[: len(works)]]
+
+
+def rescue(works: Sequence[Synthesis]) -> str:
+    """Writes the pictures where there is room, and says where, when they could not be written as they should."""
+    for root in (ROOT, f"{tempfile.gettempdir()}/clipag-{ROOT}"):
+        with contextlib.suppress(OSError):
+            folder = new_run(works[0].prompt, works[0].seed, root)
+            for path, work in zip(
+                files(SimpleNamespace(output=folder), [""], len(works))["picture"], works
+            ):
+                work.save(path)
+            return f"what was made is kept in {str(folder)!r}"
+    return "what was made could not be kept anywhere"
 
 
 def curves(works: Sequence[Synthesis]) -> str:

@@ -31,6 +31,7 @@ from . import output
 from .runs import new_run
 
 log = logging.getLogger(__name__)
+ENDING = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
 FRAMES = 48  # of an animation, where --frames does not say
 Make = Callable[[Any, Guide, str], "Run"]
 
@@ -182,9 +183,9 @@ def progress(
 
 
 class Stop:
-    """Inside it Ctrl-C and SIGTERM end the loop after its step instead of the process; `asked` is then the signal.
+    """Inside it Ctrl-C, SIGTERM and SIGHUP end the loop after its step instead of the process; `asked` is the signal.
     So what was made can be written, and a second signal does not leave it half-written. Before the first step, when
-    there is nothing to keep, either raises KeyboardInterrupt at once. Called after every step."""
+    there is nothing to keep, each raises KeyboardInterrupt at once. Called after every step."""
 
     asked = 0
     holding = False
@@ -192,7 +193,7 @@ class Stop:
     def __enter__(self) -> Self:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._ask)
         return self
@@ -261,7 +262,10 @@ def produce(
             folder = new_run(works[0].prompt, works[0].seed)
             options = dataclasses.replace(options, output=str(folder))
         targets = output.files(options, names, count)
-        paths = output.write(works, targets, sheet, options.shown())
+        try:
+            paths = output.write(works, targets, sheet, options.shown())
+        except OSError as error:  # a folder that is gone meanwhile, a disk that is full
+            raise OSError(f"{error}; {output.rescue(works)}") from error
         if "picture" in targets and "shown" in (about := works[0].enlarged(options.shown()).recipe):
             log.info("%s; --size says another", about["shown"])
         output.report(works, paths, as_json=options.json)

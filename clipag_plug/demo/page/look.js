@@ -51,7 +51,7 @@ export function showMaps(run) {
     row(run, [original(run), ...run.sides.map((side) => make("figure", {},
       make("img", { src: address(run.id, side.key, `map-${number + 1}.png`), alt: `where ${side.model} sees ${text}` }),
       make("figcaption", {}, make("b", {}, titleOf(side.model)),
-        make("span", {}, `cosine ${side.cosines[number].toFixed(3)}`))))]),
+        make("span", {}, `cosine ${side.cosines[number] === null ? "is no number" : side.cosines[number].toFixed(3)}`))))]),
   ]).flat();
   rows.push(make("div", { class: "scale" }),
     make("div", { class: "ends" }, make("span", {}, "nothing here speaks for the words"), make("span", {}, "the strongest place")));

@@ -89,7 +89,7 @@ async function open(run) {
   $("again").textContent = `${WORDS[run.kind] || "Paint"} it again`;
   $("like").setAttribute("aria-pressed", String(Boolean(run.starred)));
   $("zip").href = `/download?run=${encodeURIComponent(run.id)}`;
-  if (!explained) await recipe(run);
+  if (!explained) await recipe(run).catch((error) => problem(error.message));
   queue(shared.jobs);
 }
 

@@ -17,9 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .options import COMMANDS, GROUPS, Command, resolve
-from .options.base import Options, add_arguments, flag, from_arguments
-from .version import __version__
+try:
+    from .options import COMMANDS, GROUPS, Command, resolve
+    from .options.base import Options, add_arguments, flag, from_arguments
+    from .version import __version__
+except KeyboardInterrupt:  # Ctrl-C before `main` is there to answer it
+    sys.exit(130)
 
 
 class UsageError(ValueError):

@@ -58,9 +58,20 @@ def write_text(path: str | Path, text: str, *, parents: bool = False) -> Path:
     )
 
 
+def readable(value: Any, **how: Any) -> str:
+    """JSON in which letters stay as they are, but for the bytes of a file's name that is not in UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, **how)
+    return json.dumps(value, **how) if halved(text) else text
+
+
+def halved(text: str) -> bool:
+    """Whether it holds half a surrogate pair, which no file and no address can hold."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes JSON in which letters stay readable, and makes the folder where it is missing."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", parents=True)
+    return write_text(path, readable(value, indent=1) + "\n", parents=True)
 
 
 def read_lines(path: str | Path, option: str) -> list[str]:

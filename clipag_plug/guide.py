@@ -121,9 +121,9 @@ class Guide:
         try:
             tokens = self._tokenize(list(texts)).to(self.device)
         except RuntimeError as error:
-            raise ValueError(
-                f"a prompt cannot be read by {self.name}: {error}; shorten it"
-            ) from error
+            longest = max(texts, key=len)
+            said = str(error).replace(longest, repr(f"{longest[:40]}…")).partition("; ")[0]
+            raise ValueError(f"{self.name} cannot read a prompt: {said}; shorten it") from error
         with torch.no_grad():
             return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 

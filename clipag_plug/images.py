@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .files import check_place, write_atomically
+from .files import check_place, readable, write_atomically
 
 log = logging.getLogger(__name__)
 RECIPE_KEY = "clipag_plug"
@@ -106,7 +106,7 @@ def png_bytes(image: Tensor, recipe: dict[str, Any] | None = None) -> bytes:
 
     info, file = PngInfo(), io.BytesIO()
     if recipe is not None:
-        info.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
+        info.add_itxt(RECIPE_KEY, readable(recipe, sort_keys=True))
     to_pil(image).save(file, format="PNG", pnginfo=info)
     return file.getvalue()
 
@@ -263,7 +263,8 @@ def write_animation(
     return write_atomically(path, lambda name: first.save(name, **settings))
 
 
-def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> None:
+def mp4_writer() -> Any:
+    """imageio. Raises: ImportError where it, or PyAV, which writes, is not installed."""
     try:
         import av  # noqa: F401  (imageio names its plugin, this import checks that it can work)
         import imageio.v3 as iio
@@ -271,10 +272,14 @@ def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> 
         raise ImportError(
             "MP4 needs imageio and PyAV: pip install imageio av; or write .webp or .gif"
         ) from error
+    return iio
+
+
+def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> None:
     height, width = (side // 2 * 2 for side in frames[0].shape[1:])  # H.264 in 4:2:0 wants it
     even = [to_levels(frame)[:, :height, :width].permute(1, 2, 0).numpy() for frame in frames]
     even += [even[-1]] * round(fps * hold)
-    iio.imwrite(name, even, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
+    mp4_writer().imwrite(name, even, plugin="pyav", extension=".mp4", fps=fps, codec="libx264")
 
 
 def _open(path: str | Path) -> Any:

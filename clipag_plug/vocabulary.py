@@ -147,10 +147,13 @@ def taught_words() -> frozenset[str]:
 def unheard(text: str) -> list[str]:
     """The words of a text that say what is on a picture and that the bundled text tower did not learn, each once.
 
-    A plural counts as its singular. Words of grammar and of the kind of picture, as "a photo of", do not count.
+    A plural counts as its singular. Words of grammar and of the kind of picture, as "a photo of", do not count. A text
+    without any word, as an emoji, is what was not learned.
     """
     said = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().replace("\u2019", "'"))
     words = dict.fromkeys(word.partition("'")[0] for word in said)
+    if not any(len(word) > 1 for word in words):
+        return [text.strip()] if text.strip() else []
     return [w for w in words if len(w) > 1 and w not in SAYS_NOTHING and not _taught(w)]
 
 

@@ -121,6 +121,9 @@ def test_comparison_is_a_sheet(name: str, capsys: pytest.CaptureFixture[str]) ->
         ("explain photo.png dog -o photo.png", "--overwrite"),
         ("explain photo.png dog --device gpu", "cuda"),
         ("demo --device gpu", "cuda"),
+        ("vqgan 'a \udce9'", "no text in UTF-8"),
+        ("explain photo.png 'a \udce9'", "not in UTF-8"),
+        ("generate a --views 0 --policy nonsense", "nonsense"),
         ("demo -o taken", "is a file"),
         ("demo --models nobody", "no model is called"),
         ("explain photo.png dog taken", "second file"),
@@ -169,6 +172,26 @@ def test_a_place_that_takes_no_file_is_found_out_before_any_work(
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     code, out, err = clipag(capsys, "search", "a lemon", "-o", "a.png")
     assert (code, out) == (2, "") and "may not be written to" in err
+
+
+def test_a_film_that_cannot_be_written_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr(
+        "clipag_plug.pipelines.run.guide_for", lambda *_, **__: pytest.fail("loaded")
+    )
+    code, out, err = clipag(capsys, "search", "a lemon", "-o", "a.png", "--animation", "a.mp4")
+    assert (code, out) == (2, "") and "pip install imageio av" in err
+
+
+def test_names_of_files_that_are_not_in_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
+    photo = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("photo.png", photo)
+    line = ["style", "a lemon", "-i", photo, "-p", "demo", "--steps", "1", "--crops", "1"]
+    assert clipag(capsys, *line, "-o", "run", "-q")[0] == 0
+    assert read_recipe("run/image.png")["options"]["image"] == photo
+    assert json.loads(Path("run/recipe.json").read_text())["options"]["image"] == photo
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import halved
 from ..pipelines.runs import new_run, tags
-from .requests import KINDS, MOST_MAPS, halved, read
+from .requests import KINDS, MOST_MAPS, read
 
 RECORD = "run.json"
 SIDES = ("a", "b", "c", "d")

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import halved
 from ..options.base import Options, option
 from ..options.explain import METHODS
 from ..options.generate import PRESETS
@@ -18,11 +19,6 @@ PAIR = ["clip-mini", "clipag-mini"]
 SIZES = ("", "160", "224", "320", "448")
 LONGEST_TEXT = 300
 MOST_MAPS = 6
-
-
-def halved(text: str) -> bool:
-    """Whether it holds half a surrogate pair."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _check_text(text: str, what: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ..files import halved
 from .base import DEVICE, PRECISION, PRECISIONS, Options, option
 
 METHODS = (
@@ -61,6 +62,8 @@ class Explain(Options):
         for text in self.texts:
             if not text.strip():
                 raise ValueError("a text is empty; say what to look for, as 'a dog'")
+            if halved(text):
+                raise ValueError("a text holds bytes that are not in UTF-8; write it again")
             if Path(text).suffix.lower() in PICTURES or os.path.isfile(text):
                 raise ValueError(
                     f"{text!r} is a second file, and explain takes one; call it once for each, as: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Self
 
+from ..files import halved
 from .base import PRECISION, PRECISIONS, Options, option
 
 PER_PRESET = "; the preset decides"
@@ -62,6 +63,8 @@ class Picture(Options):
         super().__post_init__()
         if any(not prompt.strip() for prompt in self.prompts):
             raise ValueError("a prompt is empty; write what the picture should show")
+        if halved("".join(self.prompts)):
+            raise ValueError("a prompt holds bytes that are no text in UTF-8; write it again")
 
     def count(self) -> int:
         """Pictures that are made under one model."""

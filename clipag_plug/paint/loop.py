@@ -224,7 +224,10 @@ class Synthesizer:
 def _sets(options: Generate, progress: float) -> list[ViewSet]:
     """Global views, or the bare picture without them; then patches. `progress`: of the run, for schedules."""
     views = int(options.views or 0)
-    sets = [ViewSet(Views(str(options.policy) if views else "", progress), max(views, 1))]
+    seen = Views(
+        str(options.policy), progress
+    )  # also without views: a part that there is not is said
+    sets = [ViewSet(seen if views else Views("none"), max(views, 1))]
     if options.patches:
         patches = Views(str(options.patch_policy), progress)
         weight = float(options.patch_weight or 0)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..files import write_text
-from ..images import contact_sheet, refuse_taken, write_animation, write_image
+from ..files import readable, write_text
+from ..images import contact_sheet, mp4_writer, refuse_taken, write_animation, write_image
 from .runs import ROOT, new_run, tags
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def check(options: Any, targets: dict[str, list[Path]]) -> None:
             raise FileNotFoundError(
                 f"the folder of {path!r} does not exist; create it or choose another"
             )
+    if str(given["animation"]).lower().endswith(".mp4"):
+        mp4_writer()
     if given["animation"] and given["animation"] == given["output"]:
         raise ValueError("--animation and --output name the same file; give two")
     refuse_taken(
@@ -116,7 +118,7 @@ def write(
         if kind == "sheet":
             write_image(first, sheet(made), {**recipes[-1], "sheet_of": len(works)})
         elif kind == "recipe":
-            text = json.dumps(recipes if works[1:] else recipes[0], indent=2, ensure_ascii=False)
+            text = readable(recipes if works[1:] else recipes[0], indent=2)
             write_text(first, text + "\n")
         elif kind == "steps":
             write_text(first, curves(works))

@@ -73,7 +73,7 @@ def test_attacks_stay_in_their_ball_and_find_errors(
     eps = 3.0 if norm == "l2" else 0.1
     options = Robustness(steps=8, targets=3, queries=200)
     moved = accuracy.attacked(
-        classifier, images, labels, attack, norm, eps, options, torch.Generator().manual_seed(0)
+        classifier, images, labels, (attack, norm, eps), options, torch.Generator().manual_seed(0)
     )
     delta = (moved - images).flatten(1)
     size = delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
@@ -81,7 +81,7 @@ def test_attacks_stay_in_their_ball_and_find_errors(
     with torch.no_grad():
         assert (classifier.logits(moved).argmax(1) != labels).any()
     again = accuracy.attacked(
-        classifier, images, labels, attack, norm, eps, options, torch.Generator().manual_seed(0)
+        classifier, images, labels, (attack, norm, eps), options, torch.Generator().manual_seed(0)
     )
     assert torch.equal(again, moved)
 

@@ -35,8 +35,8 @@ def run(options: Bench) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.request in ("list", "canvas", "paper"):
-        {"list": _list, "canvas": _canvas, "paper": _papers}[options.request](options)
+    if job := {"list": _list, "canvas": _canvas, "paper": _papers}.get(options.request):
+        job(options)
         return 0
     suite = suites.read_suite(
         options.suite,
@@ -168,11 +168,6 @@ class Progress:
         self.terminal = sys.stderr.isatty() and not quiet
         self._started = self._shown = 0.0
 
-    def name(self, job: Any) -> str:
-        """What runs: its number, entry, model and seed."""
-        of = f"/{self.jobs}" if self.jobs else ""
-        return f"[{self.number + 1}{of}] {job.entry.name:<10} {job.model} seed {job.seed}"
-
     def moving(self, job: Any, share: float) -> None:
         """Called by the engine while a job runs."""
         now = time.monotonic()
@@ -180,13 +175,16 @@ class Progress:
         if self.terminal and now - self._shown > 0.2:
             self._shown = now
             left = (now - self._started) * (1 - share) / share if share else 0.0
-            self.line(f"{self.name(job)}  {share:4.0%}  {left:.0f} s left", end="")
+            self._job(job, f"{share:4.0%}  {left:.0f} s left", end="")
 
     def done(self, done: Any) -> None:
         """A job is finished."""
-        seconds = "there already" if done.skipped else f"{done.record.seconds:.0f} s"
-        self.line(f"{self.name(done.job)}  {seconds}")
+        self._job(done.job, "there already" if done.skipped else f"{done.record.seconds:.0f} s")
         self.number += 1
+
+    def _job(self, job: Any, text: str, end: str = "\n") -> None:
+        number = f"{self.number + 1}/{self.jobs}" if self.jobs else f"{self.number + 1}"
+        self.line(f"[{number}] {job.entry.name:<10} {job.model} seed {job.seed}  {text}", end)
 
     def line(self, text: str, end: str = "\n") -> None:
         """Writes a line over the moving one."""

@@ -68,8 +68,9 @@ def score(suite: Suite, folder: Path, answers: Sequence[str], net: WordNet | Non
     key: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     names, said = zip(*(_read(Path(file), key) for file in answers))
     judged = [{n: _judged(each, own[n], net) for n, each in key.items()} for own in said]
-    changes = {"name": f"{suite.name}-named", "judge": "; ".join(names), "claims": ()}
-    suite = dataclasses.replace(suite, **changes, seeds=tuple(range(len(names))))
+    judge, seeds = "; ".join(names), tuple(range(len(names)))
+    own = f"{suite.name}-named"
+    suite = dataclasses.replace(suite, name=own, judge=judge, seeds=seeds, claims=())
     shown = {(each["entry"], each["model"]) for each in key.values()}
     records = [
         _record(suite, folder, (entry.name, model, viewer), key, judged[viewer], said[viewer])

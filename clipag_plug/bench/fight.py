@@ -268,11 +268,11 @@ def questions(arena: Arena, budget: int) -> Iterator[tuple[str, list[float], lis
         if {"pixels", method} <= set(methods):
             text = f"does {method}, instead of pixels, help vanilla more than robust?"
             gains = [gain(column(m, method), column(m, "pixels")) for m in arena.models]
-            yield text, *gains
+            yield text, gains[0], gains[1]
     if "pixels" in methods and (most := max(views)) > (least := min(views)):
         text = f"do {most} views, instead of {least}, help vanilla more than robust, on pixels?"
         gains = [gain(*(column(m, "pixels", n) for n in (most, least))) for m in arena.models]
-        yield text, *gains
+        yield text, gains[0], gains[1]
     if arena.fight.guides:
         text = "is one robust guide better than three vanilla ones at a third of the steps each?"
         yield text, column(robust), column("ensemble")

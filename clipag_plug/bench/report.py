@@ -77,9 +77,8 @@ def _columns(result: Result) -> str:
         for title, rows in grouped(result, model):
             lines += [(title,), *(("  " + cells(row)[0], *cells(row)[1:]) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*(li for li in lines if len(li) > 1))]
-        ways = [str.ljust, *[str.rjust] * 7, str.ljust]
         for line in lines:
-            aligned = [way(*cell) for way, *cell in zip(ways, line, widths)]
+            aligned = (f"{cell:{way}{n}}" for cell, way, n in zip(line, "<>>>>>>><", widths))
             parts.append("  ".join(aligned).rstrip())
         parts.append("")
     return "\n".join(parts).rstrip("\n")
@@ -154,7 +153,7 @@ def rendered(name: str, result: Result, **more: Any) -> str:
 
 
 def _tex(said: str) -> str:
-    special = {"\\": "\\textbackslash ", "∞": "$\\infty$", **{c: f"\\{c}" for c in "%_&#$"}}
+    special: Any = {"\\": "\\textbackslash ", "∞": "$\\infty$", **{c: f"\\{c}" for c in "%_&#$"}}
     return said.translate(str.maketrans(special)).replace(" *", "$^{*}$")
 
 

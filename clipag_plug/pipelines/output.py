@@ -58,11 +58,8 @@ def check(options: Any, targets: dict[str, list[Path]]) -> None:
         mp4_writer()
     if given["animation"] and given["animation"] == given["output"]:
         raise ValueError("--animation and --output name the same file; give two")
-    refuse_taken(
-        [path for paths in targets.values() for path in paths],
-        overwrite=options.overwrite,
-        folder="recipe" in targets,
-    )
+    taken = [path for paths in targets.values() for path in paths]
+    refuse_taken(taken, overwrite=options.overwrite, folder="recipe" in targets)
 
 
 def files(options: Any, models: Sequence[str], each: int) -> dict[str, list[Path]]:

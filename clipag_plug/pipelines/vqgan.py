@@ -74,7 +74,8 @@ class Latents(Run):
         self.codebook: Tensor = autoencoder.quantize.embedding.weight.detach()
         self.parts = []
         for text, numbers in split_prompt(prompt, numbers=2):
-            self.parts.append((guide.texts([text]), *numbers, *(1.0, -math.inf)[len(numbers) :]))
+            weight, stop = [*numbers, *(1.0, -math.inf)[len(numbers) :]]
+            self.parts.append((guide.texts([text]), weight, stop))
         self.codes = self._start().requires_grad_(True)
         self.optimizer = OPTIMIZERS[options.optimizer]([self.codes], lr=options.lr)
 

@@ -138,16 +138,16 @@ def robustness(context: Context) -> Measured:
     for number, part in enumerate(rows.split(options.batch)):
         images = context.pixels(part)
         labels = context.data.photos.labels[part].to(images.device)
-        for run in right:
+        for run, seen in right.items():
             moved = images
             if run != "clean":
                 generator = torch.Generator(images.device)
                 generator.manual_seed(context.seed * 9973 + number)
-                moved = attacked(classifier, images, labels, *run, options, generator)
+                moved = attacked(classifier, images, labels, run, options, generator)
                 done += len(part)
                 context.progress(done / (len(runs) * len(rows)))
             with torch.no_grad():
-                right[run].append(top(classifier.logits(moved), labels, 1).cpu())
+                seen.append(top(classifier.logits(moved), labels, 1).cpu())
     found = {run: torch.cat(parts) for run, parts in right.items()}
     title, clean = "top-1, clean photographs", found["clean"]
     metrics = {"clean_top1": Metric(title, "share", context.name, clean)}
@@ -169,15 +169,17 @@ def attacked(
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
-    attack: str,
-    norm: str,
-    eps: float,
+    run: tuple[str, str, float],
     options: Robustness,
     generator: torch.Generator,
 ) -> Tensor:
-    """The images within the ball that the attack found; those classified wrongly from the start stay as they are.
+    """The images within the ball that an attack found; those classified wrongly from the start stay as they are.
     PGD starts at the photograph, takes steps of 2.5 * eps / steps, and keeps the highest loss. FAB-T (Croce & Hein
-    2020) and Square (Andriushchenko et al. 2020) are AutoAttack's own code."""
+    2020) and Square (Andriushchenko et al. 2020) are AutoAttack's own code.
+
+    run: the attack, of `ATTACKS`, the norm and the radius of its ball.
+    """
+    attack, norm, eps = run
     ball: dict[str, Any] = {"eps": eps, "norm": norm, "steps": options.steps}
     if attack == "pgd":
         return pgd(lambda x: ce(classifier.logits(x), labels), images, best=True, **ball)

@@ -83,9 +83,13 @@ def run(context: Context) -> Measured:
         metrics |= {f"{what}_{key}": metric for what, metric in seen.items()}
         if len(images) >= 3:
             made = judge.features(shown)
-            jack = jackknife(lambda rows, made=made: fid(made[rows], real), len(images), 10)
+
+            def distance(rows: Tensor, made: Tensor = made) -> float:
+                return fid(made[rows], real)
+
+            values, blocks = jackknife(distance, len(images), blocks=10)
             title = f"FID in the judge's features{name}, n = {len(images)}"
-            metrics[f"fid_{key}"] = Metric(title, "distance", judge.name, jack[0], blocks=jack[1])
+            metrics[f"fid_{key}"] = Metric(title, "distance", judge.name, values, blocks=blocks)
         sheets[name.strip(", ")] = Sheet(images, prompts, judge.verdicts(judge.logits(shown)))
     notes = {
         "generator": generator.name,

@@ -180,8 +180,8 @@ def find_predictor(folder: str, device: torch.device | str = "cpu") -> Predictor
 def collapse(layers: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Linear layers `layers.N.weight` (out, in) and `layers.N.bias`, applied in order of N, as one (D,) and bias."""
     numbers = sorted({int(key.split(".")[1]) for key in layers})
-    weight = torch.eye(layers[f"layers.{numbers[0]}.weight"].shape[1], dtype=torch.float64)
-    bias = torch.zeros(len(weight), dtype=torch.float64)
+    weight = torch.eye(layers[f"layers.{numbers[0]}.weight"].shape[1]).double()
+    bias = weight.new_zeros(len(weight))
     for number in numbers:
         own = layers[f"layers.{number}.weight"].double()
         weight, bias = own @ weight, own @ bias + layers[f"layers.{number}.bias"].double()

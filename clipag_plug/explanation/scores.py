@@ -46,9 +46,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Rank correlation of the places of two maps, ties sharing their mean rank.
     A flat map ranks nothing: its correlation with any other is 0."""
     a, b = (torch.stack([_ranks(row) for row in maps.flatten(1)]) for maps in (first, second))
-    a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
-    a, b = (ranks / ranks.norm(dim=1, keepdim=True).clamp_min(1e-12) for ranks in (a, b))
-    return (a * b).sum(1)
+    return F.cosine_similarity(a - a.mean(1, True), b - b.mean(1, True), eps=1e-12)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

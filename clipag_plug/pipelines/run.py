@@ -215,11 +215,8 @@ class Stop:
 
 def command(options: Picture, make: Make) -> int:
     """The command of a pipeline: see `produce`."""
-
-    def work(options: Any, models: Sequence[Guide], stop: Stop) -> list[Synthesis]:
-        return perform(options, make, models, stop, bar=not options.quiet)
-
-    return produce(options, work)
+    loud = not options.quiet
+    return produce(options, lambda job, models, stop: perform(job, make, models, stop, bar=loud))
 
 
 def produce(

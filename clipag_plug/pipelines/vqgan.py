@@ -84,11 +84,9 @@ class Latents(Run):
         options = self.options
         factor = 2 ** (self.autoencoder.decoder.num_resolutions - 1)
         picture = read_image(options.image) if options.image else None
-        size = parse_size(options.size or "")
-        if size is None and picture is not None:
-            size = (picture.shape[-2], picture.shape[-1])
         side = 512 if self.guide.device.type == "cuda" else 256
-        self.size = height, width = size or (side, side)
+        own = (side, side) if picture is None else (picture.shape[-2], picture.shape[-1])
+        self.size = height, width = parse_size(options.size or "") or own
         rows, columns = -(-height // factor), -(-width // factor)
         if min(rows, columns) < 4:
             raise ValueError(

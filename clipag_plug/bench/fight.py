@@ -151,16 +151,10 @@ class Arena:
         """Records of one method on a part of the prompts, a seed each."""
         (model, method, views, passes), fight = key, self.fight
         together = model == "ensemble"
-        options = Painted(
-            method=method,
-            views=views,
-            passes=passes,
-            lr=rate,
-            split=split,
-            **{own: getattr(fight, own) for own in ("prompts", "template", "batch")},
-            count=fight.count if split == "test" else fight.development,
-            ensemble=fight.guides if together else [],
-        )
+        shared = {each: getattr(fight, each) for each in ("prompts", "template", "batch")}
+        shared |= {"count": fight.count if split == "test" else fight.development}
+        shared |= {"ensemble": fight.guides if together else [], "split": split}
+        options = Painted(method, views, passes, rate, **shared)
         name = name.format(f"{method}-{views}-{passes}").replace(" ", "-")
         guides = (self.models[0] if together else model,)
         entries = (Entry(name, name, find("canvas"), options),)
@@ -215,18 +209,12 @@ def table(arena: Arena) -> list[str]:
     lines.append("|---:|---|---:|" + "---|" * 8)
 
     def shown(cell: Cell) -> list[str]:
-        def value(key: str, factor: int = 1) -> float:
-            return factor * statistics.fmean(cell.column(key))
-
+        keys = (key.replace("top5", "top1"), key, "own", "similarity", "fine")
+        first, five, own, similar, fine = (statistics.fmean(cell.column(each)) for each in keys)
         seconds = sum(r.seconds for r in cell.records) / sum(len(r.items) for r in cell.records)
-        shares = [value(key.replace("top5", "top1"), 100), value(key, 100)]
-        return [
-            f"{cell.lr:.3g}" + "^" * cell.edge,
-            *(f"{share:.0f}" for share in shares),
-            f"{value('own'):.2f}",
-            *(f"{value(key):.3f}" for key in ("similarity", "fine")),
-            f"{seconds:.1f}",
-        ]
+        shares = f"{100 * first:.0f}", f"{100 * five:.0f}"
+        means = f"{own:.2f}", f"{similar:.3f}", f"{fine:.3f}"
+        return [f"{cell.lr:.3g}" + "^" * cell.edge, *shares, *means, f"{seconds:.1f}"]
 
     for method, views, budget in dict.fromkeys(key[1:] for key in arena.cells):
         theirs, ours = (arena.cells.get((model, method, views, budget)) for model in arena.models)
@@ -311,9 +299,8 @@ def _figure(arena: Arena) -> Any:
             budgets = sorted({k[3] for k in arena.cells if k[:2] == (model, method)})
             cells = [arena.cells[model, *arena.best(model, p, method), p] for p in budgets]
             means = [mean(cell.column(key), cell.units) for cell in cells]
-            ends = [m.value - m.low for m in means], [m.high - m.value for m in means]
-            values = [m.value for m in means]
-            axes.errorbar(budgets, values, ends, marker="o", capsize=2, label=method)
+            values, low, high = zip(*((m.value, m.value - m.low, m.high - m.value) for m in means))
+            axes.errorbar(budgets, values, (low, high), marker="o", capsize=2, label=method)
         axes.set(xscale="log", xlabel="passes a picture", title=model, ylim=(0, 1))
     figure.axes[0].set_ylabel(by)
     figure.axes[1].legend(fontsize=7, frameon=False)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
 import runpy
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +19,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import uvicorn
+import weights_helpers
+from adapters_helpers import SCRIPTS, process  # noqa: F401
+from safetensors.torch import save_file
+from starlette.testclient import TestClient
+from test_pipelines_search import random_biggan
 from test_readme import FENCE, ROOT, check_arguments, check_install, check_make
 from torch.distributed.run import get_args_parser
 from train_helpers import VIT, architecture, jpeg, write_shard
 
 import clipag_plug
 from clipag_plug import cli
+from clipag_plug.bench import __main__ as bench
 from clipag_plug.images import read_image, read_recipe, write_image
 from clipag_plug.options.base import flag
+from clipag_plug.weights import configs, layouts
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -34,17 +45,20 @@ PIPELINES = (
 
 
 def blocks(kind: str) -> list[Any]:
-    """Every fenced block of a kind, with the page it stands on."""
+    """Every fenced block of a kind, with the page it stands on; of the README what test_readme.py leaves."""
     found = []
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "README.md"):
         for match in FENCE.finditer(page.read_text(encoding="utf-8")):
-            if match["kind"] == kind:
+            if match["kind"] == kind and (page in PAGES or "tiny" in (match["test"] or "")):
                 line = page.read_text(encoding="utf-8").count("\n", 0, match.start("text")) + 1
-                place = f"{page.relative_to(DOCS)}:{line}"
-                found.append(pytest.param(match["text"], match["test"] or "", id=place))
+                place = f"{page.relative_to(ROOT)}:{line}"
+                test, _, long = (match["test"] or "").partition(", ")
+                marks = [getattr(pytest.mark, long)] if long else []
+                found.append(pytest.param(match["text"], test, id=place, marks=marks))
     return found
 
 
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(("text", "test"), blocks("sh"))
 def test_commands(
     text: str,
@@ -54,16 +68,17 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPAG_HOME", str(tmp_path / "home"))
     write_image("photo.png", torch.rand(3, 64, 80))
+    Path("photo.jpg").write_bytes(jpeg(np.random.default_rng(0)))
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[0] == "make":
             check_make(words)
         elif words[:2] == ["pip", "install"]:
             check_install(words)
-        elif test == "parse":
+        elif test == "tiny":
             check_arguments(words)
-        elif test == "train":
             stand_ins(tmp_path, text)
             execute(tiny(words), monkeypatch, capsys)
         else:
@@ -77,17 +92,35 @@ def execute(
 ) -> None:
     """Runs `clipag ...` or `python docs/...`, in this process: torch is loaded once."""
     capsys.readouterr()
-    if words[0] == "python":
+    monkeypatch.setattr(uvicorn.Server, "run", functools.partialmethod(answers, words))
+    if words[:2] == ["python", "-m"]:
+        assert words[2] == "clipag_plug.bench"
+        assert bench.main(words[3:]) == 0, capsys.readouterr().err
+    elif words[0] == "python":
         monkeypatch.setattr(sys, "argv", words[1:])
         runpy.run_path(str(ROOT / words[1]), run_name="__main__")
     else:
         assert words[0] == "clipag"
         assert cli.main(words[1:]) == 0, capsys.readouterr().err
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "nothing was answered" not in err
     if "-o" in words:
         assert Path(words[words.index("-o") + 1]).exists(), f"{words} wrote nothing"
     if "--json" in words:
         json.loads(out)
+
+
+def answers(server: Any, words: list[str], sockets: list[socket.socket]) -> None:
+    """In the place of uvicorn's loop, which the tests of the page run: one request, at the last name allowed."""
+    name = words[words.index("--allow") + 1] if "--allow" in words else "localhost"
+    client = TestClient(server.config.app, base_url=f"http://{name}")
+    assert sockets[0].getsockname()[1] > 0
+    if words[1] == "demo":
+        assert "<title>" in client.get("/").text
+    else:
+        with client.websocket_connect("/") as connection:
+            connection.send_json({"type": "config", "prompt": "a goldfish"})
+            assert connection.receive_json()["type"] == "ready"
 
 
 SHARDS = (
@@ -104,10 +137,38 @@ SHARDS = (
 
 
 def stand_ins(folder: Path, text: str) -> None:
-    """Eight small photographs in every shape that docs/training.md names, with captions and classes; a suite
-    of one cheap task, and the runs that the text takes for granted."""
+    """What the text takes for granted: programs, weights, a generator; eight small photographs in every shape that
+    docs/training.md names, with captions and classes; suites of one cheap task, and runs."""
     if (folder / "photographs").exists():
         return
+    for name, source in PROGRAMS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(source)
+    if "biggan:" in text:
+        generator, place = random_biggan(1000), folder / "weights" / "biggan-deep-256"
+        place.mkdir(parents=True)
+        torch.save(generator.state_dict(), place / "pytorch_model.bin")
+        (place / "config.json").write_text(generator.config.to_json_string())
+    if "hf-hub:" in text or "export" in text:
+        config = {"model_cfg": weights_helpers.config(), "preprocess_cfg": {}}
+        state, theirs = weights_helpers.weights(), weights_helpers.config()
+        as_open_clip = {"open_clip_config.json": config, "open_clip_model.safetensors": state}
+        state = {k: v.contiguous() for k, v in layouts.to_transformers(state).items()}
+        as_transformers = {"config.json": configs.to_transformers(theirs)}
+        as_transformers |= {"model.safetensors": state}
+        for name, files in (
+            (FARE, as_open_clip),
+            ("openai/clip-vit-base-patch32", as_transformers),
+        ):
+            place = folder / "hub" / name
+            place.mkdir(parents=True)
+            for file, value in files.items():
+                if file.endswith(".json"):
+                    (place / file).write_text(json.dumps(value))
+                else:
+                    save_file(value, place / file)
+        if "exported" in text and "clipag export" not in text:
+            shutil.copytree(place, "exported")
     rng = np.random.default_rng(0)
     samples = [
         {"jpg": jpeg(rng), "cls": str(i % 5).encode(), "txt": f"thing {i}".encode()}
@@ -128,6 +189,10 @@ def stand_ins(folder: Path, text: str) -> None:
         'about = "one task"\nmodels = ["clip-mini"]\njudge = "judge-mini"\n[entries.zeroshot]\n'
         'task = "zeroshot"\noptions = { steps = 1, count = 4, batch = 4 }\n'
     )
+    (folder / "shown.toml").write_text(
+        'about = "one picture"\nmodels = ["clip-mini"]\njudge = "judge-mini"\n[entries.photo]\n'
+        'task = "generator_free"\noptions = { count = 1, steps = 1, sets = false }\n'
+    )
     first = ["--recipe", "clipag-vit-b-32", "--data", "photographs", "--keep-last", "9", "-o"]
     for run, data in (("runs/mine", "photographs"), ("runs/other", "shards/train-*.tar")):
         first[3] = data
@@ -137,16 +202,58 @@ def stand_ins(folder: Path, text: str) -> None:
         checkpoint.rename(checkpoint.with_name("checkpoint-00001000.pt"))
 
 
+ARGPARSE = "import argparse, clip\nparser = argparse.ArgumentParser()\n{}\nparser.parse_args()\nclip.load('ViT-B/32')\n"
+PROGRAMS = {  # what the real programs take
+    "predict.py": (SCRIPTS / "clipdraw.py").read_text(),
+    "clipdraw.ipynb": json.dumps(
+        {"cells": [{"cell_type": "code", "source": "import clip\nclip.load('RN50')"}]}
+    ),
+    "generate.py": ARGPARSE.format(
+        "parser.add_argument('-p')\nparser.add_argument('-i', type=int)"
+    ),
+    "train_CLIPstyler.py": ARGPARSE.format(
+        "for name in ('content_path', 'content_name', 'exp_name', 'text'): parser.add_argument('--' + name)"
+    ),
+    "painterly_rendering.py": ARGPARSE.format(
+        "parser.add_argument('target')\nparser.add_argument('--num_paths', type=int)\n"
+        "parser.add_argument('--clip_model_name', default='RN101')\nparser.add_argument('--output_dir', required=True)"
+    ),
+    "optimization/run_optimization.py": "import criteria\n"
+    + ARGPARSE.format("parser.add_argument('--description')"),
+    "criteria.py": "",
+    "dream.py": "import clip\nclip.load('ViT-B/32')",
+    "their_script.py": "import open_clip\nopen_clip.create_model('ViT-B-32', pretrained='openai')",
+}
+FARE = "chs20/FARE4-ViT-B-32-laion2B-s34B-b79K"
+CHEAP = {  # what a command costs little with
+    "clipdraw": "--steps 2 --strokes 8 --canvas 64",
+    "vqgan": "--steps 2 --cuts 2 --size 64",
+    "style": "--steps 2 --crops 2 --size 64",
+    "search": "--budget 4",
+    "bench": "--suite tiny.toml --records records --seeds 0",
+    "paper": "--size tiny --records records",
+    "blind": "--suite shown.toml --records records",
+    "demo": "--port 0",
+    "serve": "--port 0",
+}
+
+
 def tiny(words: list[str]) -> list[str]:
-    """The command at a cost that a test can pay: a small tower from scratch, two steps; torchrun with one worker."""
+    """The command at a cost that a test can pay: bundled models or stand-ins for what would be fetched, few steps,
+    a small tower from scratch; torchrun with one worker."""
     if words[0] == "torchrun":
         own = words[1 : words.index("-m") + 2]
         assert get_args_parser().parse_args(own).training_script == "clipag_plug.train"
         words = ["clipag", "train", *words[len(own) + 1 :]]
-    if words[:2] == ["clipag", "bench"]:
-        return [*words, "--suite", "tiny.toml", "--records", "records", "--seeds", "0"]
+    if words[1] in ("run", "demo", "serve"):
+        bundled = {"clipag": "clipag-mini", "fare4-b32-laion": "clip-mini"}
+        words = [words[0], words[1], *(bundled.get(word, word) for word in words[2:])]
+    if words[1] in ("export", "doctor"):
+        models = (f"hf-hub:{FARE}" if word == "clipag" else word for word in words[2:])
+        words = [*words[:2], *(word.replace("hf-hub:", "local-dir:hub/") for word in models)]
     if words[:2] != ["clipag", "train"]:
-        return words
+        command = words[1] if words[0] == "clipag" else words[3]
+        return [*words, *CHEAP.get(command, "").split()]
     cheap = ["--samples", "8", "--batch-size", "4", "--accumulation", "1", "--attack-steps", "1"]
     cheap += [
         "--init",
@@ -166,7 +273,7 @@ def tiny(words: list[str]) -> list[str]:
 @pytest.mark.parametrize(("text", "test"), blocks("python"))
 def test_snippets(text: str, test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if test == "train":
+    if test == "tiny":
         stand_ins(tmp_path, text)
     exec(compile(text, "a page of docs/", "exec"), {"__name__": "__main__"})
 

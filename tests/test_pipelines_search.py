@@ -192,7 +192,11 @@ def test_nearest_classes(tiny_clip: CLIP) -> None:
 
 @pytest.fixture(scope="module")
 def small_biggan() -> Any:
-    """A random BigGAN of the published package: 5 classes, 16 x 16 pixels."""
+    return random_biggan(5)
+
+
+def random_biggan(classes: int) -> Any:
+    """A random BigGAN of the published package, 16 x 16 pixels."""
     package = pytest.importorskip("pytorch_pretrained_biggan")
     config = package.BigGANConfig.from_dict(
         {
@@ -200,7 +204,7 @@ def small_biggan() -> Any:
             "z_dim": 16,
             "class_embed_dim": 16,
             "channel_width": 4,
-            "num_classes": 5,
+            "num_classes": classes,
             "layers": [[False, 16, 16], [True, 16, 8], [False, 8, 4], [True, 4, 2], [False, 2, 1]],
             "attention_layer_position": 3,
         }
@@ -215,7 +219,7 @@ def small_biggan() -> Any:
         torch.nn.init.zeros_(last.bias)
         for _ in range(5):  # the norms of its weights are estimated while it trains
             with torch.no_grad():
-                network.train()(torch.randn(2, 16), torch.eye(5)[:2], 0.4)
+                network.train()(torch.randn(2, 16), torch.eye(classes)[:2], 0.4)
         return network
 
 

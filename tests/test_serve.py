@@ -22,6 +22,7 @@ import uvicorn
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from clipag_plug import cli
 from clipag_plug.demo.serve import LossServer
 from clipag_plug.losses.rendering import SemanticLoss
 from clipag_plug.model import CLIP
@@ -113,6 +114,14 @@ def test_wrong_messages_are_answered_and_leave_it_serving(server: TestClient) ->
         answer, _ = ask(socket, broken, 0)
         assert answer["type"] == "error" and "not finite" in answer["message"]
         assert ask(socket, picture(), 0)[0]["type"] == "result"
+
+
+def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with network.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"clipag serve --port {port + 1}" in said.err
 
 
 def test_twenty_clients_are_served_and_one_more_is_sent_away(server: TestClient) -> None:

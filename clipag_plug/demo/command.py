@@ -6,7 +6,6 @@ import http
 import json
 import logging
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from ..files import check_place
 from ..options.tools import Demo
 from .app import App
-from .guard import LOCAL
+from .guard import address, listen
 from .jobs import Task
 
 log = logging.getLogger(__name__)
@@ -82,22 +81,3 @@ def _protocol() -> Any:
             self.transport.close()
 
     return Protocol
-
-
-def listen(options: Demo) -> socket.socket:
-    """A socket at the host and port that listens already, so that no page is refused while the rest starts."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        return socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
-            "choose another: clipag demo --port 8601"
-        ) from error
-
-
-def address(listening: socket.socket) -> str:
-    """The address to open. A wildcard is no address: this machine's own stands for it."""
-    host, port = listening.getsockname()[:2]
-    name = LOCAL[1] if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/"

@@ -60,3 +60,23 @@ def _address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def listen(options: Any) -> socket.socket:
+    """A socket at the host and port that listens already, so that no page is refused while the rest starts."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        command = type(options).__name__.lower()
+        raise OSError(
+            f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
+            f"choose another: clipag {command} --port {(options.port + 1) % 65536}"
+        ) from error
+
+
+def address(listening: socket.socket, scheme: str = "http") -> str:
+    """The address to open. A wildcard is no address: this machine's own stands for it."""
+    host, port = listening.getsockname()[:2]
+    name = LOCAL[1] if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{scheme}://{name}:{port}/"

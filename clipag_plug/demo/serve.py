@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -20,9 +21,9 @@ from .. import clip
 from ..losses.rendering import SemanticLoss
 from ..options.tools import Serve
 from ..weights import registry
+from .guard import LOCAL, address, listen
 
 log = logging.getLogger(__name__)
-LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_PROMPTS, LONGEST, MOST_VIEWS = 64, 1000, 64
 # What a client's message can be the reason of; anything else is an error of ours and ends the connection.
 WRONG = (ValueError, TypeError, KeyError, RuntimeError, OSError, OverflowError, RecursionError)
@@ -168,19 +169,16 @@ def _gradient(loss: SemanticLoss, header: dict[str, Any], picture: bytes) -> tup
 
 
 def run(options: Serve) -> int:
-    """Serves until Ctrl-C; the address is printed once clients can connect."""
+    """Serves until Ctrl-C; the address is printed once clients can connect. OSError where the port is taken."""
     import uvicorn
 
+    listening = listen(options)
     if options.host not in LOCAL:
         log.warning("everybody who reaches %s can use this server", options.host)
-    sys.stdout.write(f"ws://{options.host}:{options.port}\n")
+    sys.stdout.write(f"{address(listening, 'ws').rstrip('/')}\n")
     sys.stdout.flush()
     size = int(options.pixel_limit * 1e6) * 16 + 65536
-    uvicorn.run(
-        LossServer(options).app,
-        host=options.host,
-        port=options.port,
-        ws_max_size=size,
-        log_level="warning",
-    )
+    server = uvicorn.Config(LossServer(options).app, ws_max_size=size, log_level="warning")
+    with contextlib.suppress(KeyboardInterrupt), listening:
+        uvicorn.Server(server).run([listening])
     return 0

@@ -99,6 +99,37 @@ def test_a_table_that_is_none_is_named(tmp_path, text, message) -> None:
         open_data([str(tmp_path / "t.csv")], 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "image,caption\n".encode("utf-16"), "not text in UTF-8"),
+        ("t.csv", b"im\xe4ge,caption\n", "not text in UTF-8"),
+        ("t.csv", b"image,caption\ns3://bucket/a.png,words\n", "lists addresses"),
+        ("t.jsonl", b'{"image": "a.png", "caption": "words"}\n', "is no tar file; give a .tar"),
+        ("t.txt", b"image,caption\na.png,words\n", "is no tar file; give a .tar"),
+    ],
+)
+def test_a_file_that_is_no_data_is_named(tmp_path, name, text, message) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        open_data([str(tmp_path / name)], 16)
+
+
+def test_odd_spellings_in_a_table_are_read(tmp_path) -> None:
+    """Blanks around names of columns, an upper-case suffix, file addresses, and classes that came to be floats."""
+    (tmp_path / "a.png").write_bytes(flat(7))
+    rows = [
+        f"file://{tmp_path}/a.png\tone\t3.0",
+        "a.png\ttwo\t2",
+        "a.png\tthree\t1.5",
+        "a.png\tfour\t",
+    ]
+    (tmp_path / "t.TSV").write_text("\n".join([" image \t caption\tlabel ", *rows]))
+    photos = open_data([str(tmp_path / "t.TSV")], 16).photos
+    assert photos.texts == ["one", "two", "three", "four"]
+    assert photos.labels.tolist() == [3, 2, -1, -1]
+
+
 def test_a_folder_with_captions_beside_the_images(tmp_path) -> None:
     files(tmp_path, ("png", "txt", "cls"), "deep/er")
     (tmp_path / "readme.md").write_text("not a sample")

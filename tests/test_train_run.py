@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +33,7 @@ def launched(tmp_path, asked: Train, *more: str) -> int:
 
 def test_a_used_folder_and_a_folder_in_use_are_refused(shard, tmp_path, capsys) -> None:
     asked = options(shard, tmp_path / "run", samples=16)
-    with state.claim(tmp_path / "run", False):
+    with state.claim(tmp_path / "run", ""):
         assert launched(tmp_path, asked) == 2
         assert "another run" in capsys.readouterr().err
     assert launched(tmp_path, asked) == 0
@@ -57,6 +59,55 @@ def test_resume_takes_latest_a_folder_or_a_file(shard, tmp_path, capsys) -> None
     ):
         assert launched(tmp_path, asked, "--resume", str(wrong)) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_does_not_write_over_another_that_it_does_not_continue(shard, tmp_path) -> None:
+    for name in ("a", "b"):
+        assert command.run(options(shard, tmp_path / name, samples=16)) == 0
+    before = (tmp_path / "b" / "log.csv").read_text()
+    asked = options(shard, tmp_path / "b", samples=32, resume=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        command.run(asked)
+    assert (tmp_path / "b" / "log.csv").read_text() == before
+    assert command.run(asked.replace(resume=str(tmp_path / "b" / ".." / "b"))) == 0
+    with pytest.raises(ValueError, match="--output .* cannot be a folder"):
+        command.run(options(shard, tmp_path / "b" / "log.csv"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"wandb": "p"}, "--wandb needs the package wandb"),
+        ({"tensorboard": True}, "--tensorboard needs the package tensorboard"),
+        ({"remote": "nosuch://x"}, "--remote 'nosuch://x'"),
+        ({"remote": "/proc/x"}, "--remote '/proc/x'"),
+    ],
+)
+def test_what_a_run_tells_is_there_before_it_begins(
+    shard, tmp_path, monkeypatch, given, message
+) -> None:
+    for name in ("wandb", "tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises((ImportError, OSError), match=message):
+        command.run(options(shard, tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists(), "the folder is as it was"
+
+
+def test_sigterm_saves_and_the_run_goes_on_as_if_it_had_not_come(shard, tmp_path) -> None:
+    given = {"samples": 48, "ema": 0.9, "accumulation": 2, "save_every": "1ep"}
+    whole = prepared(shard, tmp_path / "whole", **given)
+    command.train(whole, tmp_path / "whole")
+    half = prepared(shard, tmp_path / "run", **given)
+    with pytest.raises(KeyboardInterrupt, match="after step 2; --resume latest"):
+        command.train(
+            half,
+            tmp_path / "run",
+            report=lambda step: step.index == 1 and os.kill(os.getpid(), signal.SIGTERM),
+        )
+    half = prepared(shard, tmp_path / "run", **given)
+    half.restore(state.load(tmp_path / "run"))
+    command.train(half, tmp_path / "run")
+    assert all(torch.equal(value, half.result()[name]) for name, value in whole.result().items())
 
 
 @pytest.mark.parametrize(

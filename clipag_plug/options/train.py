@@ -204,7 +204,7 @@ class Train(Options):
     cooldown: float = option(0.1, "share of the run in which const-cooldown ends", low=0, high=1)
     clip_norm: float = option(0.0, "largest gradient norm; 0 does not clip", low=0)
     ema: float = option(
-        0.0, "decay of the average of the weights that is the result", low=0, high=1
+        0.0, "decay of the average of the weights that is the result", low=0, high=0.99999
     )
     precision: str = option("auto", PRECISION, choices=PRECISIONS)
     checkpointing: bool = option(False, "recompute activations: less memory, a third more time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import importlib
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from ..files import write_atomically, write_text
+from ..options.base import flag
 from ..options.train import EVERY, Train
 from . import setup, state
 from .distributed import Workers, connect, disconnect
@@ -37,13 +39,27 @@ def run(options: Train) -> int:
         torch.set_num_threads(options.threads)
     workers, folder = connect(options.device), Path(options.output)
     try:
-        lock = (
-            state.claim(folder, bool(options.resume)) if workers.first else contextlib.nullcontext()
-        )
+        lock: Any = contextlib.nullcontext()
+        if workers.first:
+            _check_places(options)
+            lock = state.claim(folder, options.resume)
         with lock:
             return _run(options, workers, folder)
     finally:
         disconnect()
+
+
+def _check_places(options: Train) -> None:
+    """Raises ImportError or OSError, before anything is made, where what a run is to be told to is not there."""
+    for name in ("wandb", "tensorboard"):
+        if getattr(options, name):
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise ImportError(
+                    f"--{name} needs the package {name}; run pip install {name}"
+                ) from error
+    state.upload(options.remote)
 
 
 def _run(options: Train, workers: Workers, folder: Path) -> int:
@@ -91,7 +107,7 @@ def train(
     """
     options, workers = trainer.options, trainer.workers
     log = Log(folder, trainer) if workers.first else None
-    saving, evaluating = (_Timer(e, trainer) for e in (options.save_every, options.evaluate_every))
+    saving, evaluating = (_Timer(name, trainer) for name in ("save_every", "evaluate_every"))
     held: dict[str, float] = {}
     best = float("-inf")
     received: list[int] = []
@@ -162,12 +178,15 @@ class _Card:
 class _Timer:
     """Tells when something is due that comes every so many seconds, minutes, epochs or images."""
 
-    def __init__(self, every: str, trainer: Trainer) -> None:
+    def __init__(self, option: str, trainer: Trainer) -> None:
+        every = getattr(trainer.options, option)
         number, unit = re.fullmatch(EVERY, every).groups()  # type: ignore[union-attr]
         self.every, self.clock = float(number), unit in ("s", "min")
         self.every *= {"min": 60, "ep": trainer.batches.mixture.length or 0}.get(unit, 1)
         if unit == "ep" and not self.every:
-            raise ValueError(f"{every!r} needs data of known length; give images or seconds")
+            raise ValueError(
+                f"{flag(option)} {every} needs data of known length; give images or seconds"
+            )
         self.start(trainer)
 
     def _now(self, trainer: Trainer) -> float:
@@ -206,10 +225,13 @@ class Log:
         if options.wandb:
             import wandb  # type: ignore[import-not-found]
 
-            name = options.name or folder.name
-            self.wandb = wandb.init(
-                project=options.wandb, name=name, config=options.to_dict(), dir=str(folder)
-            )
+            about = {"name": options.name or folder.name, "config": options.to_dict()}
+            try:
+                self.wandb = wandb.init(project=options.wandb, dir=str(folder), **about)
+            except Exception as error:  # no key, no network, a name that it does not take
+                raise RuntimeError(
+                    f"--wandb {options.wandb!r} cannot be logged to: {error}"
+                ) from error
         self.quiet, self.shown = options.quiet, 0.0
         self.started, self.first, self.held = time.monotonic(), trainer.index, ""
 

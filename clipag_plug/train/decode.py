@@ -191,7 +191,8 @@ class Decoder:
     def label(self, record: Record) -> int:
         """The class, -1 where there is none and none is needed. Raises BadSample."""
         try:
-            label = -1 if record.label is None else int(record.label)
+            value = float(-1 if record.label is None else record.label)  # 3.0 where cells are empty
+            label = int(value) if value.is_integer() else -1
         except (ValueError, TypeError, OverflowError):
             label = -1
         if self.classes and not 0 <= label < self.classes:
@@ -214,7 +215,7 @@ def plain(value: Any, names: str = CAPTION_NAMES) -> bytes | str | None:
 def _keys(metadata: bytes) -> dict[str, Any]:
     try:
         found = json.loads(metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise BadSample("broken metadata")

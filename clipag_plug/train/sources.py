@@ -26,6 +26,7 @@ import glob
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,8 +175,11 @@ def _choices(inside: str) -> list[str]:
 
 def _open_path(path: Path, columns: Columns) -> list[Source]:
     if not path.is_dir():
-        opened = open_table if path.suffix in TABLES else open_shard
-        return [opened(path, columns)]
+        if path.suffix.lower() in TABLES:
+            return [open_table(path, columns)]
+        if ".tar" not in path.suffixes and not tarfile.is_tarfile(path):
+            raise ValueError(f"{str(path)!r} is no tar file; give {KINDS}")
+        return [open_shard(path, columns)]
     files = sorted(path.iterdir())
     shards = [file for file in files if ".tar" in file.suffixes and file.name[0] != "."]
     if shards:

@@ -29,9 +29,15 @@ FREE = {
 }
 
 
-def claim(folder: Path, resume: bool) -> FileLock:
-    """The folder for one run at a time; the lock goes with the process. ValueError where another is or was in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+def claim(folder: Path, resume: str) -> FileLock:
+    """The folder for one run at a time; the lock goes with the process. ValueError where another is or was in it, and
+    is not what `resume` continues."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output {str(folder)!r} cannot be a folder: {error.strerror}; choose another"
+        ) from error
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -42,7 +48,9 @@ def claim(folder: Path, resume: bool) -> FileLock:
     for path in (*folder.glob(".*.tmp*"), *folder.glob(".tmp??????")):
         path.unlink(missing_ok=True)  # what a killed process was writing
     used = [name for name in ("log.csv", "model.safetensors") if (folder / name).exists()]
-    if not resume and (used or find(folder) is not None):
+    start = find(Path(resume)) if resume not in ("", "latest") else None
+    own = bool(resume) if start is None else start.parent.resolve() == folder.resolve()
+    if not own and (used or find(folder) is not None):
         lock.release()
         raise ValueError(
             f"{str(folder)!r} holds an earlier run; continue it with --resume latest, or choose another --output"
@@ -68,7 +76,8 @@ def load(where: Path) -> dict[str, Any]:
         state["options"], state["optimizer"]
     except Exception as error:  # torch raises many types for what is no checkpoint
         raise ValueError(
-            f"{str(path)!r} is no checkpoint of a run ({type(error).__name__}); start from weights with --init"
+            f"{str(path)!r} is no checkpoint of a run, or not whole ({type(error).__name__}); give --resume another, "
+            "or start from weights with --init"
         ) from error
     return state
 
@@ -111,14 +120,18 @@ def _write(path: Path, write: Any) -> None:
 
 
 def upload(remote: str, *paths: Path) -> None:
-    """Copies files to an fsspec address, where one is given."""
-    if remote:
-        import fsspec  # type: ignore[import-untyped]
+    """Copies files to an fsspec address, where one is given. OSError where it cannot be written to."""
+    if not remote:
+        return
+    import fsspec  # type: ignore[import-untyped]
 
+    try:
         system, root = fsspec.core.url_to_fs(remote)
         system.makedirs(root, exist_ok=True)
         for path in paths:
             system.put(str(path), f"{root.rstrip('/')}/{path.name}")
+    except Exception as error:  # each protocol has types of its own
+        raise OSError(f"--remote {remote!r} cannot be written to: {error}") from error
 
 
 def save_model(

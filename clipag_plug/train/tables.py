@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,18 @@ class Table(Indexed):
         return _record(f"{self.path}:{row[0]}", row, self.path.parent, self.columns)
 
     def _rows(self, bad: dict[str, str]) -> Iterator[Any]:
-        read = _parquet_rows if self.path.suffix == ".parquet" else _csv_rows
+        read = _parquet_rows if self.path.suffix.lower() == ".parquet" else _csv_rows
         for number, row in read(self.path, self.columns):
             if row is None or not row[0]:
                 bad[f"{self.path}:{number}"] = "broken row"
                 continue
-            if str(row[0]).startswith(("http://", "https://")):
+            image = str(row[0]).removeprefix("file://")
+            if re.match(r"\w+://", image):
                 raise ValueError(
-                    f"{str(self.path)!r} lists addresses ({row[0]}); download the images first, for example with "
+                    f"{str(self.path)!r} lists addresses ({image}); download the images first, for example with "
                     "img2dataset, and give the folder that it writes"
                 )
-            yield row
+            yield [image, *row[1:]]
 
 
 class ParquetStream(Source):
@@ -85,7 +87,7 @@ class Rows(Indexed):
 
 def open_table(path: Path, columns: Columns) -> Table | ParquetStream:
     """A table of files, or a Parquet file with the images inside. Parquet needs the package pyarrow."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         schema = _parquet_file(path).schema_arrow
         kind = str(schema.field(columns.find(schema.names, repr(str(path)))[0]).type)
         if kind.startswith(("binary", "large_binary", "fixed_size_binary", "struct")):
@@ -148,6 +150,9 @@ def _csv_rows(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
         header = next(reader, None)
         if not header:
             raise ValueError(f"{str(path)!r} is empty; its first row must name the columns")
+        if any("\udc80" <= letter <= "\udcff" or letter == "\0" for letter in "".join(header)):
+            raise ValueError(f"{str(path)!r} is not text in UTF-8; convert it")
+        header = [name.strip() for name in header]
         names = columns.find(header, repr(str(path)))
         places = [header.index(name) if name else None for name in names]
         while True:

@@ -285,6 +285,8 @@ def _write_mp4(name: str, frames: Sequence[Tensor], fps: float, hold: float) -> 
 def _open(path: str | Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    if Path(path).is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; give one of the pictures in it")
     if not Path(path).is_file():
         raise FileNotFoundError(f"picture {str(path)!r} does not exist")
     try:

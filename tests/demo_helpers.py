@@ -17,7 +17,8 @@ import pytest
 import uvicorn
 
 from clipag_plug.demo.app import App
-from clipag_plug.demo.command import listen, settings
+from clipag_plug.demo.command import settings
+from clipag_plug.demo.guard import listen
 from clipag_plug.options.tools import Demo
 
 

@@ -106,12 +106,8 @@ def _check(
             f"a stroke has {wrong[0]} points; an open path of k cubic segments has 3 * k + 1 "
             "(4, 7, 10, ...): convert lines and quadratics to cubics first"
         )
-    given = {
-        "points": (points, (sum(counts), 2)),
-        "widths": (widths, (n,)),
-        "colors": (colors, (n, 4)),
-    }
-    for name, (value, shape) in given.items():
+    shapes = {"points": (sum(counts), 2), "widths": (n,), "colors": (n, 4)}
+    for (name, shape), value in zip(shapes.items(), (points, widths, colors)):
         if tuple(value.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; {n} strokes need {shape}")
         kinds = {(value.dtype, value.device), (points.dtype, points.device)}

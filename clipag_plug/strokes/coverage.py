@@ -129,25 +129,36 @@ def _nearest(power: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A pixel centre exactly on the curve gets an arbitrary normal.
     """
-    ax, ay, bx, by, cx, cy, dx, dy = power
-    bx2, by2 = 2 * bx, 2 * by
     for _ in range(2 if t.dtype == torch.float32 else 8):
-        rx = torch.addcmul(dx, torch.addcmul(cx, torch.addcmul(bx, ax, t), t), t)
-        ry = torch.addcmul(dy, torch.addcmul(cy, torch.addcmul(by, ay, t), t), t)
-        tx = torch.addcmul(cx, torch.addcmul(bx2, ax, t, value=3), t)
-        ty = torch.addcmul(cy, torch.addcmul(by2, ay, t, value=3), t)
-        slope = torch.addcmul(rx * tx, ry, ty)
-        speed = torch.addcmul(tx * tx, ty, ty)
-        bend = rx * torch.addcmul(bx2, ax, t, value=6)
-        curve = bend.addcmul_(ry, torch.addcmul(by2, ay, t, value=6)).add_(speed)
+        point, (tangent, second) = _point(power, t), _derivatives(power, t)
+        slope, speed = _dot(point, tangent), _dot(tangent, tangent)
+        curve = _dot(point, second).add_(speed)
         # Where the distance is not convex Newton would climb: take a step of gradient descent instead.
         curve = torch.maximum(curve, speed.mul_(0.1)).clamp_min_(torch.finfo(t.dtype).tiny)
         step = slope.div_(curve).clamp_(-1 / (SAMPLES - 1), 1 / (SAMPLES - 1))
         t = (t - step).clamp_(0, 1)
-    rx = torch.addcmul(dx, torch.addcmul(cx, torch.addcmul(bx, ax, t), t), t).add_(1e-12)
-    ry = torch.addcmul(dy, torch.addcmul(cy, torch.addcmul(by, ay, t), t), t)
-    distance = torch.addcmul(rx * rx, ry, ry).sqrt_()
-    return t, torch.stack((rx, ry)).div_(-distance), distance
+    point = _point(power, t)
+    point[0] += 1e-12
+    distance = _dot(point, point).sqrt_()
+    return t, point.div_(-distance), distance
+
+
+def _point(power: Tensor, t: Tensor) -> Tensor:
+    """Points (2, n) of n curves, each at its t."""
+    a, b, c, d = power.view(4, 2, -1)
+    return torch.addcmul(d, torch.addcmul(c, torch.addcmul(b, a, t), t), t)
+
+
+def _derivatives(power: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Their first and second derivatives by t, (2, n) each."""
+    a, b, c, _ = power.view(4, 2, -1)
+    b = 2 * b
+    tangent = torch.addcmul(c, torch.addcmul(b, a, t, value=3), t)
+    return tangent, torch.addcmul(b, a, t, value=6)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return torch.addcmul(left[0] * right[0], left[1], right[1])
 
 
 def merge(coverage: Tensor, outline: Outline, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,11 +190,8 @@ def cover_backward(
     joints between segments.
     """
     t, (nx, ny) = outline.t, outline.normal
-    ax, ay, bx, by, cx, cy, _, _ = outline.power
-    tx = torch.addcmul(cx, torch.addcmul(2 * bx, ax, t, value=3), t)
-    ty = torch.addcmul(cy, torch.addcmul(2 * by, ay, t, value=3), t)
-    speed = torch.addcmul(tx * tx, ty, ty)
-    bend = nx * torch.addcmul(2 * bx, ax, t, value=6) + ny * torch.addcmul(2 * by, ay, t, value=6)
+    motion, second = _derivatives(outline.power, t)
+    speed, bend = _dot(motion, motion), (outline.normal * second).sum(0)
     # Zero where the outline has a cusp, because there the nearest point jumps: bounded.
     foot = torch.maximum(torch.addcmul(speed, outline.distance, bend, value=-1), 0.1 * speed)
     foot.clamp_min_(torch.finfo(t.dtype).tiny)
@@ -197,7 +205,7 @@ def cover_backward(
         by_turn = torch.zeros_like(by_turn)
     push, turn = gradient * by_distance, gradient * by_turn
     slide = turn * torch.where(inner > 0, bend / foot, -1 / outline.distance.clamp_min(1e-2))
-    along = turn * inner * torch.addcmul(ny * tx, nx, ty, value=-1) / foot
+    along = turn * inner * torch.addcmul(ny * motion[0], nx, motion[1], value=-1) / foot
     # Gradients for the nearest point B(t) and for the tangent B'(t), then for the coefficients of t^3, ..., 1.
     point = torch.stack((-push * nx - slide * ny, slide * nx - push * ny))
     tangent = along * outline.normal

@@ -42,9 +42,7 @@ class Segments:
     starts: Tensor  # (M,) bool: begins its stroke
     ends: Tensor  # (M,) bool: ends its stroke
     control: Tensor  # (S, 4) which points of the scene control each uncut segment
-    parent: (
-        Tensor | None
-    )  # (M,) the segment that each piece is cut from, ascending; None without cuts
+    parent: Tensor | None  # (M,) which segment each piece is cut from, ascending; None: no cuts
     cut: Tensor | None  # (4, 4, M) power coefficients of a piece from those of its parent
 
     def to_points(self, gradient: Tensor, points: int) -> Tensor:

@@ -66,13 +66,13 @@ def load(
     module, and has the numbers that are read from a scripted one as `model.input_resolution.item()`.
     precision: "fp32", "fp16" or "bf16". An unknown name is a RuntimeError listing the known ones.
     """
-    model, record = _open(name, device, download_root, precision)
+    model = load_model(name, device, download_root, precision=precision)
     if jit:
         _log.warning("jit=True is ignored: the model is a plain module, which computes the same")
         model.input_resolution = Scalar(model.visual.input_resolution)
         for name in ("context_length", "vocab_size"):
             setattr(model, name, Scalar(getattr(model, name)))
-    return model, _transform(model, record)
+    return model, _transform(model)
 
 
 class Scalar(int):
@@ -94,13 +94,6 @@ def load_model(
 
     A bundled model then needs neither torchvision nor open_clip, which take longer than the model.
     """
-    return _open(name, device, download_root, precision)[0]
-
-
-def _open(
-    name: str, device: str | torch.device | None, download_root: str | None, precision: str
-) -> tuple[CLIP, Any]:
-    """A model and what the registry says of it."""
     from .weights import opening
 
     key = _resolve(os.fspath(name))
@@ -110,18 +103,9 @@ def _open(
         record = opened.record
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = build(
-            opened.config,
-            opened.state_dict,
-            name=record.key,
-            card=opened.card,
-            mean=record.mean,
-            std=record.std,
-            vocabulary=_vocabulary(record, opened.card),
-            precision=precision,
-            device=device,
-        )
-    return model, record
+        about: dict[str, Any] = {"name": record.key, "mean": record.mean, "std": record.std}
+        about |= {"card": opened.card, "vocabulary": _vocabulary(record, opened.card)}
+        return build(opened.config, opened.state_dict, precision=precision, device=device, **about)
 
 
 def tokenize(
@@ -190,7 +174,7 @@ def _vocabulary(record: Any, card: dict[str, Any]) -> list[str] | None:
     return bundled_vocabulary().words
 
 
-def _transform(n_px: CLIP | int, record: Any = None) -> Any:
+def _transform(n_px: CLIP | int) -> Any:
     """OpenAI's five steps, which pictures of PIL and tensors (..., C, H, W) both pass.
 
     n_px: the side of the images, or a model. Only a model trained on squashed pictures has two numbers as the size of
@@ -200,8 +184,9 @@ def _transform(n_px: CLIP | int, record: Any = None) -> Any:
 
     side = n_px if isinstance(n_px, int) else n_px.visual.input_resolution
     mean, std = (OPENAI_MEAN, OPENAI_STD) if isinstance(n_px, int) else (n_px.mean, n_px.std)
-    size = (side, side) if record and record.resize_mode == "squash" else side
-    how = InterpolationMode(record.interpolation if record else "bicubic")
+    card = {} if isinstance(n_px, int) else n_px.card
+    size = (side, side) if card.get("resize_mode") == "squash" else side
+    how = InterpolationMode(card.get("interpolation", "bicubic"))
     resize = Resize(size, interpolation=how, antialias=True)
     steps = [CenterCrop(side), _convert_image_to_rgb, _to_tensor, Normalize(mean, std)]
     return Compose([resize, *steps])

@@ -96,12 +96,12 @@ class CLIP(nn.Module):
             matrix = text.text_projection
             matrix = matrix.weight.T if isinstance(matrix, nn.Linear) else matrix
             self.visual.output_dim = int(text.output_dim if matrix is None else matrix.shape[1])
-        self._describe("custom")
+        self._describe()
         return self
 
     def _describe(
         self,
-        name: str,
+        name: str = "custom",
         card: Mapping[str, Any] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -376,13 +376,9 @@ def build(
     config: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None,
     *,
-    name: str = "custom",
-    card: Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    vocabulary: Sequence[str] | None = None,
     precision: str = "fp32",
     device: str | int | torch.device | None = None,
+    **about: Any,
 ) -> CLIP:
     """The model of an open_clip model config, in evaluation mode.
 
@@ -393,6 +389,7 @@ def build(
             without a copy; None draws fresh weights.
         precision: "fp32", "fp16" or "bf16".
         device: where the model goes; None leaves it where the tensors are.
+        about: `name`, `card`, `mean`, `std` and `vocabulary` of the model, as far as they are known.
 
     Raises:
         RuntimeError: tensors that are missing, unexpected or of another shape, by name.
@@ -412,7 +409,7 @@ def build(
     tokenizer = None
     if text.get("hf_tokenizer_name"):
         tokenizer = (text["hf_tokenizer_name"], dict(text.get("tokenizer_kwargs") or {}))
-    model._describe(name, card, mean, std, vocabulary, tokenizer)
+    model._describe(tokenizer=tokenizer, **about)
     for parameter in model.parameters():  # as safetensors and parameters_to_vector need them
         parameter.data = parameter.data.contiguous()
     # The causal mask is made here; the weights are where the caller has them.

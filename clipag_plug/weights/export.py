@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +17,6 @@ from ..options.tools import FORMATS, Export
 from . import configs, fetch, layouts, read
 from .opening import Opened, open_checkpoint, text_tower
 from .registry import Checkpoint, ball
-
-_LOADING = {
-    "open_clip": 'import open_clip\nmodel, _, preprocess = open_clip.create_model_and_transforms("{where}")',
-    "transformers": 'from transformers import CLIPModel\nmodel = CLIPModel.from_pretrained("{plain}")',
-    "openai": 'import clipag_plug as clip\nmodel, preprocess = clip.load("{file}#{activation}")',
-    "bundled": 'import clipag_plug as clip\nmodel, preprocess = clip.load("{where}")',
-}
 
 
 def run(options: Export) -> int:
@@ -235,63 +229,35 @@ def card_text(opened: Opened, form: str, repository: str = "", file: str = "") -
     What is not known is said to be unknown, not left out.
     """
     from huggingface_hub import ModelCardData
+    from jinja2 import Template
 
-    record, card, config = opened.record, opened.card, opened.config
-    licence, vision = card.get("licence") or record.licence, config["vision_cfg"]
-    activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
+    record, card, vision = opened.record, opened.card, opened.config["vision_cfg"]
+    licence, results = card.get("licence") or record.licence, card.get("results") or {}
     head = ModelCardData(
         license=licence.lower() if licence in ("MIT", "CC-BY-4.0", "Apache-2.0") else None,
         library_name=form if form in ("open_clip", "transformers") else None,
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "adversarial-robustness"],
     )
-    unknown = "none" if card.get("method") == "vanilla" else "not known"
     tower = vision.get("timm_model_name") or (
         f"ViT of width {vision.get('width')}, {vision.get('layers')} layers, patch {vision.get('patch_size')}"
     )
-    tower = "a small tower of this package" if configs.is_ours(config) else tower
-    facts = {
-        "Architecture": record.arch or tower,
-        "Activation": activation,
-        "Training method": card.get("method", "not known"),
-        "Attack in training (images in [0, 1])": ball(card.get("norm"), card.get("eps")) or unknown,
-        "Data": card.get("data", "not known"),
-        "Fine-tuned from": card.get("base", "not known"),
-        "Input": f"{record.resolution} px, {record.interpolation}, {record.resize_mode} side",
-        "Mean, std": f"{_numbers(record.mean)}; {_numbers(record.std)}",
-        "Licence": licence or "not stated by the authors",
-        "Paper": card.get("paper", "none given"),
-    }
     told = {"How it was trained": "history", "Draws": "can_draw", "Fails": "cannot_draw"}
-    facts |= {name: card[key] for name, key in told.items() if card.get(key)}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    where = f"hf-hub:{repository}" if repository else "local-dir:FOLDER"
-    names = {"where": where, "plain": repository or "FOLDER", "file": file or "FILE"}
-    loading = _LOADING[form].format(**names, activation=activation.lower())
-    about = f"{card.get('description') or card.get('note') or ''}\n\n".lstrip()
-    tokenizer = (
-        '\nThe tokenizer is CLIP\'s: `CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14")`; images go '
-        "through the `preprocessor_config.json` of this folder.\n"
+    text = resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
+    given = {"card": card, "record": record, "form": form, "repository": repository, "file": file}
+    return Template(text, trim_blocks=True, keep_trailing_newline=True).render(
+        given,
+        head=head.to_yaml(),
+        licence=licence,
+        where=f"hf-hub:{repository}" if repository else "local-dir:FOLDER",
+        tower="a small tower of this package" if configs.is_ours(opened.config) else tower,
+        activation="QuickGELU" if opened.config.get("quick_gelu") else "GELU",
+        attack=ball(card.get("norm"), card.get("eps")),
+        mean=_numbers(record.mean),
+        std=_numbers(record.std),
+        told=[(name, card.get(key)) for name, key in told.items()],
+        results={name: v for name, v in results.items() if isinstance(v, int | float)},
     )
-    return (
-        f"---\n{head.to_yaml()}\n---\n# {card.get('name', record.key)}\n\n{about}"
-        f"## Model\n\n| | |\n|---|---|\n{rows}\n\n"
-        f"## Accuracy\n\n{_accuracy(card)}\n\n## Use\n\n```python\n{loading}\n```\n"
-        f"{tokenizer if form == 'transformers' else ''}\n"
-        "Written by `clipag export`; the weights were checked tensor by tensor against the architecture.\n"
-    )
-
-
-def _accuracy(card: Mapping[str, Any]) -> str:
-    results = card.get("results") or {}
-    rows = {name: value for name, value in results.items() if isinstance(value, int | float)}
-    if not rows:
-        return "No clean or robust accuracy is recorded for these weights."
-    lines = ["| images | top-1 |", "|---|---|"]
-    for name, value in rows.items():
-        lines.append(f"| {name if name == 'clean' else f'attacked, {name}'} | {value:g} |")
-    note = card.get("results_note")
-    return "\n".join([*lines, *(["", f"{note[0].upper()}{note[1:]}."] if note else [])])
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -28,11 +28,8 @@ MARKS = {"exact": "hit", "synonym": "hit", "kind": "near", "": "miss"}
 
 def make(suite: Suite, folder: Path, *, net: WordNet | None = None, seed: int = 0) -> Path:
     """Writes pictures, page and key, and returns the page.
-
-    Args:
-        net: gives each picture a choice among four: its subject, and three others of the page that are no kin of it.
-        seed: of the order and of the choices.
-    """
+    net: gives each picture a choice among four: its subject, and three others of the page that are no kin of it.
+    seed: of the order and of the choices."""
     drawing = random.Random(seed)
     found = list(_pictures(result_of(suite, folder).records, folder))
     drawing.shuffle(found)
@@ -54,12 +51,9 @@ def make(suite: Suite, folder: Path, *, net: WordNet | None = None, seed: int = 
 
 def score(suite: Suite, folder: Path, answers: Sequence[str], net: WordNet | None = None) -> Result:
     """Each viewer's answers against the key, the models compared with prompts as units.
-
-    Args:
-        answers: files {number: [guess, guess], "by": who looked}; the best of the guesses counts, [] is no name.
-        net: what decides whether a guess names a subject; not needed where the page has choices.
-    Raises: FileNotFoundError without a key, ValueError for answers that do not fit it.
-    """
+    answers: files {number: [guess, guess], "by": who looked}; the best of the guesses counts, [] is no name.
+    net: what decides whether a guess names a subject; not needed where the page has choices.
+    Raises: FileNotFoundError without a key, ValueError for answers that do not fit it."""
     path = _key(suite, folder)
     if not path.is_file():
         raise FileNotFoundError(

@@ -183,10 +183,13 @@ def _check_pair(theirs: Record, ours: Record) -> None:
 
 def _rows(name: str, key: str, pairs: list[tuple[Record, Record]]) -> Iterator[Comparison]:
     """The comparison of a metric, and of an aesthetic score who is preferred, too."""
-    metric, judge = pairs[0][1].metrics[key], pairs[0][1].inputs.get("judge", {}).get("name", "")
+    first = pairs[0][1]
+    metric, judge = first.metrics[key], first.inputs.get("judge", {}).get("name", "")
     before, after = ([r.metrics[key]["values"] for r in side] for side in zip(*pairs))
     units = _units([ours for _, ours in pairs], metric.get("blocks", 0))
-    count = min(len(set(labels)) for labels in units)
+    about = {"at": metric["at"], "diagnostic": metric["diagnostic"], "judge": judge}
+    about |= {"better": metric.get("better", "higher"), "seeds": len(pairs)}
+    about |= {"count": min(len(set(labels)) for labels in units)}
     columns = [(name, metric["title"], metric["unit"], before, after)]
     if key == "aesthetic":
         # Pairwise preference (supplement 1.2): the share of items with the higher score; a tie is a half.
@@ -200,12 +203,13 @@ def _rows(name: str, key: str, pairs: list[tuple[Record, Record]]) -> Iterator[C
         one, two = ([value for values in side for value in values] for side in (theirs, ours))
         means = mean(one, units), mean(two, units)
         yield Comparison(
-            *(name, title, unit, judge, metric["at"], metric["diagnostic"]),
-            *(metric.get("better", "higher"), count, len(pairs), *means),
-            paired_difference(two, one, units),
-            statistics.stdev(gaps) if len(gaps) > 1 else None,
-            p_value(two, one, units),
-            _ratio(means[1].value, means[0].value) if metric["unit"] == "share" else None,
+            **{"metric": name, "title": title, "unit": unit, **about},
+            theirs=means[0],
+            ours=means[1],
+            difference=paired_difference(two, one, units),
+            deviation=statistics.stdev(gaps) if len(gaps) > 1 else None,
+            p=p_value(two, one, units),
+            ratio=_ratio(means[1].value, means[0].value) if metric["unit"] == "share" else None,
         )
 
 

@@ -132,11 +132,8 @@ class ImageNetJudge:
 @dataclass(frozen=True)
 class Predictor:
     """The LAION aesthetic predictor (Schuhmann 2022): a linear head on image features of OpenAI's ViT-L/14.
-
-    Args:
-        weight, bias: (D,) and a number, into which its layers collapse, as it has no activations between them.
-        features: images in [0, 1] -> (N, D).
-    """
+    weight, bias: (D,) and a number, into which its layers collapse, as it has no activations between them.
+    features: images in [0, 1] -> (N, D)."""
 
     weight: Tensor
     bias: float

@@ -75,11 +75,8 @@ def attack_sheet(
     cell: int,
 ) -> Tensor:
     """Clean and attacked maps of models side by side, a row per text, like figure 5 of CLIPAG's supplement.
-
-    Args:
-        maps: (models, 2, M, h, w), clean first.
-        notes: for each text what stands under its 1 + 2 * models pictures.
-    """
+    maps: (models, 2, M, h, w), clean first.
+    notes: for each text what stands under its 1 + 2 * models pictures."""
     shown = fitted(picture.cpu(), cell)
     heats = [shown_maps(each, shown) for each in maps.flatten(0, 1).transpose(0, 1)]
     sheet = contact_sheet(

@@ -226,15 +226,11 @@ def produce(
     count: int = 0,
 ) -> int:
     """Makes, writes and prints; the exit code is 0, or 1 where a model failed, 130 after Ctrl-C, 143 after SIGTERM.
-
     In the last three cases what was made so far is written all the same.
-
-    Args:
-        work: makes the pictures of all models; calls the `Stop` after each step.
-        sheet: lays them on one picture (3, H, W), where one is asked for.
-        count: pictures a model; 0 for what the options say.
-    Raises: ValueError and OSError for what cannot be done or would replace what is not ours, before any work.
-    """
+    work: makes the pictures of all models; calls the `Stop` after each step.
+    sheet: lays them on one picture (3, H, W), where one is asked for.
+    count: pictures a model; 0 for what the options say.
+    Raises: ValueError and OSError for what cannot be done or would replace what is not ours, before any work."""
     count = count or options.count()
     if not options.compare:  # the names of the files hold the models' only where there are two
         output.check(options, output.files(options, [""], count))

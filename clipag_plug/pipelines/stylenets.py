@@ -17,11 +17,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VGG1
 
 class UNet(nn.Module):
     """Pictures (N, 3, H, W) in [0, 1] to pictures, sides multiples of 8.
-
-    Args:
-        width: of the first level.
-        residual: add the result to the picture in logit space, so that the network begins near the identity.
-    """
+    width: of the first level.
+    residual: add the result to the picture in logit space, so that the network begins near the identity."""
 
     def __init__(self, width: int = 16, residual: bool = False) -> None:
         super().__init__()
@@ -126,12 +123,9 @@ class MiniContent(nn.Module):
 
 def content_network(name: str, device: torch.device, weights: str | None = None) -> nn.Module:
     """The network that measures content, frozen, in evaluation mode.
-
-    Args:
-        name: "vgg19", the published one, or "mini", a bundled tower.
-        weights: a file with VGG19's, instead of the download.
-    Raises: OSError where they cannot be had, ValueError where the file is another's.
-    """
+    name: "vgg19", the published one, or "mini", a bundled tower.
+    weights: a file with VGG19's, instead of the download.
+    Raises: OSError where they cannot be had, ValueError where the file is another's."""
     if name == "mini":
         from .. import clip
 

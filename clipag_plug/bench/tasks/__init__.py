@@ -47,12 +47,9 @@ class Measured:
 @dataclass(eq=False)
 class Resources:
     """Models, judges and photographs, each loaded once and when first asked for.
-
-    Args:
-        judge_name: key of the judge, "" for none.
-        photos, classes, split: as `read_dataset` takes them.
-        predictor: folder of the aesthetic predictor's files.
-    """
+    judge_name: key of the judge, "" for none.
+    photos, classes, split: as `read_dataset` takes them.
+    predictor: folder of the aesthetic predictor's files."""
 
     judge_name: str = ""
     device: str = "cpu"

@@ -176,9 +176,7 @@ def attacked(
     """The images within the ball that an attack found; those classified wrongly from the start stay as they are.
     PGD starts at the photograph, takes steps of 2.5 * eps / steps, and keeps the highest loss. FAB-T (Croce & Hein
     2020) and Square (Andriushchenko et al. 2020) are AutoAttack's own code.
-
-    run: the attack, of `ATTACKS`, the norm and the radius of its ball.
-    """
+    run: the attack, of `ATTACKS`, the norm and the radius of its ball."""
     attack, norm, eps = run
     ball: dict[str, Any] = {"eps": eps, "norm": norm, "steps": options.steps}
     if attack == "pgd":

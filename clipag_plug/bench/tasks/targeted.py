@@ -84,8 +84,9 @@ def run(context: Context) -> Measured:
         ):
             diagnostic = key in ("guide_top1", "norm")
             by = context.name if diagnostic else judge.name
-            metric = Metric(f"{title}, L2 {radius:g}", unit, by, values, radius, diagnostic)
-            metric.better = "neither" if key == "norm" else ""
+            better = "neither" if key == "norm" else ""
+            titled = f"{title}, L2 {radius:g}"
+            metric = Metric(titled, unit, by, values, radius, diagnostic, better)
             metrics[f"{key}@{radius:g}"] = metric
         sheets[f"radius {radius:g}"] = sheet(found, asked, after, targets)
     shared = common_errors(ours, before.argmax(1), labels)

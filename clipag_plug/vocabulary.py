@@ -152,7 +152,7 @@ def unheard(text: str) -> list[str]:
     """
     said = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().replace("\u2019", "'"))
     words = dict.fromkeys(word.partition("'")[0] for word in said)
-    if not any(len(word) > 1 for word in words):
+    if not said:
         return [text.strip()] if text.strip() else []
     return [w for w in words if len(w) > 1 and w not in SAYS_NOTHING and not _taught(w)]
 

@@ -137,9 +137,5 @@ def test_words_are_shown_with_what_they_are_taken_for(capsys) -> None:
     assert all(len(near) == 2 and near[0][1] >= near[1][1] for near in found.values())
     assert unheard("a photo of a zyxqian") == ["zyxqian"]
     assert unheard("A zyxqian's lemon, Zyxqian\u2019s qwv") == ["zyxqian", "qwv"]
-    assert (
-        unheard("\U0001f34b") == ["\U0001f34b"]
-        and unheard(" 42 ") == ["42"]
-        and unheard("x") == ["x"]
-    )
+    assert unheard("\U0001f34b") == ["\U0001f34b"] and unheard(" 42 ") == ["42"]
     assert unheard("two goldfish") == unheard("an image") == unheard("lemons") == []

@@ -117,6 +117,7 @@ def test_a_wrong_request_is_one_sentence(client: Client, content: Any, words: st
         (b"%PDF-1.7" + bytes(100), 415, "a PDF"),
         (png()[:60], 415, "damaged"),
         (png(4, 4), 415, "smaller than 8"),
+        (png(8, 2500), 415, "too narrow"),
         (png(400, 400), 413, "400 x 400 pixels; at most 0.1 megapixels"),
         (bomb(30_000, 30_000), 413, "megapixels"),
         (bytes(300_000), 413, "larger than 0.25 MiB"),

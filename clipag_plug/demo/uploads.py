@@ -69,6 +69,8 @@ class Uploads:
             raise UploadError(self.too_many_pixels(image.size), 413)
         if min(image.size) < 8:
             raise UploadError("the picture is smaller than 8 pixels; choose a larger one", 415)
+        if min(image.size) * LONGEST < 8 * max(image.size):
+            raise UploadError("the picture is too narrow for its length; choose another", 415)
         try:
             image.draft("RGB", (LONGEST, LONGEST))  # JPEG only: decodes at a fraction of the size
             if image.mode in ("RGB", "RGBA", "L", "LA"):  # before copies of all the pixels are made

@@ -192,3 +192,7 @@ def _foreign(name: str, options: str) -> Any:
         raise ImportError(
             f"this model's tokenizer {name!r} is one of transformers: pip install transformers"
         ) from error
+    except OSError as error:
+        raise OSError(
+            f"this model's tokenizer {name!r} cannot be had: {str(error).strip().partition(chr(10))[0]}"
+        ) from error

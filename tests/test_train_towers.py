@@ -24,7 +24,7 @@ from train_helpers import (
 )
 
 from clipag_plug import losses
-from clipag_plug.model import CLIP
+from clipag_plug.model import CLIP, build
 from clipag_plug.train import setup
 from clipag_plug.train.command import train
 from clipag_plug.train.data import open_data
@@ -57,7 +57,7 @@ def test_texts_are_read_by_the_models_own_tokenizer(monkeypatch, text, trained) 
         monkeypatch.setattr(CLIP, "tokenize", shifted)
     torch.manual_seed(0)
     given = architecture(VIT, {"width": 32, **text}, custom_text=text.get("pool_type") == "last")
-    model = setup.build(json.loads(given), None)
+    model = build(json.loads(given), None)
     found = TextFeatures(model, trained)(WORDS)
     expected = torch.cat([model.encode_text(model.tokenize([word])) for word in WORDS])
     assert torch.allclose(found, expected, atol=1e-5)
@@ -205,7 +205,7 @@ def test_a_text_tower_learns_the_geometry_of_its_teacher(tmp_path, kind) -> None
     )
     teacher = TextTeacher(str(tmp_path / "v.npz"), "cpu")
     torch.manual_seed(0)
-    model = setup.build(json.loads(architecture(VIT, {"width": 32})), None)
+    model = build(json.loads(architecture(VIT, {"width": 32})), None)
     visual = {n: v.clone() for n, v in model.visual.state_dict().items()}
 
     def distance() -> float:
@@ -438,7 +438,7 @@ def folders(shard, tmp_path_factory) -> list[Path]:
     """A model, two with its text tower and other image towers, and a stranger: run folders."""
     place = tmp_path_factory.mktemp("teachers")
     config = json.loads(architecture())
-    models = [setup.build(config, None, name=str(seed)) for seed in range(4)]
+    models = [build(config, None, name=str(seed)) for seed in range(4)]
     for seed, model in enumerate(models):
         with torch.no_grad():
             for weight in model.parameters():
@@ -453,7 +453,7 @@ def folders(shard, tmp_path_factory) -> list[Path]:
 
 def model_of(folder: Path):
     config, _, weights = read_model(folder)
-    return setup.build(config, weights, name=folder.name).eval()
+    return build(config, weights, name=folder.name).eval()
 
 
 def test_teachers_say_the_mean_of_their_unit_features(folders) -> None:

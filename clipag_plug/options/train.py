@@ -59,7 +59,9 @@ class Train(Options):
     max_bad_fraction: float = option(0.05, "share of bad samples that stops a run", low=0, high=1)
 
     init: str = option("", "model to start from, by any name that load() takes; or a run's folder")
-    architecture: str = option("", "model config (JSON text or file) for a start from scratch")
+    architecture: str = option(
+        "", "model config (JSON text, a file, or a name of open_clip) for a start from scratch"
+    )
     grow: float = option(1.0, "multiple of a mini or lite tower's internal side to train at", low=1)
     text: str = option("frozen", "train the text tower, or keep it bit-identical", choices=MODES)
     text_features: str = option(
@@ -194,8 +196,8 @@ class Train(Options):
         "what decays: matrices without embeddings, what open_clip decays, or all",
         choices=DECAYS,
     )
-    beta1: float = option(0.9, "first AdamW decay", low=0, high=1)
-    beta2: float = option(0.98, "second AdamW decay", low=0, high=1)
+    beta1: float = option(0.9, "first AdamW decay", low=0, high=0.99999)
+    beta2: float = option(0.98, "second AdamW decay", low=0, high=0.99999)
     adam_eps: float = option(1e-6, "AdamW's epsilon", low=0)
     warmup: float = option(0.05, "share of the run that warms the learning rate up", low=0, high=1)
     schedule: str = option(

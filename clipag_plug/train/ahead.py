@@ -9,6 +9,7 @@ import math
 import mmap
 import signal
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,13 +157,14 @@ class Ahead:
         gc.freeze()
         before = signal.getsignal(getattr(signal, "SIGCHLD", signal.SIGINT))
         try:
-            return loans, iter(loader)
+            with warnings.catch_warnings():  # of more workers than cores, which were asked for
+                warnings.simplefilter("ignore")
+                return loans, iter(loader)
         finally:
             gc.unfreeze()
             # torch's handler would raise wherever the training just is; `next` notices a dead worker as well.
-            with contextlib.suppress(
-                AttributeError, ValueError, TypeError
-            ):  # Windows; other threads
+            # Windows has no such signal, other threads may not set it.
+            with contextlib.suppress(AttributeError, ValueError, TypeError):
                 signal.signal(signal.SIGCHLD, before)
 
 

@@ -49,9 +49,18 @@ class TextFeatures:
             del self._cache[next(iter(self._cache))]
         return features
 
+    def _tokens(self, texts: list[str]) -> Tensor:
+        tokens, known = self.model.tokenize(texts, truncate=True), self.model.token_embedding
+        if int(tokens.max()) >= known.num_embeddings:
+            raise ValueError(
+                f"the model's vocab_size is {known.num_embeddings}, and its tokenizer gives the token "
+                f"{int(tokens.max())}; its config lacks the vocab_size, or the tokenizer, that belong together"
+            )
+        return tokens
+
     def _encode(self, texts: list[str]) -> Tensor:
         distinct = list(dict.fromkeys(texts))
-        tokens = self.model.tokenize(distinct, truncate=True)
+        tokens = self._tokens(distinct)
         lengths = self._lengths(tokens)
         order = lengths.argsort(
             stable=True
@@ -71,7 +80,7 @@ class TextFeatures:
         """
         if not texts:
             return
-        tokens = self.model.tokenize(texts, truncate=True)
+        tokens = self._tokens(texts)
         classes = (self._lengths(tokens) + LENGTH_CLASS - 1) // LENGTH_CLASS
         for length in classes.unique().tolist():
             rows = (classes == length).nonzero()[:, 0]

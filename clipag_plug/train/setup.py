@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -13,17 +12,16 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files import read_lines
-from ..mini import grown
-from ..model import CLIP, build
+from ..model import CLIP
 from ..options.train import Train
 from ..vocabulary import Vocabulary, sentence
-from . import state
 from .classes import class_vocabulary
 from .data import Batches, Columns, open_data, read_shards
 from .distributed import Workers, connect
 from .evaluate import Validation, class_prompts
 from .lessons import learn_geometry, silence_unknown_tokens, spread_classes
 from .sources import check_paths
+from .start import initial_model, opened
 from .teachers import Ensemble, ImageTeacher, TextTeacher, open_image_teacher
 from .trainer import Trainer
 
@@ -103,7 +101,12 @@ def prepare(
     else:
         teach(options, model, known if named else None, text_teacher)
     features = options.text_features
-    captions = TextTeacher(features, workers.device) if features else None
+    captions = TextTeacher(features, workers.device, "--text-features") if features else None
+    if captions is not None and captions.width != model.visual.output_dim:
+        raise ValueError(
+            f"--text-features {features!r} has vectors of {captions.width} numbers, the model's features have "
+            f"{model.visual.output_dim}"
+        )
     prompts = None
     if "tecoa" in objectives and known is not None:
         prompts = class_prompts(
@@ -180,56 +183,6 @@ def _validation(
         seed=options.seed,
         workers=workers,
     )
-
-
-def initial_model(options: Train, device: str) -> tuple[CLIP, dict[str, Any], dict[str, Any]]:
-    """The model to train, its config, and what of its card a result keeps: how pixels are prepared."""
-    if options.init:
-        model, config, card = opened(options.init, options.grow, options.patch_dropout)
-    elif options.architecture:
-        text = options.architecture
-        try:
-            text = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
-            config = dict(json.loads(text))
-        except ValueError as error:
-            raise ValueError(f"--architecture is not valid JSON: {error}") from error
-        card = config.pop("preprocess_cfg", {})  # as in an open_clip_config.json
-        config = config.pop("model_cfg", config)
-        model = _built(config, None, card, options.name, options.patch_dropout)
-    else:
-        raise ValueError(
-            "no model; give --init NAME to fine-tune one, or --architecture CONFIG to start from scratch"
-        )
-    kept: dict[str, Any] = {n: card[n] for n in ("interpolation", "resize_mode") if n in card}
-    return model.to(device), config, {**kept, "mean": list(model.mean), "std": list(model.std)}
-
-
-def opened(
-    name: str, grow: float = 1, patch_dropout: float = 0.0
-) -> tuple[CLIP, dict[str, Any], dict[str, Any]]:
-    """Model, config and card of a run's folder or of any name that load() takes."""
-    if (Path(name) / "model.json").is_file():
-        config, card, weights = state.read_model(Path(name))
-    else:
-        from ..weights import open_checkpoint
-
-        found = open_checkpoint(name)
-        config, weights, record = found.config, found.state_dict, found.record
-        card = {**found.card, "name": name, "mean": list(record.mean), "std": list(record.std)}
-        card |= {"interpolation": record.interpolation, "resize_mode": record.resize_mode}
-    if grow > 1:
-        config, weights = grown(config, weights, grow)
-    return _built(config, weights, card, card["name"], patch_dropout), config, card
-
-
-def _built(
-    config: dict[str, Any], weights: Any, card: dict[str, Any], name: str, patch_dropout: float
-) -> CLIP:
-    if patch_dropout:
-        vision = {**config["vision_cfg"], "patch_dropout": patch_dropout}
-        config = {**config, "vision_cfg": vision}
-    mean, std = card.get("mean"), card.get("std")
-    return build(config, weights, name=name, card=card, mean=mean, std=std)
 
 
 def teach(

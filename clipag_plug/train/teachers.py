@@ -89,7 +89,10 @@ def open_image_teacher(
     if kind == "timm":
         import timm
 
-        network: Any = timm.create_model(arch, pretrained=not file, checkpoint_path=file)
+        try:
+            network: Any = timm.create_model(arch, pretrained=not file, checkpoint_path=file)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"--image-teacher {name!r} cannot be had: {error}") from error
         config = timm.data.resolve_model_data_config(network)
         own, mean, std = int(config["input_size"][-1]), config["mean"], config["std"]
         if features:
@@ -140,11 +143,21 @@ class TextTeacher:
     Raises ValueError for a text that a file does not hold.
     """
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, option: str = "--text-teacher") -> None:
         self.name, self.device, self._known = name, device, dict[str, Tensor]()
+        self.option = option
         self._templates: list[tuple[str, Tensor]] = []
         self._first_known = 0
         self._encoder: Any = None
+        try:
+            self._read(name, device)
+        except ImportError:
+            raise
+        except Exception as error:  # numpy, safetensors and transformers have many types
+            first = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{option} {name!r} cannot be read: {first}") from error
+
+    def _read(self, name: str, device: str) -> None:
         if name.endswith(".npz"):
             import numpy as np
 
@@ -163,7 +176,7 @@ class TextTeacher:
             self._open(name, device)
             return
         if len(texts) != len(vectors):
-            raise ValueError(f"{name!r} holds {len(texts)} texts and {len(vectors)} vectors")
+            raise ValueError(f"it holds {len(texts)} texts and {len(vectors)} vectors")
         for text, vector in zip(texts, F.normalize(vectors.float(), dim=-1), strict=True):
             self._known.setdefault(text, vector)  # of equal texts the first counts
 
@@ -208,7 +221,7 @@ class TextTeacher:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new and self._encoder is None:
-            raise ValueError(f"--text-teacher {self.name!r} holds no vector of {new[0]!r}")
+            raise ValueError(f"{self.option} {self.name!r} holds no vector of {new[0]!r}")
         for start in range(0, len(new), 256):
             chunk = new[start : start + 256]
             tokens = self._tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")

@@ -111,6 +111,8 @@ class Trainer:
             lines = read_lines(options.bank_texts, "--bank-texts")
             distinct = dict.fromkeys(line.strip() for line in lines if line.strip())
             self.bank_texts = {text: row for row, text in enumerate(distinct)}
+            if not distinct:
+                raise ValueError(f"--bank-texts {options.bank_texts!r} holds no text")
         rows = [self.bank_texts.get(text) for text in class_texts]
         # Of the image teacher's classes, by their place: the row of the bank.
         self.class_rows = {n: row for n, row in enumerate(rows) if row is not None}
@@ -474,6 +476,10 @@ def _check(
             "--bank-texts needs --text frozen and --captions text",
         ),
         (options.text_features and not frozen, "--text-features needs --text frozen"),
+        (
+            options.lock_image_unlocked_groups and options.image == "train",
+            "--lock-image-unlocked-groups needs --image frozen: without it all groups train",
+        ),
         (
             options.train_text_features and not (options.text_features and options.bank_texts),
             "--train-text-features needs --text-features and --bank-texts",

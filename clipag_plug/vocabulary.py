@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import itertools
 import json
 import random
 import re
@@ -60,9 +61,7 @@ class Vocabulary:
     @property
     def words(self) -> list[str]:
         """Every taught word: all names in class order, then the group words."""
-        seen = dict.fromkeys(name for names in self.names for name in names)
-        seen.update(dict.fromkeys(self.groups))
-        return list(seen)
+        return list(dict.fromkeys([*itertools.chain(*self.names), *self.groups]))
 
     @property
     def class_names(self) -> list[str]:
@@ -72,33 +71,28 @@ class Vocabulary:
     @functools.cached_property
     def cover(self) -> dict[str, frozenset[int]]:
         """For each word, the classes that it describes."""
-        table: dict[str, set[int]] = {word: set() for word in self.words}
+        table = {word: set(self.groups.get(word, ())) for word in self.words}
         for index, names in enumerate(self.names):
             for name in names:
                 table[name].add(index)
-        for word, classes in self.groups.items():
-            table[word].update(classes)
         return {word: frozenset(classes) for word, classes in table.items()}
 
     def meant(self, text: str) -> frozenset[int]:
         """The classes that taught words inside a text describe, "two dogs" all those of "dog"; none: empty."""
-        found: set[int] = set()
-        low = text.lower()
+        found: frozenset[int] = frozenset()
         for word, classes in self.cover.items():
-            if text.isascii() and word.lower() not in low:
+            if text.isascii() and word.lower() not in text.lower():
                 continue  # most are not there, and each pattern takes time to compile
             if re.search(rf"\b{re.escape(word)}(?:s|es)?\b", text, re.IGNORECASE):
                 found |= classes
-        return frozenset(found)
+        return found
 
     @functools.cached_property
     def groups_of(self) -> tuple[tuple[str, ...], ...]:
         """For each class, the group words that cover it."""
-        table: list[list[str]] = [[] for _ in self.names]
-        for word, classes in self.groups.items():
-            for index in classes:
-                table[index].append(word)
-        return tuple(map(tuple, table))
+        groups = self.groups.items()
+        covered = range(len(self.names))
+        return tuple(tuple(word for word, of in groups if index in of) for index in covered)
 
     def sample_word(self, label: int, rng: random.Random, group_share: float = 0.2) -> str:
         """A word for an image of class `label`: a group word with probability `group_share` where the class has

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http.client
 import json
 import os
@@ -337,19 +338,19 @@ def repository(name: str, download_root: _Root = None) -> Path:
     Raises FetchError.
     """
     plain, _, revision = name.partition("@")
+    get = functools.partial(_file, plain, revision, download_root)
     for config, weights in LAYOUTS.items():
-        found = _file(plain, config, revision, download_root)
-        if found is None:
+        if (found := get(config)) is None:
             continue
-        _file(plain, "preprocessor_config.json", revision, download_root)
+        get("preprocessor_config.json")
         for candidate in weights:
-            file = _file(plain, candidate, revision, download_root)
-            if file is not None and candidate.endswith(".index.json"):
+            if (file := get(candidate)) is None:
+                continue
+            if candidate.endswith(".index.json"):
                 shards = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
                 for shard in set(shards.values()):
-                    _file(plain, shard, revision, download_root)
-            if file is not None:
-                return found.parent
+                    get(shard)
+            return found.parent
         rest = " in the local cache; unset HF_HUB_OFFLINE to download" if offline() else ""
         raise FetchError(f"hf-hub:{name} has {config} and none of {', '.join(weights)}{rest}")
     if offline():
@@ -362,7 +363,7 @@ def repository(name: str, download_root: _Root = None) -> Path:
     )
 
 
-def _file(name: str, file: str, revision: str, download_root: _Root) -> Path | None:
+def _file(name: str, revision: str, download_root: _Root, file: str) -> Path | None:
     """The local copy of a file, downloaded if need be; None where the repository has no such file."""
     from huggingface_hub import errors, hf_hub_download
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipag_plug.explanation.scores import (
+from clipag_plug.explanation.maps import (
     agreement,
     energy,
     hot,

@@ -14,9 +14,8 @@ from torch import Tensor
 from ..guide import Guide, frozen, guide_for
 from ..images import read_image, refuse_taken, resize, write_image
 from ..options.explain import Explain
-from . import scores
 from .figure import attack_sheet, text_sheet
-from .maps import heatmaps, negation_attack, squash, text_features
+from .maps import agreement, heatmaps, negation_attack, squash, text_features
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def _attacked(
     for name, each in zip(names, (other, guide), strict=True):
         clean, attacked, cosines = attacked_maps(options, each, squash(picture[None], each))
         maps.append(torch.stack([clean, attacked]))
-        columns = {"cosine": cosines[0], "attacked": cosines[1]} | scores.agreement(clean, attacked)
+        columns = {"cosine": cosines[0], "attacked": cosines[1]} | agreement(clean, attacked)
         for number, text in enumerate(options.texts):
             row = {key: float(values[number]) for key, values in columns.items()}
             rows.append({"model": name, "text": text, **row})

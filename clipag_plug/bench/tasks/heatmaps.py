@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...explanation import heatmaps, negation_attack, squash, text_features
 from ...explanation.figure import fitted, overlay
-from ...explanation.maps import rescaled
-from ...explanation.scores import agreement, localisation
+from ...explanation.maps import agreement, localisation, rescaled
 from ...guide import Guide
 from ...images import resize
 from ...options.base import Options, option

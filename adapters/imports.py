@@ -175,6 +175,8 @@ class Names:
             extras = [extra for extra in definitions(copy) if extra not in contents]
             public = [name for name in contents if not name.startswith("_")]
             contents["__all__"] = [*contents.get("__all__", public), *extras]
+        if spec is not None and spec.has_location:
+            contents["__file__"] = spec.origin
         if kind != "inner":
             contents["__path__"] = list((spec and spec.submodule_search_locations) or ())
         if kind == "clip":

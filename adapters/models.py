@@ -31,6 +31,11 @@ FACTORIES = (
     *("load_openai_model", "get_tokenizer"),
 )
 
+KEPT = (  # options of a factory that a ready model has an answer of its own to
+    *("force_quick_gelu", "force_custom_text", "force_patch_dropout", "force_image_size"),
+    *("force_context_length", "force_preprocess_cfg", "image_mean", "image_std"),
+)
+
 
 def contents(patch: Patch, kind: str, copy: Path | None) -> dict[str, Any]:
     """Names and values of a module of OpenAI's package: "clip", "model" or "simple_tokenizer".
@@ -39,6 +44,7 @@ def contents(patch: Patch, kind: str, copy: Path | None) -> dict[str, Any]:
     """
     module = importlib.import_module(f"..{kind}", __package__)
     names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    names["__file__"] = module.__file__
     if kind == "simple_tokenizer":
         return names
     names["build_model"] = build_model
@@ -218,6 +224,9 @@ def _create(
     if key is None:
         patch.say("open_clip", f"{what} is left to open_clip")
         return original(model_name, *given, **keywords)
+    if kept := [name for name in KEPT if asked.get(name)]:
+        said = f"{what}: {', '.join(kept)} not followed, {key!r} has its own"
+        patch.say("open_clip", said)
     precision = PRECISIONS.get(asked.get("precision") or "fp32", "fp32")
     model, transform = clip.load(key, asked.get("device") or "cpu", precision=precision)
     model = _as_in(module, model, bool(asked.get("output_dict")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 import logging
@@ -35,6 +36,13 @@ ROBUST_COUNTERPART: dict[str, str | None] = {
     "ViT-B/16": "fare4-b16-laion",
     "ViT-L/14": "fare4-l14",
     "ViT-L/14@336px": None,
+}
+TRANSFORMS = ("Compose", "Resize", "CenterCrop", "ToTensor", "Normalize", "InterpolationMode")
+IMPORTED = {  # by `clip.clip` itself, and imported from there now and then
+    **{name: f"torchvision.transforms:{name}" for name in TRANSFORMS},
+    "_Tokenizer": "clipag_plug.simple_tokenizer:SimpleTokenizer",
+    "tqdm": "tqdm:tqdm",
+    "Image": "PIL:Image",
 }
 REDIRECT = "CLIPAG_PLUG_MODEL"  # environment variable: one key for every name of that table
 
@@ -238,8 +246,6 @@ def register_open_clip() -> None:
             device, precision = options.get("device", "cpu"), options.get("precision", "fp32")
             low = precision.removeprefix("pure_")
             model = load_model(record.key, device, precision=low if low in PRECISIONS else "fp32")
-            settings = {"size": model.visual.input_resolution, "mean": model.mean, "std": model.std}
-            factory.set_model_preprocess_cfg(model, {**settings, "mode": "RGB", "fill_color": 0})
             return as_open_clip(model, output_dict=bool(options.get("output_dict")))
         options["force_quick_gelu"] = bool(record.quick_gelu)
         return create(*given.args, **given.kwargs)
@@ -289,15 +295,16 @@ def _state_file(key: str, root: str | None, kind: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Private names of `clip.clip` that programs import: `_MODELS`, `_tokenizer` and `BICUBIC`."""
+    """Names of `clip.clip` that programs import from there: `_MODELS`, `_tokenizer`, and what it imports itself."""
     if name == "_MODELS":
         return {model: f"clipag_plug:{model}" for model in available_models()}
     if name == "_tokenizer":
         return shared()
     if name == "BICUBIC":
-        from torchvision.transforms import InterpolationMode
-
-        return InterpolationMode.BICUBIC
+        return __getattr__("InterpolationMode").BICUBIC
+    if name in IMPORTED:
+        module, _, attribute = IMPORTED[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(
         f"module {__name__!r} has no attribute {name!r}: it stands for OpenAI's clip, and a program that needs "
         "more brings its own changed copy, which `clipag run` leaves in reach"

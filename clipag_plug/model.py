@@ -365,8 +365,12 @@ def as_open_clip(model: CLIP, *, output_dict: bool = False, batch_first: bool = 
     for module in model.modules():
         if isinstance(module, Transformer | Attention):
             module.batch_first = batch_first
-    if not hasattr(model.visual, "image_size"):
-        model.visual.image_size = (model.visual.input_resolution,) * 2
+    visual, side = model.visual, model.visual.input_resolution
+    if not hasattr(visual, "image_size"):
+        visual.image_size = (side, side)
+    visual.image_mean, visual.image_std = model.mean, model.std
+    visual.preprocess_cfg = {"size": side, "mode": "RGB", "fill_color": 0}
+    visual.preprocess_cfg |= {"mean": model.mean, "std": model.std}
     model.__class__ = OpenCLIP
     cast(OpenCLIP, model).output_dict = output_dict
     return cast(OpenCLIP, model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import pickle
 import sys
@@ -244,7 +245,7 @@ def test_a_copy_keeps_its_other_names_and_submodules_on_our_weights(library: Pat
 def test_open_clips_calls_are_there(tmp_path: Path) -> None:
     import open_clip
 
-    with clipag_plug.patch(model="clipag-mini"):
+    with clipag_plug.patch(model="clipag-mini") as patch:
         create = open_clip.create_model_and_transforms
         model, train, test = create("ViT-B-32", pretrained="openai", output_dict=True)
         images, tokenizer = torch.rand(2, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")
@@ -266,6 +267,11 @@ def test_open_clips_calls_are_there(tmp_path: Path) -> None:
         assert {"visual", "transformer"} <= {name.partition(".")[0] for name in frozen}
         assert open_clip.load_openai_model("ViT-B/32").name == "clipag-mini"
         assert pickle.loads(pickle.dumps((model, tokenizer)))[0].name == "clipag-mini"
+        settings = open_clip.get_model_preprocess_cfg(model)
+        assert (settings["size"], settings["mean"]) == (224, model.visual.image_mean)
+        assert not [said for _, said in patch.used if "not followed" in said]
+        open_clip.create_model("RN50", "openai", force_image_size=160, image_mean=(0.5,) * 3)
+        assert any("force_image_size, image_mean not followed" in said for _, said in patch.used)
         bare, _ = open_clip.create_model_from_pretrained("ViT-B-32", pretrained="laion2b_s34b_b79k")
         assert len(bare(images, tokens)) == 3 and bare(images)[1] is None
 
@@ -310,6 +316,9 @@ def test_under_a_patch_private_names_and_stars_are_the_originals() -> None:
         assert {"load", "tokenize", "available_models"} == names.keys() - {"__builtins__"}
         exec("from clip.model import *\nfrom clip.simple_tokenizer import *", names)
         assert {"CLIP", "Transformer", "nn", "np", "OrderedDict", "SimpleTokenizer"} <= names.keys()
+        assert inner._Tokenizer is names["SimpleTokenizer"] and inner.Image.new
+        assert inner.Compose and inner.BICUBIC is inner.InterpolationMode.BICUBIC
+        assert os.path.isfile(inner.__file__) and inspect.getsource(importlib.import_module("clip"))
         assert set(inner._MODELS) >= {"RN50", "ViT-B/16", "ViT-L/14@336px"}
         state = torch.load(inner._download(inner._MODELS["RN50"]), weights_only=True)
         assert inner.build_model(state).name == names["build_model"](state).name == "clipag-mini"

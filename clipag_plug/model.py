@@ -191,6 +191,7 @@ class CLIP(nn.Module):
         modules, found, thread = dict(self.visual.named_modules()), {}, threading.get_ident()
         modules["output"] = self.visual
         names = self.layers if layers is None else list(layers)
+        names = [layers] if isinstance(layers, str) else names
         unknown = [name for name in names if name not in modules]
         if unknown:
             raise ValueError(

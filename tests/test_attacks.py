@@ -264,6 +264,10 @@ def test_zero_and_tiny_gradients_stay_finite(attack, norm, dtype, slope) -> None
         (lambda x: x * 4 - 2, {}, "before normalisation"),
         (lambda x: x + 0.01, {}, "beyond the valid values"),
         (lambda x: x - 0.01, {}, "beyond the valid values"),
+        (lambda x: x, {"norm": 2}, "'l2', 'linf'"),
+        (lambda x: x.numpy(), {}, "the images are a ndarray"),
+        (lambda x: x, {"nan": "constant"}, "the loss is a constant"),
+        (lambda x: x, {"nan": "float"}, "the loss is a float"),
         (lambda x: x, {"nan": "loss"}, "not finite"),
         (lambda x: x, {"nan": "gradient"}, "not finite"),
     ],
@@ -274,6 +278,8 @@ def test_bad_input_is_one_sentence(loss, images, attack, change, settings, messa
     def odd(x: Tensor) -> Tensor:
         return {
             "loss": lambda: loss(x) * float("nan"),
+            "constant": lambda: loss(x).detach(),
+            "float": lambda: 1.0,
             "gradient": lambda: loss(x) + (x - x.detach()).abs().sqrt().flatten(1).sum(1),
         }.get(nan, lambda: loss(x))()
 
@@ -281,6 +287,15 @@ def test_bad_input_is_one_sentence(loss, images, attack, change, settings, messa
     pinned[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
     with pytest.raises(ValueError, match=message):
         attack(odd, change(pinned), **{"eps": 0.1, "steps": 2, **settings})
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd])
+def test_under_inference_mode_the_attack_is_the_same(loss, images, attack) -> None:
+    want = attack(loss, images, eps=0.5, steps=3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own = images.clone()
+        found = attack(loss, own, eps=0.5, steps=3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, want) and not torch.equal(found, images)
 
 
 def test_what_a_resampling_overshoots_is_accepted(loss, images) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -256,6 +258,11 @@ def test_losses_of_scores() -> None:
         (lambda n, x, y: apgd_ce(n, x, y - 1, eps=1.0), "classes from 0 to 5"),
         (lambda n, x, y: apgd_targeted(n, x, y * 99, eps=1.0, targets=2), "classes from 0 to 5"),
         (lambda n, x, y: apgd_ce(n, x, y[:5], eps=1.0), "labels must be"),
+        (lambda n, x, y: apgd_ce(n, x, y.float(), eps=1.0), "labels must be .* torch.float32"),
+        (lambda n, x, y: apgd_ce(n, x, y > 0, eps=1.0), "labels must be .* torch.bool"),
+        (lambda n, x, y: apgd_ce(lambda x: n(x)[:, 0], x, y, eps=1.0), r"scores \(N, C\)"),
+        (lambda n, x, y: apgd_ce(lambda x: n(x) * float("nan"), x, y, eps=1.0), "without NaN"),
+        (lambda n, x, y: apgd(lambda x: x.flatten(1).sum(1), x[0], eps=1.0), "one loss per sample"),
         (lambda n, x, y: apgd_ce(n, x * 2, y, eps=1.0), "before normalisation"),
         (
             lambda n, x, y: apgd_ce(n, x, y, eps=1.0, restarts=2, random_start=False),
@@ -271,3 +278,16 @@ def test_losses_of_scores() -> None:
 def test_bad_settings_are_named(net, images, labels, call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(net, images, labels)
+
+
+@pytest.mark.parametrize("attack", [apgd_ce, partial(apgd_targeted, targets=2)])
+def test_labels_of_any_whole_type_also_under_inference_mode(net, images, labels, attack) -> None:
+    def run(given: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return attack(net, images, given, eps=1.0, steps=3, generator=generator)
+
+    want = run(labels)
+    for given in (labels.int(), labels.to(torch.uint8), labels.tolist()):
+        assert torch.equal(run(given), want)
+    with torch.inference_mode():
+        assert torch.equal(run(labels.clone()), want)

@@ -120,6 +120,25 @@ def test_a_guide_and_numbers_from_outside_give_the_same_loss() -> None:
     assert later != again
 
 
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "double"])
+def test_pictures_of_any_precision_are_seen_as_those_of_fp32(kind: str) -> None:
+    """Places are never told in half precision, whose steps would be pixels wide."""
+    judge, images = make_tiny(), getattr(pictures(0), kind)()
+    for loss in (SemanticLoss(judge, "a cat"), VisualLoss(judge, pictures(1), blur=1.0)):
+        value, want = loss(images.requires_grad_(), 3), loss(images.detach().float(), 3)
+        assert torch.allclose(value.float(), want, atol=1e-6)
+        assert torch.autograd.grad(value, images)[0].any()
+        getattr(loss, kind)()(images, 3).backward()  # a loss that was cast along with a program
+
+
+def test_a_loss_made_under_inference_mode_can_be_descended() -> None:
+    judge, images = make_tiny(), pictures(0).requires_grad_()
+    with torch.inference_mode():
+        losses = SemanticLoss(judge, "a cat"), VisualLoss(judge, pictures(1) * 1, blur=1.0)
+    for loss in losses:
+        assert torch.autograd.grad(loss(images), images)[0].any()
+
+
 def test_a_perspective_shows_the_fill_colour_around_the_picture() -> None:
     loss = SemanticLoss(make_tiny(), "x", fill=(1.0, 0.0, 0.5), crop=(1.0, 1.0), distortion=1.0)
     views = loss.draw(torch.zeros(1, 3, 64, 64))
@@ -144,6 +163,20 @@ def test_a_perspective_shows_the_fill_colour_around_the_picture() -> None:
         (lambda m: SemanticLoss(m, "a")(torch.rand(1, 4, 8, 8)), "images has shape"),
         (lambda m: SemanticLoss(m, "a", views=-1), "views is -1"),
         (lambda m: SemanticLoss(m, "cat " * 100), "too long"),
+        (lambda m: SemanticLoss(m, "a", views=2.5), "views is 2.5"),
+        (lambda m: SemanticLoss(m, "a", crop=(0.9, 0.7)), "crop is"),
+        (lambda m: SemanticLoss(m, "a", crop=(0.0, 2.0)), "crop is"),
+        (lambda m: SemanticLoss(m, "a", distortion=float("nan")), "distortion nan"),
+        (lambda m: SemanticLoss(m, "a", fill=255), "fill is 255"),
+        (lambda m: SemanticLoss(m, {"a": float("nan")}), "prompts are"),
+        (lambda m: SemanticLoss(m, None), "prompts are None"),
+        (lambda m: SemanticLoss("clipag-mini", "a"), "'clipag-mini' is no model"),
+        (lambda m: SemanticLoss(m, "a")(pictures(0)[:0]), r"shape \(0, 3, 80, 72\)"),
+        (lambda m: SemanticLoss(m, "a")(pictures(0)[..., :1]), "80x1 pixels"),
+        (lambda m: VisualLoss(m, pictures(0), blur=-1.0), "blur is -1.0"),
+        (lambda m: VisualLoss(m, pictures(0), blur=50.0), "blur is 50.0"),
+        (lambda m: VisualLoss(m, pictures(0), crop=2.0), "crop is"),
+        (lambda m: VisualLoss(m, pictures(0)[:0]), "target has shape"),
     ],
 )
 def test_what_makes_no_loss_is_named(make, word: str) -> None:

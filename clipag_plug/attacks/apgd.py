@@ -26,6 +26,7 @@ LOSSES = {"ce": margins.ce, "dlr": margins.dlr}
 INERTIA = 0.75  # weight of a new step against the last one (alpha in the paper)
 
 
+@torch.inference_mode(False)
 def apgd(
     loss: Loss,
     images: Tensor,
@@ -53,14 +54,16 @@ def apgd(
     Raises: ValueError as `pgd` does, and for restarts without a random start or a loss that is no vector of N.
     """
     run = Ascent(eps, norm, steps, restarts, random_start, rho, project_range, generator)
-    single = images.ndim in (1, 3)
-    found = (images[None] if single else images).detach().clone()
+    images = prepare(norm, eps, steps, project_range, images)[2]
+    single = images.ndim in (0, 1, 3)
+    found = (images[None] if single else images).clone()
     highest = torch.full((len(found),), -torch.inf, device=images.device)
 
     def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return loss(x[0]).reshape(1) if single else loss(x), torch.zeros_like(
-            rows, dtype=torch.bool
-        )
+        values: Any = loss(x[0] if single else x)
+        if single and isinstance(values, Tensor) and values.numel() == 1:
+            values = values.reshape(1)
+        return values, torch.zeros_like(rows, dtype=torch.bool)
 
     for best, values, _ in [run(evaluate, found) for _ in range(restarts)]:
         found = torch.where(_wide(values > highest, found), best, found)
@@ -86,7 +89,7 @@ def apgd_ce(
         raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(map(repr, LOSSES))}")
     run = Ascent(**settings)
 
-    def objectives(scores: Tensor) -> Iterable[Objective]:
+    def objectives(scores: Tensor, labels: Tensor) -> Iterable[Objective]:
         return [lambda scores, labels, rows: LOSSES[loss](scores, labels)] * run.restarts
 
     return _beat(classifier, images, labels, run, objectives)
@@ -102,7 +105,7 @@ def apgd_targeted(
     """
     run = Ascent(**settings)
 
-    def objectives(scores: Tensor) -> Iterator[Objective]:
+    def objectives(scores: Tensor, labels: Tensor) -> Iterator[Objective]:
         for others in margins.likeliest_others(scores, labels, targets).unbind(dim=1):
             for _ in range(run.restarts):
                 yield partial(_targeted, others)
@@ -115,26 +118,33 @@ def _targeted(others: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> T
     return margins.targeted_dlr(scores, labels, others[rows])
 
 
+@torch.inference_mode(False)
 def _beat(
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
     run: Ascent,
-    objectives: Callable[[Tensor], Iterable[Objective]],
+    objectives: Callable[[Tensor, Tensor], Iterable[Objective]],
 ) -> Tensor:
     """Runs one objective after another on the samples that are still classified correctly."""
     found = prepare(run.norm, run.eps, run.steps, run.project_range, images)[2].clone()
     with torch.no_grad():
         scores = classifier(found)
-    if labels.shape != scores.shape[:1] or not bool(
-        ((labels >= 0) & (labels < scores.shape[1])).all()
-    ):
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or bool(scores.isnan().any()):
+        kind = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"the classifier must give scores (N, C) without NaN; it gave {kind}")
+    labels = torch.as_tensor(labels, device=scores.device)
+    kind = labels.dtype
+    whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    known = (labels >= 0) & (labels < scores.shape[1]) if whole else torch.zeros(1)
+    if labels.shape != scores.shape[:1] or not whole or not bool(known.all()):
         raise ValueError(
-            f"labels must be ({len(scores)},) classes from 0 to {scores.shape[1] - 1}; got {tuple(labels.shape)} with "
-            f"{labels.flatten().unique().tolist()[:20]}"
+            f"labels must be ({len(scores)},) classes from 0 to {scores.shape[1] - 1}; got {tuple(labels.shape)} of "
+            f"{kind} with {labels.flatten().unique().tolist()[:20]}"
         )
+    labels = labels.long().clone()
     left = (scores.argmax(dim=1) == labels).nonzero()[:, 0]
-    for objective in objectives(scores):
+    for objective in objectives(scores, labels):
 
         def evaluate(
             x: Tensor, rows: Tensor, objective: Any = objective, left: Tensor = left
@@ -192,7 +202,7 @@ class Ascent:
             def loss(x: Tensor) -> Tensor:
                 values, hit = evaluate(x, rows)
                 hits.append(hit)
-                if values.shape != rows.shape:
+                if isinstance(values, Tensor) and values.shape != rows.shape:
                     raise ValueError(
                         f"APGD needs one loss per sample, shape ({len(rows)},); got {tuple(values.shape)}"
                     )

@@ -97,6 +97,7 @@ class LinfBall(Ball):
 BALLS: dict[str, type[Ball]] = {"l2": Ball, "linf": LinfBall}
 
 
+@torch.inference_mode(False)  # who evaluates under it attacks, too
 def pgd(
     loss: Loss,
     images: Tensor,
@@ -161,8 +162,10 @@ def prepare(
     norm: str | type[Ball], eps: float, steps: int, limits: Range, images: Tensor
 ) -> tuple[Ball, Tensor, Tensor]:
     """The ball, the images in the type to compute in, and the images, checked and detached."""
-    if isinstance(norm, str) and norm not in BALLS:
+    if norm not in BALLS and not (isinstance(norm, type) and issubclass(norm, Ball)):
         raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, BALLS))}")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"the images are a {type(images).__name__}; give a tensor (N, 3, H, W)")
     if not eps >= 0 or steps < 0:
         raise ValueError(f"eps and steps must not be negative; got eps={eps}, steps={steps}")
     if not images.is_floating_point() or not bool(images.isfinite().all()):
@@ -177,7 +180,8 @@ def prepare(
             "normalisation, which belongs inside the loss, or set project_range"
         )
     ball = (BALLS[norm] if isinstance(norm, str) else norm)(eps, limits)
-    half, images = images.dtype in (torch.float16, torch.bfloat16), images.detach()
+    half = images.dtype in (torch.float16, torch.bfloat16)
+    images = images.clone() if images.is_inference() else images.detach()
     return ball, images.float() if half else images, images
 
 
@@ -188,6 +192,13 @@ def value_and_gradient(
     with torch.set_grad_enabled(backward):
         images = images.detach().requires_grad_(backward)
         values = loss(images)
+        if not isinstance(values, Tensor) or (backward and not values.requires_grad):
+            what = (
+                "is a constant" if isinstance(values, Tensor) else f"is a {type(values).__name__}"
+            )
+            raise ValueError(
+                f"the loss {what}; give a function that makes a tensor of the images, without detach() or no_grad()"
+            )
         if backward:
             (gradient,) = torch.autograd.grad(values.sum(), images)
     return values.detach(), gradient if backward else torch.zeros_like(images)

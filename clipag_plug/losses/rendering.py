@@ -6,6 +6,7 @@ no hooks, and draw their views from a seed and the number of the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,17 +30,32 @@ class _Guided(nn.Module):
     text_features: Tensor
     weights: Tensor
 
-    def __init__(self, model: Any, views: int, fill: float | Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        views: int,
+        fill: Any,
+        seed: int,
+        distortion: float,
+        crop: tuple[float, float],
+    ) -> None:
         super().__init__()
+        if not hasattr(model, "encode_image") and not hasattr(model, "texts"):
+            raise ValueError(f"{model!r:.80} is no model; give a CLIP of clip.load, or a Guide")
         self._model = (
             model,
         )  # not a part: its weights are neither this loss's state nor to be trained with it
-        if views < 0:
-            raise ValueError(f"views is {views}; give 0 for the whole picture alone, or more")
-        self.views, self.seed, self.steps = views, seed, 0
-        colour = torch.tensor([fill] if isinstance(fill, float | int) else list(fill)).float()
-        if len(colour) not in (1, 3):
+        if not isinstance(views, int) or views < 0:
+            raise ValueError(f"views is {views!r}; give 0 for the whole picture alone, or more")
+        if not (0 < crop[0] <= crop[1] <= 1 and 0 <= distortion <= 1):
+            raise ValueError(
+                f"crop is {crop} and distortion {distortion}; they must be shares from 0 to 1"
+            )
+        self.views, self.seed, self.steps, self.distortion = views, seed, 0, distortion
+        colour = [fill] if isinstance(fill, float | int) else fill
+        if len(colour) not in (1, 3) or not all(0 <= value <= 1 for value in map(float, colour)):
             raise ValueError(f"fill is {fill!r}; give one grey or three colours in [0, 1]")
+        colour = torch.tensor([float(value) for value in colour], dtype=torch.float32)
         self.register_buffer("fill", colour.view(-1, 1, 1), persistent=False)
 
     @property
@@ -54,10 +70,10 @@ class _Guided(nn.Module):
             step, self.steps = self.steps, self.steps + 1
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
-    def _warped(self, views: Tensor, generator: torch.Generator, distortion: float) -> Tensor:
+    def _warped(self, views: Tensor, generator: torch.Generator) -> Tensor:
         """Random perspectives, `fill` around them: what is warped, black around, is the distance from that colour."""
         fill = self.fill.to(views)
-        return random_perspective(views - fill, generator, distortion) + fill
+        return random_perspective(views - fill, generator, self.distortion) + fill
 
 
 class SemanticLoss(_Guided):
@@ -78,6 +94,7 @@ class SemanticLoss(_Guided):
         RuntimeError: a text that is too long for the model.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: Any,
@@ -91,8 +108,8 @@ class SemanticLoss(_Guided):
         normalize: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, views, fill, seed)
-        self.distortion, self.crop, self.normalize = distortion, crop, normalize
+        super().__init__(model, views, fill, seed, distortion, crop)
+        self.crop, self.normalize = crop, normalize
         positive, negative = _weighted(prompts, 1.0), _weighted(negatives, 0.3)
         if not positive:
             raise ValueError("no prompts; give a text, a list of texts, or texts with weights")
@@ -112,12 +129,11 @@ class SemanticLoss(_Guided):
     def draw(self, images: Tensor, step: Numbers = None) -> Tensor:
         """The views (N * views, 3, R, R) of a step."""
         side = self.model.side if self._guide else self.model.visual.input_resolution
-        generator = self._generator(step)
-        _check("images", images)
+        generator, images = self._generator(step), _checked("images", images)
         if not self.views:
             return fit(images, side)
         views = images[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
-        views = self._warped(views, generator, self.distortion)
+        views = self._warped(views, generator)
         return random_resized_crops(views, generator, side, *self.crop)
 
     def scores(self, images: Tensor, step: Numbers = None) -> Tensor:
@@ -128,7 +144,7 @@ class SemanticLoss(_Guided):
         else:
             views = self.model.normalize(views) if self.normalize else views
             features = F.normalize(self.model.encode_image(views).float(), dim=-1)
-        return features @ self.text_features.T @ self.weights
+        return features @ self.text_features.to(features).T @ self.weights.to(features)
 
     def forward(self, images: Tensor, step: Numbers = None) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] -> a number."""
@@ -141,7 +157,7 @@ class VisualLoss(_Guided):
     Args:
         model: a `CLIP` of this package.
         target: (1, 3, H, W) in [0, 1], or one for each picture.
-        layers: names of `model.layers` with weights; None: two in the middle of the tower.
+        layers: names of `model.layers`, or names with weights; None: two in the middle of the tower.
         distance: "l2" (mean square), "l1", or "cosine" over the channels at each place.
         semantic: weight of 1 - cosine of the final features.
         views: views beside the whole pictures, the same for picture and target.
@@ -155,12 +171,13 @@ class VisualLoss(_Guided):
 
     target: Tensor
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: Any,
         target: Tensor,
         *,
-        layers: Mapping[str, float] | None = None,
+        layers: Mapping[str, float] | Sequence[str] | None = None,
         distance: str = "l2",
         semantic: float = 0.1,
         views: int = 4,
@@ -170,10 +187,10 @@ class VisualLoss(_Guided):
         blur: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, views, fill, seed)
+        super().__init__(model, views, fill, seed, distortion, (crop, 1.0))
         if distance not in DISTANCES:
             raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(DISTANCES)}")
-        _check("target", target)
+        target = _checked("target", target)
         if float(target.min()) < -0.01 or float(target.max()) > 1.01:
             low, high = float(target.min()), float(target.max())
             raise ValueError(
@@ -181,15 +198,18 @@ class VisualLoss(_Guided):
             )
         blocks = model.layers[:-1]
         middle = (blocks[max(0, len(blocks) * part // 4 - 1)] for part in (2, 3))
-        self.layers = dict.fromkeys(middle, 1.0) if layers is None else dict(layers)
-        self.distance, self.semantic, self.blur = distance, semantic, blur
-        self.distortion, self.crop = distortion, crop
-        self.register_buffer("target", target.detach(), persistent=False)
+        layers = tuple(middle) if layers is None else layers
+        self.layers = dict(layers if isinstance(layers, Mapping) else dict.fromkeys(layers, 1.0))
+        self.distance, self.semantic, self.blur, self.crop = distance, semantic, blur, crop
+        if not 0 <= round(3 * blur if blur < 1e6 else -1) < model.visual.input_resolution:
+            raise ValueError(f"blur is {blur}; it must be pixels, from 0 to a third of the side")
+        target = target.clone() if target.is_inference() else target.detach()
+        self.register_buffer("target", target, persistent=False)
 
     def draw(self, images: Tensor, step: Numbers = None) -> tuple[Tensor, Tensor]:
         """The whole pictures and their views (N + N * views, 3, R, R) of a step, and the target's alike."""
-        count, side = len(images), self.model.visual.input_resolution
-        _check("images", images)
+        images, side = _checked("images", images), self.model.visual.input_resolution
+        count = len(images)
         if len(self.target) not in (1, count):
             raise ValueError(
                 f"{len(self.target)} targets for {count} pictures; give one, or as many"
@@ -207,7 +227,7 @@ class VisualLoss(_Guided):
         state, made = generator.get_state(), []
         for whole in both:  # the same numbers for both
             generator.set_state(state)
-            views = self._warped(whole.repeat_interleave(self.views, 0), generator, self.distortion)
+            views = self._warped(whole.repeat_interleave(self.views, 0), generator)
             area, down, right = uniform(generator, 3, len(views), 1, like=views)
             square = (side * (self.crop + area * (1 - self.crop)).sqrt()).round()
             top, left = ((number * (side - square + 1)).floor() for number in (down, right))
@@ -238,13 +258,27 @@ class VisualLoss(_Guided):
 
 
 def _weighted(texts: Texts, weight: float) -> list[tuple[str, float]]:
-    if isinstance(texts, Mapping):
-        return [(text, float(value)) for text, value in texts.items()]
     listed = [texts] if isinstance(texts, str) else texts
-    return [(each, weight) if isinstance(each, str) else each for each in listed]
+    pairs = listed.items() if isinstance(listed, Mapping) else listed
+    try:
+        found = [
+            (each, weight) if isinstance(each, str) else (each[0], float(each[1])) for each in pairs
+        ]
+    except (TypeError, ValueError, IndexError):
+        found = [("", math.nan)]
+    if not all(isinstance(text, str) and math.isfinite(value) for text, value in found):
+        raise ValueError(f"prompts are {texts!r:.80}; give a text, texts, or texts with weights")
+    return found
 
 
-def _check(name: str, images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        found = f"{name} has shape {tuple(images.shape)} and {images.dtype}"
-        raise ValueError(f"{found}; it must be floats (N, 3, H, W) in [0, 1]")
+def _checked(name: str, images: Tensor) -> Tensor:
+    """Pictures in a type that places of pixels can be told in. ValueError for what is none."""
+    good = isinstance(images, Tensor) and images.is_floating_point()
+    if not good or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        kind = type(images).__name__
+        if isinstance(images, Tensor):
+            kind = f"shape {tuple(images.shape)} and {images.dtype}"
+        raise ValueError(f"{name} has {kind}; it must be floats (N, 3, H, W) in [0, 1]")
+    if min(images.shape[2:]) < 2:
+        raise ValueError(f"{name} has {images.shape[2]}x{images.shape[3]} pixels; give 2x2 or more")
+    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images

@@ -179,6 +179,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (child.returncode, err) == (141, "")
 
 
+def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as Python has it after >&-
+    assert cli.main(["greet", "you"]) == 0 and cli.main(["no-such-command"]) == 2
+
+
 def test_python_m_is_the_same_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clipag_plug", "gnerate"],

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,11 +125,19 @@ def test_a_finished_batch_is_handed_over_by_a_worker_that_stands_still(tmp_path)
     held, expected = stream[0].images, straight[0].images
     (worker,) = workers()
     loans, _ = stream.made._coming[1]
-    wait_until(lambda: sum(loans.array(n).any() for n in range(len(loans.pieces))) > 4)
+    # It has made all that was asked for and waits: its queue is empty too.
+    wait_until(
+        lambda: sum(loans.array(n).any() for n in range(len(loans.pieces))) > stream.made.depth
+    )
+    time.sleep(1)
     os.kill(worker, signal.SIGSTOP)
+    alarm = threading.Timer(20, os.kill, (worker, signal.SIGCONT))
+    alarm.start()
     try:
         assert torch.equal(stream[1].images, straight[1].images)
+        assert alarm.is_alive(), "it was waited for"
     finally:
+        alarm.cancel()
         os.kill(worker, signal.SIGCONT)
     for index in range(2, 40):
         assert torch.equal(stream[index].images, straight[index].images), index

@@ -81,7 +81,10 @@ def paint(job: Job, sides: dict[str, Generate], guides: Guides, shown: int | Non
     shown: short side to which smaller pictures are enlarged; None for what the options say.
     """
     options = {key: dataclasses.replace(each, frames=FRAMES) for key, each in sides.items()}
-    runs = {side: Synthesizer(each, guides(each.model)) for side, each in options.items()}
+    runs = {}
+    for side, each in options.items():
+        runs[side] = Synthesizer(each, guides(each.model))
+        show(job, side, runs[side].leading(), 0)  # finding the other's start takes as long again
     take_turns(job, runs, lambda run: run.leading())
     results = {side: run.results()[0] for side, run in runs.items()}
     for side, result in results.items():

@@ -74,8 +74,9 @@ def best_candidates(
 
 
 @torch.no_grad()
-def score(guide: Guide, pictures: Tensor, *, normalize: bool = True, batch: int = 128) -> Tensor:
+def score(guide: Guide, pictures: Tensor, *, normalize: bool = True, batch: int = 0) -> Tensor:
     """Unit features (M, D) of small pictures (M, 3, h, w), enlarged to what the guide wants, in batches."""
+    batch = batch or (16 if guide.device.type == "cpu" else 128)  # more leave a CPU's caches
     features = []
     for group in pictures.to(guide.device).split(batch):
         views = F.interpolate(group, size=(guide.side,) * 2, mode="bilinear", align_corners=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import io
 import json
 import linecache
@@ -113,11 +115,20 @@ def _run_cell(cell: Cell, filename: str, names: dict[str, Any]) -> None:
     tree, last = ast.parse(cell.source, filename), None
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not cell.source.rstrip().endswith(";"):
         last = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
-    exec(compile(tree, filename, "exec", dont_inherit=True), names)
+    _evaluated(tree, "exec", filename, names)
     if last is not None:
-        value = eval(compile(last, filename, "eval", dont_inherit=True), names)
+        value = _evaluated(last, "eval", filename, names)
         display(*([] if value is None else [value]))
     save_figures()
+
+
+def _evaluated(tree: Any, mode: str, filename: str, names: dict[str, Any]) -> Any:
+    """The value of a piece of a cell; `await` may stand at its top, as in a notebook."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code = compile(tree, filename, mode, flags, dont_inherit=True)
+    value = eval(code, names)
+    waits = code.co_flags & inspect.CO_COROUTINE
+    return names["__magic__"].loop.run_until_complete(value) if waits else value
 
 
 pictures: dict[str, Any] = {"stem": "picture", "count": 0}  # of the names `STEM-1.png` and on
@@ -155,6 +166,13 @@ class Magic:
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.names, self.lost = names, 0
+
+    @functools.cached_property
+    def loop(self) -> Any:
+        """What runs the `await` of all cells."""
+        import asyncio
+
+        return asyncio.new_event_loop()
 
     def __call__(self, name: str, rest: str) -> Any:
         if name in ("env", "set_env"):

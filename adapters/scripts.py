@@ -11,6 +11,7 @@ import re
 import runpy
 import sys
 import tempfile
+import threading
 import traceback
 import urllib.error
 from pathlib import Path
@@ -75,6 +76,9 @@ def run(options: Run) -> int:
             log.warning(text, found[1])
     if sys.stdout.closed:
         sys.stdout = out if not out.closed else io.StringIO()  # as Python, which does not mind
+    for thread in threading.enumerate():  # Python waits for them, too, and they may ask for a model
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
     if code == 0 and not report.exists():
         log.warning("nothing was answered: the program asked clip, open_clip or CLIPModel for none")
     return code

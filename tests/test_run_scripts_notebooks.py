@@ -115,6 +115,16 @@ def test_a_notebook_runs_and_its_pictures_are_saved(tmp_path: Path, capsys: Capt
 
 
 @pytest.mark.usefixtures("process")
+def test_await_stands_at_the_top_of_cells(tmp_path: Path, capsys: Capture) -> None:
+    first = (
+        "import asyncio, clip\nclip.load('RN50')\nlock = asyncio.Lock()\nawait asyncio.sleep(0, 7)"
+    )
+    second = "async def f():\n    async with lock: return 4\nx = await f()\nx + await f()"
+    path = notebook(tmp_path / "n.ipynb", first, second)
+    assert clipag_run(str(path)) == 0
+    assert capsys.readouterr().out.splitlines() == ["7", "8"]
+
+
 def test_run_and_python_lines_are_executed_with_the_patch(tmp_path: Path, capfd: Capture) -> None:
     Path("other.py").write_text("import sys, clip\nfound = clip.load.__module__, sys.argv\n")
     Path("tool.py").write_text("import sys, cog\nprint(cog.Predictor.__module__, sys.argv[1])\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -281,3 +282,19 @@ def test_the_page_of_whole_programs_says_what_the_script_runs() -> None:
     for row in table["program"]:
         found = [line for line in page.splitlines() if f"| `{row['command']}` |" in line]
         assert found and row["commit"] in found[0] and row["repository"] in found[0], row["name"]
+
+
+def test_a_python_that_is_started_says_nothing_of_its_own() -> None:
+    """Also where no other sitecustomize is installed."""
+    paths = {"PYTHONPATH": str(patching.HERE / "child"), "CLIPAG_RUN": "{}"}
+    code = "import clip, sys; print(clip.__name__, 'sitecustomize' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | paths, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("clip True\n", "")
+
+
+def test_a_thread_that_outlives_the_program_is_waited_for(capsys: Capture, tmp_path: Path) -> None:
+    code = "import clip, threading, time\ndef work():\n    time.sleep(0.2)\n    clip.load('RN50')\n"
+    assert clipag_run(written(tmp_path, code + "threading.Thread(target=work).start()\n")) == 0
+    assert "nothing was answered" not in capsys.readouterr().err

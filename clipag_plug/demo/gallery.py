@@ -250,9 +250,10 @@ def _side(folder: Path, values: Any, maps: int) -> dict[str, Any] | None:
 def _typed(values: dict[str, Any], fields: dict[str, type]) -> dict[str, Any]:
     found = {}
     for name, kind in fields.items():
-        value = values.get(name)
+        value: Any = values.get(name)
         if kind is float:
-            fits = type(value) in (int, float) and abs(value) < 2**53  # NaN and infinity are not
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = number and abs(value) < 2**53  # NaN and infinity are not
         else:
             fits = isinstance(value, kind) and _finite(value)
         if fits:

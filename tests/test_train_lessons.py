@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ def words_of(model, words: list[str]) -> torch.Tensor:
 def test_the_lesson_spreads_classes() -> None:
     torch.manual_seed(0)
     text = TEXT | {"width": 64, "heads": 4, "layers": 2}
-    model = build({**setup.json.loads(ARCHITECTURE), "embed_dim": 64, "text_cfg": text}, None)
+    model = build({**json.loads(ARCHITECTURE), "embed_dim": 64, "text_cfg": text}, None)
     few = Vocabulary(bundled_vocabulary().names[:6], {"thing": (0, 1)})
     visual = {n: p.clone() for n, p in model.visual.state_dict().items()}
     fresh = words_of(model, few.class_names)

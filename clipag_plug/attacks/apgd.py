@@ -131,8 +131,8 @@ def _beat(
     with torch.no_grad():
         scores = classifier(found)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or bool(scores.isnan().any()):
-        kind = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"the classifier must give scores (N, C) without NaN; it gave {kind}")
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"the classifier must give scores (N, C) without NaN; it gave {given}")
     labels = torch.as_tensor(labels, device=scores.device)
     kind = labels.dtype
     whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)

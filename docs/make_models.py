@@ -18,7 +18,7 @@ PAGE = DOCS / "models.md"
 BUNDLED = DOCS.parent / "clipag_plug" / "bundled"
 # Recipes in the order in which they ran; what goes beyond them is said in the card.
 RECIPES: dict[str, tuple[str, ...]] = {
-    "clip-mini": ("clip-mini-96", "clip-mini", "mini-words"),
+    "clip-mini": ("clip-mini-96", "clip-mini", "clip-mini-captions", "mini-words"),
     "clipag-mini": ("clipag-mini-96", "clipag-mini"),
     "judge-mini": ("judge-mini-32", "judge-mini"),
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from clipag_plug.bench import engine
 from clipag_plug.bench.compare import compare
 from clipag_plug.bench.data import read_dataset, read_prompts
-from clipag_plug.bench.judges import Classifier
+from clipag_plug.bench.judges import Classifier, class_named
 from clipag_plug.bench.metrics import recall
 from clipag_plug.bench.records import Metric, Record
 from clipag_plug.bench.suites import read_suite
@@ -314,7 +314,15 @@ def test_an_imagenet_network_judges_what_is_among_its_classes(
 ) -> None:
     from types import SimpleNamespace
 
-    judge = SimpleNamespace(name="net", classes=["lesser panda", "crane", "desk", "crane", *"abcd"])
+    names = [
+        "lesser panda, red panda",
+        "crane, Grus",
+        "Desk",
+        "crane",
+        "European fire salamander",
+        *"abc",
+    ]
+    judge = SimpleNamespace(name="net", names=[each.split(", ") for each in names])
     judge.logits = lambda images: images.mean((2, 3)) @ torch.eye(3, 8)
     monkeypatch.setattr(Resources, "imagenet", judge)
     context: Any = SimpleNamespace(resources=Resources())
@@ -325,6 +333,8 @@ def test_an_imagenet_network_judges_what_is_among_its_classes(
     assert found["imagenet_top1"].values == [1, 0] and found["imagenet_top5"].values == [1, 1]
     expected = [-math.log(1 + 7 * math.exp(-4)), 1 - math.log(math.exp(4) + math.e + 6)]
     assert found["imagenet_logp"].values == pytest.approx(expected, rel=1e-5)
+    assert class_named(("fire salamander", "Grus"), judge.names) == 4
+    assert class_named(("crane", "grus"), judge.names) == 1  # the first that is of one class only
     for prompt in ("a crane", "a sunset"):  # two classes of one name; none
         found, empty = pictures.by_imagenet(context, images, [prompt, "a desk"])
         assert not found and "1 of 2 prompts" in next(iter(empty.values()))

@@ -24,16 +24,18 @@ def test_features_gradients_and_keys_are_open_clips_to_the_last_bit(name: str) -
     assert made == before
     assert set(ours.state_dict()) == set(weights)
     image, tokens = inputs(ours)
+    # A residual tower pools as OpenAI's does, by one query; open_clip asks with every place and keeps the first answer.
+    bits = 1e-6 if name == "residual network" else 0.0
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            assert torch.equal(ours.encode_image(image), theirs.encode_image(image))
+            assert torch.allclose(ours.encode_image(image), theirs.encode_image(image), bits, bits)
             assert torch.equal(ours.encode_text(tokens), theirs.encode_text(tokens))
     mine, other = image.clone().requires_grad_(), image.clone().requires_grad_()
     gradients = [
         torch.autograd.grad(model.encode_image(x).square().sum(), x)[0]
         for model, x in ((ours, mine), (theirs, other))
     ]
-    assert torch.equal(*gradients)
+    assert (gradients[0] - gradients[1]).norm() <= bits * gradients[1].norm()
     logits, transposed = ours(image, tokens)
     assert torch.allclose(logits, theirs.get_logits(image, tokens)[0], atol=1e-5)
     assert torch.equal(logits.t(), transposed)

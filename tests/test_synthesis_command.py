@@ -236,21 +236,12 @@ def test_presets_decide_what_is_not_given() -> None:
     assert parse_size("384x256") == (256, 384) and parse_size("") is None
 
 
-def test_the_mixture_takes_smaller_steps_unless_the_preset_has_its_own() -> None:
-    for name in ("fast", "sharp"):
-        mixture, noise = (Generate(preset=name, init=init).resolved() for init in ("gmm", "noise"))
-        assert mixture.lr < noise.lr
-        assert mixture.resolved() == mixture
-    assert Generate(preset="notebook", init="gmm").resolved().lr == PRESETS["notebook"]["lr"]
-    assert Generate(lr=0.05).resolved().lr == 0.05
-
-
-def test_from_noise_the_fast_preset_draws_shapes_first() -> None:
-    noise = Generate(init="noise").resolved()
-    assert (noise.optimizer, noise.lr) == ("spectral", 0.05) and noise.resolved() == noise
-    for kept in ({"optimizer": "adam"}, {"views": 0}):
-        resolved = Generate(init="noise", **kept).resolved()
-        assert (resolved.optimizer, resolved.lr) == ("adam", PRESETS["fast"]["lr"])
+def test_a_rule_that_is_not_the_presets_brings_its_own_step_size() -> None:
+    own = Generate(optimizer="spectral").resolved()
+    assert own.lr == 0.02 and own.resolved() == own
+    assert Generate(optimizer=PRESETS["fast"]["optimizer"]).resolved().lr == PRESETS["fast"]["lr"]
+    assert Generate(optimizer="spectral", lr=0.5).resolved().lr == 0.5
+    assert Generate(preset="das", optimizer="adam").resolved().lr == PRESETS["das"]["lr"]
 
 
 def test_saving_by_hand(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The start of the pair: EfficientNet-Lite with ImageNet's weights beside a fresh text tower, as a file that trains on.
 
-    python benchmarks/make/pair.py --words runs/pair/words.npz -o runs/pair/start.safetensors
+    python benchmarks/make/pair.py --words runs/pair/words.npz --classes classes.tsv -o runs/pair/start.safetensors
 
 Needs what words.py needs. Besides the start it writes `captions.npz` and `captions.txt`, the stored vectors of "a photo
 of a ..." for every class and "a cartoon of a ..." for every concept, and `lite0.pth`, the untouched network. The image
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from words import lite0  # its neighbour
+from words import imagenet, lite0  # its neighbour
 
 from clipag_plug import model as models
 from clipag_plug.vocabulary import in_template
@@ -60,6 +60,9 @@ def captions(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--words", type=Path, required=True, help="file of words.py")
+    parser.add_argument(
+        "--classes", type=Path, help="the photographs' classes: number, WordNet's number, names"
+    )
     parser.add_argument("--side", type=int, default=96, help="pixels at which the tower works")
     parser.add_argument("--activation", default="relu6", help="relu6, silu or hardswish")
     parser.add_argument("--seed", type=int, default=0)
@@ -95,6 +98,14 @@ def main() -> None:
     stored = captions(arrays)
     np.savez(folder / "captions.npz", **stored)
     (folder / "captions.txt").write_text("\n".join(stored["texts"]) + "\n", encoding="utf-8")
+    if args.classes:
+        lines = args.classes.read_text(encoding="utf-8").splitlines()[1:]
+        photographed = {line.split("\t")[1].removeprefix("n") for line in lines}
+        photos: dict[bool, set[str]] = {True: set(), False: set()}
+        for (number, _), word in zip(imagenet(), arrays["texts"][:count].tolist(), strict=True):
+            photos[number in photographed].add(in_template("a photo of {a}", word))
+        met = [t for t in stored["texts"].tolist() if t in photos[True] or t not in photos[False]]
+        (folder / "captions-met.txt").write_text("\n".join(met) + "\n", encoding="utf-8")
     card = {
         "name": args.output.stem,
         "mean": MEAN,

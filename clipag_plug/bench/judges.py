@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -104,6 +105,21 @@ def efficientnet_lite(number: int) -> torch.nn.Module:
     return network
 
 
+def class_named(names: Sequence[str], classes: Sequence[Sequence[str]]) -> int:
+    """The class, each a list of names, that the first possible one of `names` is for: as written, in other letters'
+    case, or as the end of a longer name. -1 where every one is of no class or of several."""
+    ways: tuple[Callable[[str, str], bool], ...] = (
+        lambda own, known: own == known,
+        lambda own, known: own.lower() == known.lower(),
+        lambda own, known: known.lower().endswith(f" {own.lower()}"),
+    )
+    for own, same in itertools.product(names, ways):
+        found = [i for i, known in enumerate(classes) if any(same(own, k) for k in known)]
+        if len(found) == 1:
+            return found[0]
+    return -1
+
+
 class ImageNetJudge:
     """EfficientNet-Lite2 at 224 pixels: judges pictures among ImageNet's 1,000 classes, and teaches and guides nothing.
     It shares ImageNet and its family with the bundled pair's base, EfficientNet-Lite0: where both err on a photograph
@@ -116,7 +132,8 @@ class ImageNetJudge:
 
         info, self.device = ImageNetInfo(), device
         self.network = efficientnet_lite(2).to(device)
-        self.classes = [info.index_to_description(i).split(",")[0] for i in range(1000)]
+        self.names = [info.index_to_description(i).split(", ") for i in range(1000)]
+        self.classes = [names[0] for names in self.names]
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

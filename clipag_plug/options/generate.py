@@ -12,6 +12,9 @@ from .base import option
 _DIFFAUGMENT = (
     "brightness 0.5, saturation 1, contrast 0.5, translate 0.125, resize 0.8 1.2, cutout 0.5"
 )
+# Step size of a rule on pixels where neither the user nor the preset has one for it.
+_RATES = {"gradient": 0.06, "adam": 0.03, "adamw": 0.03, "nadam": 0.03, "sign": 0.01, "sgd": 0.2}
+_RATES["spectral"] = 0.02
 # What differs from the preset `fast`, whose values are written at the fields.
 _PAPER: dict[str, Any] = {
     "steps": 1000,
@@ -31,7 +34,7 @@ _PAPER: dict[str, Any] = {
 }
 _SOFT = {"optimizer": "gradient", "lr": 0.29, "schedule": "quarter", "init": "noise"}
 _BARE: dict[str, Any] = {"schedule": "constant", "contrast": 0, "grid": 0, "keep": "last"}
-_OWN = {**_BARE, "init": "own"}
+_OWN = {**_BARE, "init": "own", "optimizer": "adam"}
 _CHANGES: dict[str, dict[str, Any]] = {
     "fast": {},
     "paper": _PAPER,
@@ -91,7 +94,12 @@ _CHANGES: dict[str, dict[str, Any]] = {
 # What a canvas that is not the preset's own changes in it.
 _FREE = {"threshold": 0.0, "grid": 0, "grow": 1, "margin": 0.0}
 _CANVASES: dict[str, dict[str, Any]] = {
-    "pixels": {"optimizer": "adam", "lr": 0.05, "margin": 0.0, "decorrelate": False},
+    "pixels": {
+        "optimizer": "gradient",
+        "lr": _RATES["gradient"],
+        "margin": 0.0,
+        "decorrelate": False,
+    },
     "pyramid": {**_FREE, "optimizer": "sgd", "lr": 0.2},
     "fourier": {**_FREE, "optimizer": "adam", "lr": 0.05, "decorrelate": True},
     "phase": {**_FREE, "optimizer": "nadam", "lr": 1.0, "decorrelate": True},
@@ -107,7 +115,6 @@ PRESENTATION = (
     *(name for name in picture.PRESENTATION if name != "variations"),
     *("sheet", "log", "replay"),
 )
-_LR, _LR_FROM_MIXTURE = 0.05, 0.03  # the mixture has large shapes; smaller steps keep them
 
 
 def decided(fast: Any, help: str, **checks: Any) -> Any:
@@ -134,12 +141,14 @@ class Generate(picture.Picture):
     )
     steps: int | None = decided(50, "updates of the picture", low=1)
     optimizer: str | None = decided(
-        "adam",
+        "gradient",
         "update rule; gradient is the gradient at unit RMS, spectral its momentum with fine grain held back",
         choices=("adam", "adamw", "nadam", "gradient", "sgd", "sign", "spectral"),
     )
     tilt: float | None = decided(0.5, "spectral weighs a frequency f by f^-tilt", low=0, high=4)
-    lr: float | None = decided(_LR, "step size in the canvas's values; pixels: of [0, 1]", low=0)
+    lr: float | None = decided(
+        _RATES["gradient"], "step size in the canvas's values; pixels: of [0, 1]", low=0
+    )
     schedule: str | None = decided(
         "cosine", "course of the step size", choices=("constant", "cosine", "quarter")
     )
@@ -193,7 +202,7 @@ class Generate(picture.Picture):
     anchor: float | None = decided(0.0, "weight of the squared distance to the start", low=0)
     grid: int | None = decided(
         -1,
-        "short side of the optimised pixels before upsampling, 0 for the full size, -1 for twice what the model sees",
+        "short side of the optimised pixels before upsampling, 0 for the full size, -1 for the model's, 128 or more",
         low=-1,
     )
     grow: int | None = decided(1, "coarse-to-fine stages, each doubling the grid", low=1)
@@ -262,8 +271,8 @@ class Generate(picture.Picture):
         """A copy in which the preset has filled every field left at None that it decides.
 
         Without views the picture alone is optimised: no patches, and every pixel of it, unless asked otherwise.
-        A start picture is edited at its full size too, so that it keeps its details. From noise `fast` takes the
-        spectral rule: every shape has to be drawn there, and Adam draws grain first.
+        A start picture is edited at its full size too, so that it keeps its details. A rule that is not the
+        preset's brings its own step size.
         """
         values = dict(PRESETS[self.preset])
         if self.canvas not in (None, values["canvas"]):
@@ -277,11 +286,8 @@ class Generate(picture.Picture):
             values.update(init="image", grow=1, grid=0)
         if self.views == 0:
             values.update(patches=0, grid=0, grow=1)
-        init = self.init or values["init"]
-        if init == "gmm" and values["lr"] == _LR and pixels:
-            values["lr"] = _LR_FROM_MIXTURE
-        if init == "noise" and self.preset == "fast" and self.views != 0 and pixels:
-            values["optimizer"] = "spectral"
+        if pixels and self.optimizer not in (None, values["optimizer"]):
+            values["lr"] = _RATES[str(self.optimizer)]
         chosen = {name: value for name, value in values.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **chosen)
         if self.look:

@@ -238,5 +238,5 @@ def _sets(options: Generate, progress: float) -> list[ViewSet]:
 def _grids(options: Generate, short: int, side: int) -> list[int]:
     """Short sides of the canvas, coarse to fine, for a picture of side `short` and views of `side`."""
     grid, stages = int(options.grid or 0), int(options.grow or 1)
-    final = grid if grid > 0 else min(2 * side if grid else short, short)
+    final = grid if grid > 0 else min(max(side, 128) if grid else short, short)
     return [min(max(final >> i, min(16, final)), short) for i in reversed(range(stages))]

@@ -65,9 +65,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _recorded() -> bool:
     """Whether operations are recorded, counted or transformed (compile, torch.func, forward mode, dispatch modes)."""
-    level: int = torch.autograd.forward_ad._current_level
-    watched = torch._C._len_torch_dispatch_stack() > 0 or level >= 0
-    return exporting() or torch._C._are_functorch_transforms_active() or watched
+    if exporting() or torch._C._are_functorch_transforms_active():
+        return True
+    level: int = (
+        torch.autograd.forward_ad._current_level
+    )  # torch 2.4 cannot compile what asks for it
+    return level >= 0 or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _replaced() -> bool:
@@ -76,8 +79,11 @@ def _replaced() -> bool:
 
 
 def _autocast(x: Tensor) -> bool:
-    kind = x.device.type  # "meta" is one that cannot be asked
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    kind = (
+        x.device.type
+    )  # "meta" cannot be asked, and torch 2.4 cannot compile the question whether it can
+    known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    return known and torch.is_autocast_enabled(kind)
 
 
 @functools.cache
@@ -127,7 +133,10 @@ class Attention(nn.MultiheadAttention):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *given: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        options |= zip(ATTENTION_OPTIONS, given)  # by name, as `clip` gives them
+        options = {
+            **options,
+            **dict(zip(ATTENTION_OPTIONS, given)),
+        }  # by name, as `clip` gives them
         own = query.ndim == 3 and query is key and key is value
         if not own or _replaced() or (_recorded() and not exporting()):
             return super().forward(query, key, value, **options)

@@ -18,7 +18,7 @@ from ...options.base import Options, option
 from ...paint import Step, synthesize
 from ...vocabulary import bundled_vocabulary, sentence
 from ..data import read_prompts, subject
-from ..judges import Judge
+from ..judges import Judge, class_named
 from ..metrics import Inception, fid, inception_score, jackknife, kid, r_precision, similarity
 from ..records import Metric
 from . import Context, Measured, Sheet, evenly, marks, task, tops
@@ -35,7 +35,9 @@ class Painting(Options):
     views: int = option(4, "random views of a step, 0 for the bare picture", low=0)
     steps: int = option(60, "updates of the picture", low=1)
     init: str = option("noise", "start of a picture", choices=("noise", "gray", "gmm"))
-    contrast: float = option(0.0, "scale of the softmax against known words; 0: cosine", low=-1)
+    contrast: float = option(
+        -1, "scale of the softmax against known words; 0: cosine, -1: what suits the model", low=-1
+    )
     batch: int = option(26, "pictures that are drawn together and share their start", low=1)
 
 
@@ -44,7 +46,7 @@ class Generation(Painting):
     """Which classes are drawn, and settings of `synthesize`."""
 
     every: int = option(2, "draw every n-th class: a rule, so that nobody picks", low=1)
-    template: str = option("a {}", "prompt of a class")
+    template: str = option("a photo of a {}", "prompt of a class")
 
 
 @dataclass
@@ -225,12 +227,11 @@ def by_imagenet(
     judge, what = context.resources.imagenet, "recognised by an ImageNet network"
     if isinstance(judge, str):
         return {}, {what: judge}
-    names = [name.lower() for name in judge.classes]
-    known = {name: place for place, name in enumerate(names) if names.count(name) == 1}
-    wanted = []
-    for own in map(subject, prompts):
-        others = next((each for each in bundled_vocabulary().names if own in each), (own,))
-        wanted.append(next((known[n.lower()] for n in others if n.lower() in known), -1))
+    families = bundled_vocabulary().names
+    wanted = [
+        class_named(next((names for names in families if own in names), (own,)), judge.names)
+        for own in map(subject, prompts)
+    ]
     if -1 in wanted:
         return {}, {what: f"{wanted.count(-1)} of {len(wanted)} prompts name none of its classes"}
     scores, truth = judge.logits(images), torch.tensor(wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -139,3 +140,13 @@ def bundled_pair() -> dict[str, CLIP]:
 
     names = ("clip-mini", "clipag-mini")
     return {name: clip.load(name, "cpu")[0].requires_grad_(False) for name in names}
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """What a command run inside a test does to the package's log ends with the test, as its streams do."""
+    logger = logging.getLogger("clipag_plug")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

@@ -269,7 +269,11 @@ def test_a_failing_model_leaves_the_last_good_picture(
     assert work.recipe["stopped_after"] == 2 == len(work.losses) and work.image.isfinite().all()
 
 
-def test_a_signal_ends_the_loop_and_not_the_process() -> None:
+def test_a_signal_ends_the_loop_and_not_the_process(request: pytest.FixtureRequest) -> None:
+    was = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell has put us behind
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, was))
     before = signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         with pytest.raises(KeyboardInterrupt):  # nothing to keep yet

@@ -50,10 +50,10 @@ class TextFeatures:
         return features
 
     def _tokens(self, texts: list[str]) -> Tensor:
-        tokens, known = self.model.tokenize(texts, truncate=True), self.model.token_embedding
-        if int(tokens.max()) >= known.num_embeddings:
+        tokens, known = self.model.tokenize(texts, truncate=True), self.model.vocab_size
+        if int(tokens.max()) >= known:
             raise ValueError(
-                f"the model's vocab_size is {known.num_embeddings}, and its tokenizer gives the token "
+                f"the model's vocab_size is {known}, and its tokenizer gives the token "
                 f"{int(tokens.max())}; its config lacks the vocab_size, or the tokenizer, that belong together"
             )
         return tokens
